@@ -1,0 +1,58 @@
+# Everything runs inside .venv, which `make venv` creates and every other target asks for.
+# PYTHON=... chooses the interpreter that .venv is made with; remove .venv to change it later.
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CANDIDATES := $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+venv: $(STAMP) ## Create .venv and install the package into it (once, and when its metadata changes)
+
+demo: $(STAMP) ## Predict the parameters of unseen networks, evaluate them, write demo-out/
+	@$(BIN)/python -m ghn_fast demo --out demo-out
+
+test: $(STAMP) ## Run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## Check style, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## Format the code and fix what can be fixed by itself
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## Remove build products, caches and demo-out/ (.venv stays)
+	@rm -rf build dist *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name $(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# An interpreter is taken only if it runs and is new enough: a name on the PATH may be a launcher
+# for a version that is not installed. An environment whose interpreter is gone is made anew.
+$(STAMP): pyproject.toml setup.py
+	@set -e; found=; \
+	new_enough() { "$$@" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
+	if ! new_enough $(BIN)/python; then \
+	  for python in $(CANDIDATES); do \
+	    if new_enough $$python; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "ghn_fast needs Python 3.11 or newer; none of these is: $(CANDIDATES)." >&2; \
+	    echo "Install one, or name it: make venv PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Creating $(VENV) with $$($$found --version)"; \
+	  $$found -m venv --clear $(VENV) || { \
+	    echo "Python's venv module failed; on Debian and Ubuntu it is a package of its own, python3-venv." >&2; \
+	    exit 1; \
+	  }; \
+	fi; \
+	echo "Installing ghn_fast and what it needs into $(VENV); torch is large, so this takes a few minutes"; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'; \
+	touch $@

@@ -1,0 +1,80 @@
+"""Graph hypernetworks: predict all parameters of a neural network in one forward pass.
+
+    import ghn_fast, torchvision
+
+    ghn = ghn_fast.from_pretrained("ghn2-digits")
+    model = ghn(torchvision.models.resnet50(num_classes=10))
+
+See arXiv 2110.13100 (GHN-2 and DeepNets-1M) and arXiv 1810.05749 (GHN-1).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ghn_fast._version import __version__
+
+if TYPE_CHECKING:
+    from ghn_fast import deepnets
+    from ghn_fast.graph import NODE_TYPES, ArchGraph, CaptureError, capture
+    from ghn_fast.hypernet import (
+        GHN,
+        GHNConfig,
+        PredictionReport,
+        from_pretrained,
+        propagators,
+        register_propagator,
+        save_pretrained,
+    )
+    from ghn_fast.hypernet.batchnorm import track_running_statistics, use_batch_statistics
+
+# Loaded at first use, so that importing the package costs little more than importing torch.
+_HOME = {
+    "GHN": "ghn_fast.hypernet",
+    "GHNConfig": "ghn_fast.hypernet",
+    "NODE_TYPES": "ghn_fast.graph",
+    "ArchGraph": "ghn_fast.graph",
+    "CaptureError": "ghn_fast.graph",
+    "PredictionReport": "ghn_fast.hypernet",
+    "capture": "ghn_fast.graph",
+    "from_pretrained": "ghn_fast.hypernet",
+    "propagators": "ghn_fast.hypernet",
+    "register_propagator": "ghn_fast.hypernet",
+    "save_pretrained": "ghn_fast.hypernet",
+    "track_running_statistics": "ghn_fast.hypernet.batchnorm",
+    "use_batch_statistics": "ghn_fast.hypernet.batchnorm",
+}
+_ROOMS = ("analysis", "deepnets", "graph", "hypernet", "metatrain", "ops", "vision")
+
+__all__ = [
+    "GHN",
+    "NODE_TYPES",
+    "ArchGraph",
+    "CaptureError",
+    "GHNConfig",
+    "PredictionReport",
+    "__version__",
+    "capture",
+    "deepnets",
+    "from_pretrained",
+    "propagators",
+    "register_propagator",
+    "save_pretrained",
+    "track_running_statistics",
+    "use_batch_statistics",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
+        return importlib.import_module(f"ghn_fast.{name}")
+    raise AttributeError(f"module 'ghn_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_ROOMS})

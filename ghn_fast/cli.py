@@ -1,0 +1,305 @@
+"""The command ``ghn-fast``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+app = typer.Typer(
+    name="ghn-fast",
+    help="Graph hypernetworks: predict all parameters of a network in one forward pass.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+deepnets_app = typer.Typer(
+    help="Generate and inspect files of DeepNets-1M architectures.", no_args_is_help=True
+)
+app.add_typer(deepnets_app, name="deepnets")
+
+# Exit status of a program that SIGINT ended, by the convention of shells.
+INTERRUPTED = 130
+
+SPLITS = ("train", "val", "test", "wide", "deep", "dense", "bnfree", "search")
+EVALUATION_SPLITS = (
+    "val",
+    "test",
+    "wide",
+    "deep",
+    "dense",
+    "bnfree",
+    "predefined",
+    "search",
+    "train",
+)
+_PUBLISHED_COUNT = {"val": 500, "test": 500, "wide": 100, "deep": 100, "dense": 100, "bnfree": 100}
+
+Dataset = Annotated[
+    str,
+    typer.Option("--dataset", help="digits, cifar10, imagenet or folder:PATH (an ImageFolder)."),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+
+
+def _choice(values: tuple[str, ...]) -> click.Choice[str]:
+    return click.Choice(values)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; continued if it exists.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file of settings; options override it.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="digits, cifar10, imagenet or folder:PATH.")
+    ] = None,
+    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
+    deepnets: Annotated[
+        str | None,
+        typer.Option(help="Folder of generated files, or how many architectures to sample."),
+    ] = None,
+    meta_batch: Annotated[int | None, typer.Option(min=1, help="Architectures per step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the run.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    hid: Annotated[int | None, typer.Option(min=4, help="Width of the embeddings.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(min=1, help="In steps.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+) -> None:
+    """Meta-train a hypernetwork, or continue the run in OUT."""
+    from ghn_fast.metatrain import TrainConfig, read_config
+    from ghn_fast.metatrain import train as run
+
+    given = {
+        "dataset": dataset,
+        "data_root": data_root,
+        "deepnets": deepnets,
+        "meta_batch": meta_batch,
+        "batch_size": batch_size,
+        "steps": steps,
+        "epochs": epochs,
+        "seed": seed,
+        "hid": hid,
+        "lr": lr,
+        "checkpoint_every": checkpoint_every,
+        "device": device,
+    }
+    values = read_config(config) if config is not None else {}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "steps" in given or "epochs" in given:
+        values.pop("steps", None)
+        values.pop("epochs", None)
+    settings = TrainConfig.from_dict({**values, **given})
+    _check_device(settings.device)
+    with _progress() as progress:
+        task = progress.add_task("meta-training", total=None)
+        progress.update(task, info="")
+
+        def on_step(metrics: dict[str, Any], total: int) -> None:
+            info = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %"
+            progress.update(task, completed=metrics["step"], total=total, info=info)
+
+        result = run(settings, out, on_step=on_step)
+    typer.echo(f"step {result.step} of {result.total}, checkpoint {result.checkpoint}")
+    if result.interrupted:
+        typer.echo("interrupted; the same command continues the run")
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def evaluate(
+    ckpt: Annotated[str, typer.Option("--ckpt", help="Name, folder or file of a hypernetwork.")],
+    split: Annotated[str, typer.Option("--split", click_type=_choice(EVALUATION_SPLITS))] = "test",
+    dataset: Dataset = "digits",
+    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
+    deepnets: Annotated[
+        Path | None,
+        typer.Option(help="Folder of generated files; without it the split is sampled."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Architectures at most.")] = None,
+    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampled architectures.")] = 0,
+    baseline: Annotated[bool, typer.Option(help="Evaluate random initialisation, too.")] = True,
+    out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("evaluation"),
+    device: Device = "cpu",
+) -> None:
+    """Accuracy of predicted networks on held-out images."""
+    from ghn_fast.hypernet import from_pretrained
+    from ghn_fast.reports import evaluate_split, print_evaluation
+
+    _check_device(device)
+    ghn = from_pretrained(ckpt, device=device)
+    count = limit or _PUBLISHED_COUNT.get(split, 100)
+    with _progress() as progress:
+        task = progress.add_task(f"{split} architectures", total=None, info="")
+
+        def on_result(done: int, total: int, record: Any) -> None:
+            info = record.error or f"top-1 {record.top1:.1f} %"
+            progress.update(task, completed=done, total=total, info=info)
+
+        report = evaluate_split(
+            ghn,
+            split,
+            dataset,
+            data_root=data_root,
+            deepnets=deepnets,
+            count=count,
+            batch_size=batch_size,
+            seed=seed,
+            baseline=baseline,
+            device=device,
+            on_result=on_result,
+        )
+    name = f"{split}-{dataset.partition(':')[0]}"
+    out.mkdir(parents=True, exist_ok=True)
+    report.to_json(out / f"{name}.json")
+    print_evaluation(report, f"{ckpt} on {split}")
+    written = f"{out / name}.json"
+    if report.predicted is not None:
+        report.histogram(out / f"{name}.png")
+        written += f" and {out / name}.png"
+    typer.echo(f"written: {written}")
+    if report.predicted is None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        str, typer.Argument(help="Name of a torchvision model, for example resnet50.")
+    ],
+    ckpt: Annotated[str, typer.Option("--ckpt")] = "ghn2-digits",
+    num_classes: Annotated[int | None, typer.Option(min=1)] = None,
+    input_size: Annotated[int, typer.Option(min=1, help="Height and width of an image.")] = 224,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to save the parameters (.safetensors).")
+    ] = None,
+) -> None:
+    """Predict all parameters of a torchvision model."""
+    from ghn_fast.reports import predict_torchvision, print_prediction
+
+    network, report = predict_torchvision(model, ckpt, num_classes, input_size)
+    print_prediction(model, network, report)
+    if out is not None:
+        from safetensors.torch import save_model
+
+        save_model(network, str(out))
+        typer.echo(f"written: {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the picture.")] = Path("demo-out"),
+    ckpt: Annotated[str, typer.Option("--ckpt")] = "ghn2-digits",
+    count: Annotated[int, typer.Option(min=1, help="Unseen test architectures.")] = 8,
+) -> None:
+    """Predict ResNet-50 and unseen architectures, and evaluate them on held-out digits."""
+    from ghn_fast.reports import run_demo
+
+    run_demo(ckpt, count, out)
+
+
+@deepnets_app.command()
+def generate(
+    split: Annotated[str, typer.Option("--split", click_type=_choice(SPLITS))],
+    count: Annotated[int, typer.Option("--count", min=1, help="Architectures to generate.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """Generate architectures and write them in the layout of DeepNets-1M."""
+    from ghn_fast.deepnets import DeepNets, describe, statistics_table
+    from ghn_fast.deepnets import generate as write
+
+    with _progress() as progress:
+        task = progress.add_task(f"{split} architectures", total=count, info="")
+        path = write(
+            split,
+            count,
+            out,
+            workers=workers,
+            seed=seed,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    nets = DeepNets(out, split)
+    _print(statistics_table({split: describe(nets)}))
+    typer.echo(f"written: {path}")
+    if len(nets) < count:
+        typer.echo(f"interrupted after {len(nets)} of {count} architectures; the file is valid")
+        raise typer.Exit(INTERRUPTED)
+
+
+@deepnets_app.command()
+def info(
+    folder: Annotated[Path, typer.Argument(help="Folder of DeepNets-1M files.")],
+) -> None:
+    """Show statistics of the architectures in a folder."""
+    from ghn_fast.deepnets import DeepNets, describe, splits_in, statistics_table
+
+    found = {split: describe(DeepNets(folder, split)) for split in splits_in(folder)}
+    _print(statistics_table(found))
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: got {name!r}, needs cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device: got {name!r}, but there is no CUDA GPU that torch can use; use cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {name!r}, needs cpu, cuda or cuda:N")
+
+
+def _progress() -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[info]}"),
+        console=Console(stderr=True),
+    )
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+def main() -> None:
+    """Run the command line; mistakes end with one line and status 2."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except (ValueError, TypeError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"ghn-fast: error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

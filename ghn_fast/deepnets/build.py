@@ -1,0 +1,225 @@
+"""Architecture graph of a network straight from its configuration, without building the network.
+
+The operations that autograd would record are written down from the plan of the network
+(:mod:`ghn_fast.deepnets.plan`) and go through the same steps as captured ones. The graph equals
+``capture(Network(config), ...)``, node by node.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from ghn_fast.deepnets.build_ops import (
+    record_chain,
+    record_cse,
+    record_factorized,
+    record_linear,
+    record_msa,
+    record_slice,
+)
+from ghn_fast.deepnets.build_params import (
+    cell_parameters,
+    classifier_parameters,
+    stem_parameters,
+)
+from ghn_fast.deepnets.genotype import NetworkConfig
+from ghn_fast.deepnets.plan import (
+    CellPlan,
+    NetworkPlan,
+    OpPlan,
+    PreprocessPlan,
+    is_connected,
+    plan_network,
+)
+from ghn_fast.graph.arch_graph import ArchGraph, graph_from_nodes
+from ghn_fast.graph.contract import contract
+from ghn_fast.graph.raw import RawOp, RawParam, linearise, order_nodes
+
+__all__ = ["build_graph", "count_parameters", "is_connected", "parameter_shapes"]
+
+_UNREACHED = "not on a path from the input to the output"
+
+# Letters of record_chain for the primitives that are chains.
+_CHAINS = {
+    "sep_conv": "rccnrccn",
+    "dil_conv": "rccn",
+    "conv": "rcn",
+    "conv_7x1": "rccn",
+}
+
+
+def build_graph(
+    config: NetworkConfig,
+    *,
+    num_classes: int = 10,
+    image_size: int = 32,
+    virtual_edges: int = 50,
+) -> ArchGraph:
+    """Architecture graph of a network.
+
+    Args:
+        config: The network.
+        num_classes: Number of classes.
+        image_size: Height and width of the images.
+        virtual_edges: Largest shortest-path distance that gets a virtual edge (arXiv 2110.13100,
+            Eq. 4); 1 means none. GHN-2 uses 50.
+
+    Returns:
+        The graph; its ``skipped`` names the parameters of operations that no path from the input to
+        the output uses.
+
+    Raises:
+        ValueError: If no path leads from the input to the output, or an argument is not positive.
+    """
+    plan = plan_network(config, num_classes, image_size)
+    if not plan.connected:
+        raise ValueError(
+            f"config: no path leads from the input to the output, got {config.genotype}; needs "
+            "fewer 'none' operations"
+        )
+    blocks = _parameters(plan)
+    nodes = contract(order_nodes(linearise(_record_network(plan, blocks))))
+    reached: set[str] = set()
+    for node in nodes.nodes:
+        if node.param is not None:
+            reached.add(node.param.name)
+            if node.param.shift_name is not None:
+                reached.add(node.param.shift_name)
+    skipped = {param.name: _UNREACHED for param in _flat(blocks) if param.name not in reached}
+    return graph_from_nodes(nodes, virtual_edges=virtual_edges, skipped=skipped)
+
+
+def parameter_shapes(
+    config: NetworkConfig, num_classes: int = 10, image_size: int = 32
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters of a network, in the order of ``named_parameters()``.
+
+    Parameters of operations that are not executed are included, and networks without a path from
+    the input to the output are allowed.
+
+    Raises:
+        ValueError: If ``num_classes`` or ``image_size`` is not positive.
+    """
+    blocks = _parameters(plan_network(config, num_classes, image_size))
+    return {param.name: param.shape for param in _flat(blocks)}
+
+
+def count_parameters(config: NetworkConfig, num_classes: int = 10, image_size: int = 32) -> int:
+    """Number of elements of all parameters of a network; see :func:`parameter_shapes`."""
+    blocks = _parameters(plan_network(config, num_classes, image_size))
+    return sum(prod(param.shape) for param in _flat(blocks))
+
+
+def _parameters(plan: NetworkPlan) -> list[list[list[RawParam]]]:
+    """Parameters per part of the network (stem, cells, classifier), in blocks."""
+    return [
+        [stem_parameters(plan)],
+        *(cell_parameters(index, cell, plan.norm) for index, cell in enumerate(plan.cells)),
+        [classifier_parameters(plan)],
+    ]
+
+
+def _flat(blocks: list[list[list[RawParam]]]) -> list[RawParam]:
+    return [param for part in blocks for block in part for param in block]
+
+
+def _record_network(plan: NetworkPlan, blocks: list[list[list[RawParam]]]) -> RawOp:
+    outputs: list[RawOp | None] = [*_record_stem(plan, blocks[0][0])]
+    for cell, params in zip(plan.cells, blocks[1:-1], strict=True):
+        outputs.append(_record_cell(cell, params, plan.norm, outputs[-2:]) if cell.alive else None)
+    x = outputs[-1]
+    if plan.glob_avg:
+        x = RawOp("Mean", (x,), keepdim=True)
+    x = RawOp("View", (x,))
+    params = blocks[-1][0]
+    for layer in range(0, len(params), 2):
+        if layer:
+            x = RawOp("Relu", (x,))
+        x = record_linear(x, params[layer], params[layer + 1])
+    return x
+
+
+def _record_stem(plan: NetworkPlan, params: list[RawParam]) -> tuple[RawOp, RawOp]:
+    stem = plan.stem
+    if stem.kind == "vit":
+        x = RawOp("Add", (RawOp("Convolution", (None, params[0])), params[1]))
+        return x, x
+    if stem.kind == "simple":
+        x = record_chain(None, "cn", params, plan.norm)
+        if stem.pool:
+            x = RawOp("MaxPool2DWithIndices", (x,), kernel=(3, 3))
+        return x, x
+    first = 6 if plan.norm else 2
+    x = record_chain(None, "cnrcnr", params[:first], plan.norm)
+    return x, record_chain(x, "cn", params[first:], plan.norm)
+
+
+def _record_cell(
+    plan: CellPlan, blocks: list[list[RawParam]], norm: bool, inputs: list[RawOp | None]
+) -> RawOp:
+    states: list[RawOp | None] = []
+    # States that are slices with gaps in memory.
+    sliced: set[int] = set()
+    for state, (part, x) in enumerate(zip(plan.preprocess, inputs, strict=True)):
+        if not part.alive or x is None:
+            states.append(None)
+            continue
+        if part.kind == "stride" and plan.size > 1:
+            sliced.add(state)
+        states.append(_record_preprocess(part, x, blocks[state], norm))
+    for step in range(0, len(plan.ops), 2):
+        terms = []
+        gaps = False
+        for position in (step, step + 1):
+            op = plan.ops[position]
+            x = states[op.source]
+            if op.alive and x is not None:
+                odd = plan.size % 2 == 1
+                read = op.source in sliced
+                terms.append(_record_op(op, x, blocks[2 + position], norm, odd, read))
+                gaps = _has_gaps(op, plan.size, read)
+        if len(terms) == 1 and gaps:
+            sliced.add(len(states))
+        states.append(RawOp("Add", terms) if len(terms) == 2 else terms[0] if terms else None)
+    return _record_concat(plan.concat, states)
+
+
+def _record_preprocess(plan: PreprocessPlan, x: RawOp, params: list[RawParam], norm: bool) -> RawOp:
+    if plan.kind == "conv":
+        return record_chain(x, "rcn", params, norm)
+    if plan.kind == "factorized":
+        return record_factorized(x, params, norm, plan.in_size % 2 == 1)
+    return record_slice(x) if plan.kind == "stride" else x
+
+
+def _record_op(
+    op: OpPlan, x: RawOp, params: list[RawParam], norm: bool, odd: bool, sliced: bool
+) -> RawOp:
+    primitive = op.primitive
+    if primitive == "skip_connect":
+        return x if op.stride == 1 else record_factorized(x, params, norm, odd)
+    if primitive == "max_pool_3x3":
+        return RawOp("MaxPool2DWithIndices", (x,), kernel=(3, 3))
+    if primitive == "avg_pool_3x3":
+        return RawOp("AvgPool2D", (x,), kernel=(3, 3))
+    if primitive == "cse":
+        return record_cse(x, params, op.stride, sliced)
+    if primitive == "msa":
+        return record_msa(x, params)
+    return record_chain(x, _CHAINS[primitive.rpartition("_")[0]], params, norm)
+
+
+def _has_gaps(op: OpPlan, size: int, sliced: bool) -> bool:
+    """Whether the result of an operation has gaps in memory: a slice, or what it read."""
+    if op.primitive == "skip_connect" and op.stride == 1:
+        return sliced
+    # One pixel has no gaps.
+    return op.primitive == "cse" and op.stride == 2 and size > 2
+
+
+def _record_concat(concat: tuple[int | None, ...], states: list[RawOp | None]) -> RawOp:
+    parts = [None if state is None else states[state] for state in concat]
+    if None in parts:
+        zeros = RawOp("Mul", (next(part for part in parts if part is not None),))
+        parts = [zeros if part is None else part for part in parts]
+    return RawOp("Cat", parts)

@@ -1,0 +1,15 @@
+"""Architecture graphs: capture from modules, batches, level schedules."""
+
+from ghn_fast.graph.arch_graph import ArchGraph, Target, graph_from_nodes
+from ghn_fast.graph.capture import CaptureError, capture
+from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
+
+__all__ = [
+    "NODE_TYPES",
+    "NODE_TYPE_INDEX",
+    "ArchGraph",
+    "CaptureError",
+    "Target",
+    "capture",
+    "graph_from_nodes",
+]

@@ -1,0 +1,196 @@
+"""The architecture graph: what a hypernetwork reads of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
+from ghn_fast.graph.raw import NodeGraph, RawNode, node_type_of_kind
+from ghn_fast.graph.schedule import LevelSchedule, level_schedule
+from ghn_fast.ops.shortest_distances import shortest_distances
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A parameter tensor that a node predicts.
+
+    Attributes:
+        node: Index of the node.
+        name: Name of the parameter in the network.
+        shape: Shape of the parameter.
+        row: 0 for weights and scales, 1 for shifts and biases; selects the row of 1-D predictions.
+        head: Whether the classifier's own head predicts it (weight and bias at the graph's end).
+    """
+
+    node: int
+    name: str
+    shape: tuple[int, ...]
+    row: int
+    head: bool
+
+
+@dataclass(frozen=True, eq=False)
+class ArchGraph:
+    """Computational graph of a network: node types, shapes, names, and edges with distances.
+
+    Nodes are numbered in topological order; node 0 is the input.
+
+    Attributes:
+        op_types: Long tensor (N,), index into :data:`ghn_fast.graph.NODE_TYPES`.
+        edges: Long tensor (M, 3) of rows (from, to, distance): distance 1 for edges, above 1 for
+            virtual edges (arXiv 2110.13100, Eq. 4); sorted by from, then to.
+        shapes: Per node the shape of its parameter, (1, 1, h, w) for pooling, ``None`` otherwise.
+        names: Per node the name of its parameter, or the name of its type.
+        shift_names: For norm layers, node index to the name of the shift predicted with the scale.
+        virtual_edges: Largest distance listed in ``edges``.
+        skipped: Parameters of the network that no node stands for, with the reason.
+        aliases: Further names of shared parameters, to the name that is predicted.
+    """
+
+    op_types: Tensor
+    edges: Tensor
+    shapes: tuple[tuple[int, ...] | None, ...]
+    names: tuple[str, ...]
+    shift_names: Mapping[int, str] = field(default_factory=dict)
+    virtual_edges: int = 50
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return len(self.op_types)
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges, virtual edges included."""
+        return len(self.edges)
+
+    @cached_property
+    def schedule(self) -> LevelSchedule:
+        """Levels of nodes that can be updated together, computed once and kept."""
+        return level_schedule(self.edges, self.num_nodes)
+
+    @cached_property
+    def targets(self) -> tuple[Target, ...]:
+        """The parameters that the nodes predict, in the order of the nodes."""
+        result = []
+        last = self.num_nodes - 1
+        for node, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True)):
+            kind = NODE_TYPES[int(self.op_types[node])]
+            if shape is None or kind in _WITHOUT_PARAMETERS:
+                continue
+            is_bias = kind == "bias"
+            head = (node == last and is_bias) or (node == last - 1 and len(shape) == 2)
+            result.append(Target(node, name, shape, int(is_bias), head))
+            if node in self.shift_names:
+                result.append(Target(node, self.shift_names[node], shape, 1, False))
+        return tuple(result)
+
+    def op_histogram(self) -> list[int]:
+        """Number of nodes of each of the fifteen types, in the order of ``NODE_TYPES``."""
+        return torch.bincount(self.op_types, minlength=len(NODE_TYPES)).tolist()
+
+    def with_virtual_edges(self, virtual_edges: int) -> ArchGraph:
+        """The same graph with virtual edges up to another distance (1: none)."""
+        hops = self.edges[self.edges[:, 2] == 1, :2]
+        edges = shortest_distances(hops, self.num_nodes, virtual_edges)
+        return ArchGraph(
+            self.op_types,
+            edges,
+            self.shapes,
+            self.names,
+            self.shift_names,
+            virtual_edges,
+            self.skipped,
+            self.aliases,
+        )
+
+    def to_networkx(self, *, virtual_edges: bool = False) -> Any:
+        """As a ``networkx.DiGraph`` with node attributes ``op``, ``name``, ``shape``.
+
+        Args:
+            virtual_edges: Whether to include virtual edges; edges carry the attribute ``distance``.
+        """
+        import networkx as nx
+
+        graph = nx.DiGraph()
+        for node, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True)):
+            graph.add_node(node, op=NODE_TYPES[int(self.op_types[node])], name=name, shape=shape)
+        for source, target, distance in self.edges.tolist():
+            if virtual_edges or distance == 1:
+                graph.add_edge(source, target, distance=distance)
+        return graph
+
+    def __repr__(self) -> str:
+        hops = int((self.edges[:, 2] == 1).sum())
+        return (
+            f"ArchGraph({self.num_nodes} nodes, {hops} edges, {self.num_edges - hops} virtual "
+            f"edges up to distance {self.virtual_edges}, {len(self.targets)} parameters)"
+        )
+
+
+_WITHOUT_PARAMETERS = frozenset(("max_pool", "avg_pool", "msa", "cse", "sum", "concat", "input"))
+
+
+def graph_from_nodes(
+    nodes: NodeGraph,
+    *,
+    virtual_edges: int,
+    skipped: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> ArchGraph:
+    """Finish an architecture graph: node types, shapes, names and distances.
+
+    A parameter that several operations read is predicted at the first of its nodes.
+
+    Raises:
+        ValueError: If ``virtual_edges`` is below 1.
+    """
+    if virtual_edges < 1:
+        raise ValueError(f"virtual_edges: got {virtual_edges}, needs at least 1 (1 means none)")
+    types, shapes, names = [], [], []
+    shift_names: dict[int, str] = {}
+    owned: set[str] = set()
+    for index, node in enumerate(nodes.nodes):
+        kind, shape, name = _describe(node)
+        if node.param is not None:
+            if name in owned:
+                shape = None
+            elif node.param.shift_name is not None:
+                shift_names[index] = node.param.shift_name
+            owned.add(name)
+        types.append(kind)
+        shapes.append(shape)
+        names.append(name)
+    pairs = [
+        (source, target) for source, succs in enumerate(nodes.succs) for target in sorted(succs)
+    ]
+    edges = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    return ArchGraph(
+        torch.tensor(types, dtype=torch.int64),
+        shortest_distances(edges, len(types), virtual_edges),
+        tuple(shapes),
+        tuple(names),
+        shift_names,
+        virtual_edges,
+        dict(skipped or {}),
+        dict(aliases or {}),
+    )
+
+
+def _describe(node: RawNode) -> tuple[int, tuple[int, ...] | None, str]:
+    if node.param is not None and node.param.node_type is not None:
+        return NODE_TYPE_INDEX[node.param.node_type], node.param.shape, node.param.name
+    kind = node_type_of_kind(node.kind)
+    if kind is None:
+        raise ValueError(f"operation {node.kind} has no node type; it must be contracted first")
+    name = NODE_TYPES[kind]
+    kernel = node.op.kernel if node.op is not None else None
+    return kind, None if kernel is None else (1, 1, *kernel), name

@@ -1,0 +1,80 @@
+"""Which node type stands for a parameter, by the layer that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ghn_fast.graph.raw import RawParam
+
+
+def describe_parameter(
+    module: nn.Module, attribute: str, name: str, shape: tuple[int, ...]
+) -> RawParam:
+    """Describe a parameter for the architecture graph.
+
+    A layer defined elsewhere declares the node types of its own parameters by a class attribute
+    ``ghn_node_types``, a mapping from attribute name to a name in ``NODE_TYPES``.
+
+    Args:
+        module: Layer that holds the parameter.
+        attribute: Name of the parameter in the layer.
+        name: Name of the parameter in the network.
+        shape: Its shape.
+    """
+    declared = getattr(module, "ghn_node_types", None)
+    if declared is not None and attribute in declared:
+        return RawParam(name, shape, declared[attribute])
+    for layer, describe in _LAYERS:
+        if isinstance(module, layer) and attribute in ("weight", "bias"):
+            return describe(module, attribute, name, shape)
+    kind = type(module).__name__
+    return RawParam(
+        name, shape, None, reason=f"no node type stands for parameter '{attribute}' of {kind}"
+    )
+
+
+def _conv(module: nn.Module, attribute: str, name: str, shape: tuple[int, ...]) -> RawParam:
+    if attribute == "bias":
+        return RawParam(name, shape, "bias")
+    grouped = isinstance(module, nn.Conv2d) and module.groups > 1
+    dilated = isinstance(module, nn.Conv2d) and min(module.dilation) > 1
+    kind = ("dil_conv" if dilated else "sep_conv") if grouped else "conv"
+    return RawParam(name, shape, kind)
+
+
+def _linear(module: nn.Module, attribute: str, name: str, shape: tuple[int, ...]) -> RawParam:
+    if attribute == "bias":
+        return RawParam(name, shape, "bias")
+    return RawParam(name, shape, "conv", is_linear_weight=True)
+
+
+def _norm(
+    kind: str,
+) -> Callable[[nn.Module, str, str, tuple[int, ...]], RawParam]:
+    def describe(module: nn.Module, attribute: str, name: str, shape: tuple[int, ...]) -> RawParam:
+        if attribute == "bias":
+            # The node of the scale yields the shift, too.
+            return RawParam(name, shape, None)
+        if len(shape) != 1:
+            return RawParam(
+                name,
+                shape,
+                None,
+                reason=f"a scale of shape {shape} cannot be predicted, needs one dimension",
+            )
+        shift = None
+        if getattr(module, "bias", None) is not None:
+            shift = name.removesuffix("weight") + "bias"
+        return RawParam(name, shape, kind, shift_name=shift)
+
+    return describe
+
+
+_LAYERS: tuple[tuple[type[nn.Module], Callable[..., RawParam]], ...] = (
+    (nn.Conv2d, _conv),
+    (nn.Linear, _linear),
+    (nn.BatchNorm2d, _norm("bn")),
+    (nn.LayerNorm, _norm("ln")),
+)

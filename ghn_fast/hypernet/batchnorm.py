@@ -1,0 +1,63 @@
+"""Batch normalisation without running statistics, and the way back.
+
+A hypernetwork predicts scale and shift of a BatchNorm layer but no running statistics
+(arXiv 2110.13100), so its networks normalise by the statistics of the current batch, when they are
+evaluated too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def use_batch_statistics(model: nn.Module) -> list[str]:
+    """Make every BatchNorm layer normalise by batch statistics, in train and in eval mode.
+
+    Drops the running statistics of `model`, in place. Returns the names of the modules that were
+    changed; those without running statistics already are not among them.
+    """
+    changed = []
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        buffers = (module.running_mean, module.running_var, module.num_batches_tracked)
+        if not module.track_running_stats and all(buffer is None for buffer in buffers):
+            continue
+        module.track_running_stats = False
+        module.running_mean = None
+        module.running_var = None
+        module.num_batches_tracked = None
+        changed.append(name)
+    return changed
+
+
+def track_running_statistics(model: nn.Module, momentum: float | None = 0.1) -> list[str]:
+    """Give every BatchNorm layer without running statistics fresh ones, for fine-tuning.
+
+    Means start at 0 and variances at 1, on the device and in the dtype of the layer's parameters
+    (of the model's first parameter for a layer that has none). `momentum` is that of PyTorch: the
+    weight of the newest batch, None for the plain average over batches. Returns the names of the
+    modules that were changed, in place; those with running statistics keep them and their momentum.
+
+    Raises ValueError when momentum is outside 0..1.
+    """
+    if momentum is not None and not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must be None or lie between 0 and 1, got {momentum}")
+    fallback = next(iter(model.parameters()), torch.empty(0))
+    changed = []
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        if module.track_running_stats and module.running_mean is not None:
+            continue
+        like = fallback if module.weight is None else module.weight
+        count, device, dtype = module.num_features, like.device, like.dtype
+        module.track_running_stats = True
+        module.momentum = momentum
+        module.running_mean = torch.zeros(count, device=device, dtype=dtype)
+        module.running_var = torch.ones(count, device=device, dtype=dtype)
+        module.num_batches_tracked = torch.zeros((), device=device, dtype=torch.long)
+        changed.append(name)
+    return changed

@@ -1,0 +1,98 @@
+"""Giving predicted parameters to a network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ghn_fast.graph.arch_graph import ArchGraph
+
+_NOT_IN_GRAPH = "the graph has no node for it"
+
+
+@dataclass
+class PredictionReport:
+    """What a prediction did. Every parameter of the network is in exactly one of the first two.
+
+    Attributes:
+        predicted: Names of the parameters that were predicted, in the network's order.
+        skipped: Parameters that were left as they were, with the reason.
+        seconds: Wall-clock seconds by stage (capture, encode, propagate, decode, expand, bind) and
+            in total.
+        batch_statistics: Names of the BatchNorm layers that normalise with batch statistics from
+            now on, because running statistics are not predicted.
+    """
+
+    predicted: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    batch_statistics: list[str] = field(default_factory=list)
+
+
+def check_graph(model: nn.Module, graph: ArchGraph) -> None:
+    """Check that a graph belongs to a network: every predicted name is there, with its shape.
+
+    Raises:
+        ValueError: If a parameter is missing in the network or has another shape.
+    """
+    params = dict(model.named_parameters(remove_duplicate=False))
+    for target in graph.targets:
+        if target.name not in params:
+            raise ValueError(
+                f"graph: predicts parameter '{target.name}', which {type(model).__name__} does not "
+                "have; was the graph made for another network?"
+            )
+        shape = tuple(params[target.name].shape)
+        if shape != target.shape:
+            raise ValueError(
+                f"graph: predicts parameter '{target.name}' of shape {target.shape}, but "
+                f"{type(model).__name__} needs {shape}; was the graph made for another network?"
+            )
+
+
+def write_parameters(
+    model: nn.Module,
+    graph: ArchGraph,
+    flat: Tensor,
+    ranges: Mapping[str, tuple[int, tuple[int, ...]]],
+    report: PredictionReport,
+) -> None:
+    """Write predicted parameters into the network's own storage and complete the report.
+
+    Args:
+        model: The network; dtypes, devices and strides of its parameters stay as they are.
+        graph: Its graph, for the reasons of what is left out.
+        flat: Flat buffer of predicted values.
+        ranges: Name of each parameter to (offset, shape) in the buffer.
+        report: Gets ``predicted`` and ``skipped``.
+    """
+    values = {graph.aliases.get(name, name): place for name, place in ranges.items()}
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            place = values.get(graph.aliases.get(name, name))
+            if place is None:
+                report.skipped[name] = graph.skipped.get(name, _NOT_IN_GRAPH)
+            elif param.is_meta:
+                report.skipped[name] = "it is on the meta device and has no storage to fill"
+            else:
+                offset, shape = place
+                param.copy_(flat[offset : offset + param.numel()].view(shape))
+                report.predicted.append(name)
+
+
+def warn_skipped(report: PredictionReport) -> None:
+    """Warn about parameters that keep their values, all in one warning."""
+    if not report.skipped:
+        return
+    name, reason = next(iter(report.skipped.items()))
+    total = len(report.skipped) + len(report.predicted)
+    warnings.warn(
+        f"{len(report.skipped)} of {total} parameters were not predicted and keep their values, the "
+        f"first one '{name}': {reason}. All are listed in the report of ghn.predict(model).skipped",
+        UserWarning,
+        stacklevel=3,
+    )

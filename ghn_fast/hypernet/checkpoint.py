@@ -1,0 +1,204 @@
+"""Saving and loading hypernetworks.
+
+A checkpoint is a folder with ``config.json`` (the fields of :class:`GHNConfig`) and
+``model.safetensors`` (the weights, float32). The published ``.pt`` layout is read as well. Nothing
+that is loaded can run code: safetensors, JSON and ``torch.load(weights_only=True)`` only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.hypernet.ghn import GHN
+from ghn_fast.hypernet.published import is_published, published_config, published_state
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+_BUNDLED = Path(__file__).resolve().parent.parent / "pretrained"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def bundled() -> list[str]:
+    """Names of the pretrained hypernetworks that are part of the package."""
+    return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{CONFIG_FILE}"))
+
+
+def from_pretrained(
+    name_or_path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+) -> GHN:
+    """Load a hypernetwork.
+
+    Args:
+        name_or_path: Name of a bundled one (``"ghn2-digits"``), a checkpoint folder, the folder of
+            a training run, a file in the published ``.pt`` layout, or ``"owner/name"`` of a model
+            on the Hugging Face Hub in our layout.
+        device: Where to put it.
+
+    Returns:
+        The hypernetwork, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file, folder or model.
+        ValueError: If the file is not a checkpoint, or weights are missing or of another shape; the
+            message names the first such entry, what was expected and what the file has.
+    """
+    path = _locate(os.fspath(name_or_path))
+    config, state = _read_folder(path) if path.is_dir() else _read_file(path)
+    ghn = GHN(config)
+    load_weights(ghn, state, str(path))
+    return ghn.to(device).eval()
+
+
+def save_pretrained(ghn: GHN, folder: str | os.PathLike[str]) -> Path:
+    """Save a hypernetwork as ``config.json`` and ``model.safetensors``, each replaced atomically.
+
+    Returns:
+        The folder.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in ghn.state_dict().items()}
+    write_atomically(folder / WEIGHTS_FILE, save(state))
+    text = json.dumps(ghn.config.to_dict(), indent=2) + "\n"
+    write_atomically(folder / CONFIG_FILE, text.encode())
+    return folder
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that at every instant it is either the old or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_weights(ghn: GHN, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights after comparing every name and shape.
+
+    Raises:
+        ValueError: On the first difference, naming the entry, what was expected and what came.
+    """
+    expected = ghn.state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise ValueError(
+                f"{source}: entry '{name}' is missing, expected shape {tuple(tensor.shape)}, got "
+                "nothing"
+            )
+        if state[name].shape != tensor.shape:
+            raise ValueError(
+                f"{source}: entry '{name}' has the wrong shape, expected {tuple(tensor.shape)}, got "
+                f"{tuple(state[name].shape)}"
+            )
+    unknown = sorted(set(state) - set(expected))
+    if unknown:
+        got = tuple(state[unknown[0]].shape)
+        raise ValueError(
+            f"{source}: entry '{unknown[0]}' is unknown, expected no such entry, got shape {got}"
+        )
+    ghn.load_state_dict({name: state[name].to(tensor.dtype) for name, tensor in expected.items()})
+
+
+def _locate(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return _newest_in_run(path)
+    if name in bundled():
+        return _BUNDLED / name
+    if _HUB_NAME.fullmatch(name):
+        return _download(name)
+    raise FileNotFoundError(
+        f"name_or_path: got {name!r}, needs a checkpoint file or folder, one of {bundled()}, or "
+        "owner/name on the Hugging Face Hub"
+    )
+
+
+def _newest_in_run(path: Path) -> Path:
+    """The checkpoint folder itself, or the newest checkpoint of a training run."""
+    if (path / CONFIG_FILE).is_file():
+        return path
+    steps = sorted(path.glob(f"checkpoints/step-*/{CONFIG_FILE}"))
+    if not steps:
+        raise FileNotFoundError(
+            f"{path}: neither a checkpoint ({CONFIG_FILE}, {WEIGHTS_FILE}) nor a training run with "
+            "checkpoints"
+        )
+    return steps[-1].parent
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"name_or_path: {name!r} is no local file or folder, none of the bundled {bundled()}, "
+            f"and could not be had from the Hugging Face Hub: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _read_folder(path: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config_path, weights_path = path / CONFIG_FILE, path / WEIGHTS_FILE
+    for file in (config_path, weights_path):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: missing, a checkpoint needs it")
+    try:
+        values = json.loads(config_path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config_path}: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{config_path}: got a {type(values).__name__}, needs an object")
+    try:
+        config = GHNConfig.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{config_path}: {error}") from error
+    try:
+        return config, load_file(weights_path)
+    except SafetensorError as error:
+        raise ValueError(f"{weights_path}: not a valid safetensors file: {error}") from error
+
+
+def _read_file(path: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
+    if path.suffix == ".safetensors":
+        raise ValueError(
+            f"{path}: give the folder of the checkpoint, which holds {CONFIG_FILE}, too"
+        )
+    try:
+        values: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from error
+    if not is_published(values):
+        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+        raise ValueError(
+            f"{path}: not a checkpoint in the published layout, needs 'state_dict' and 'config', "
+            f"got {found}"
+        )
+    try:
+        return published_config(values["config"]), published_state(values["state_dict"])
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,77 @@
+"""Configuration of a graph hypernetwork."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GHNConfig:
+    """Shape and variant of a graph hypernetwork.
+
+    The defaults are GHN-2 for CIFAR-10 (arXiv 2110.13100). GHN-1 is ``virtual_edges=1,
+    normalize=False, layer_norm=False``; the MLP baseline is ``propagator="mlp"``.
+
+    Attributes:
+        max_shape: Largest block that is decoded (out, in, height, width); height equals width.
+        num_classes: Number of classes that the heads predict; other numbers are sliced or repeated.
+        hid: Width of the node embeddings, a multiple of 4.
+        propagator: Registered name of the graph neural network.
+        virtual_edges: Largest distance that gets a virtual edge; 1 means none.
+        normalize: Whether predicted parameters are normalised (section 4.2).
+        layer_norm: Whether the node embeddings are normalised after propagation.
+        steps: Number of rounds of propagation T.
+    """
+
+    max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
+    num_classes: int = 10
+    hid: int = 32
+    propagator: str = "gated_gnn"
+    virtual_edges: int = 50
+    normalize: bool = True
+    layer_norm: bool = True
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        shape = self.max_shape
+        if len(shape) != 4 or min(shape) < 1 or shape[2] != shape[3]:
+            raise ValueError(
+                f"max_shape: got {shape}, needs four positive integers with equal height and width"
+            )
+        if self.hid < 4 or self.hid % 4:
+            raise ValueError(f"hid: got {self.hid}, needs a positive multiple of 4")
+        for name in ("num_classes", "virtual_edges", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, needs at least 1")
+
+    @property
+    def uses_virtual_edges(self) -> bool:
+        """Whether messages run along virtual edges."""
+        return self.virtual_edges > 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        values = asdict(self)
+        values["max_shape"] = list(self.max_shape)
+        return values
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> GHNConfig:
+        """From plain values.
+
+        Raises:
+            ValueError: If a name is unknown or a value is not valid.
+        """
+        known = {field.name for field in fields(GHNConfig)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"config: unknown entry {unknown[0]!r}, known are {sorted(known)}")
+        values = dict(values)
+        if "max_shape" in values:
+            values["max_shape"] = tuple(int(size) for size in values["max_shape"])
+        try:
+            return GHNConfig(**values)
+        except TypeError as error:
+            raise ValueError(f"config: {error}") from error

@@ -1,0 +1,118 @@
+"""Initial node embeddings: type of the operation plus shape of its parameter.
+
+h0 = E_op[type] + concat(E_c[out], E_c[in], E_s[h], E_s[w])  (arXiv 2110.13100, section 4.1), each
+part of the concatenation C/4 wide. Sizes are mapped to the nearest known one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ghn_fast.graph.node_types import NODE_TYPES
+
+_SMALLEST_CHANNELS = 8
+# From 4 channels on, anything below the smallest regular width is treated like it.
+_ROUNDED_UP_FROM = 4
+
+
+class NodeEncoder(nn.Module):
+    """Embed node types and parameter shapes.
+
+    Args:
+        hid: Width C of the embedding.
+        num_classes: Known as a channel count, too.
+        max_kernel: Largest kernel size that is decoded.
+    """
+
+    def __init__(self, hid: int, num_classes: int, max_kernel: int) -> None:
+        super().__init__()
+        self._channels = channel_table(num_classes)
+        self._kernels = kernel_table(max_kernel)
+        # Both tables end with a row for nodes without a shape.
+        self.op = nn.Embedding(len(NODE_TYPES), hid)
+        self.kernel = nn.Embedding(int(self._kernels.max()) + 2, hid // 4)
+        self.channel = nn.Embedding(int(self._channels.max()) + 2, hid // 4)
+
+    def forward(self, op_types: Tensor, shapes: Sequence[tuple[int, ...] | None]) -> Tensor:
+        """Embed N nodes.
+
+        Args:
+            op_types: Long tensor (N,).
+            shapes: N shapes, or ``None`` for a node without one.
+
+        Returns:
+            Node features (N, C).
+        """
+        index = self.shape_index(shapes).to(op_types.device)
+        parts = [
+            self.channel(index[:, 0]),
+            self.channel(index[:, 1]),
+            self.kernel(index[:, 2]),
+            self.kernel(index[:, 3]),
+        ]
+        return self.op(op_types) + torch.cat(parts, dim=1)
+
+    def shape_index(self, shapes: Sequence[tuple[int, ...] | None]) -> Tensor:
+        """Rows of the channel and kernel tables for each shape, long tensor (N, 4)."""
+        last_channel, last_kernel = self.channel.num_embeddings - 1, self.kernel.num_embeddings - 1
+        index = np.empty((len(shapes), 4), dtype=np.int64)
+        index[:, :2] = last_channel
+        index[:, 2:] = last_kernel
+        channels, kernels = len(self._channels) - 1, len(self._kernels) - 1
+        for node, shape in enumerate(shapes):
+            if shape is None:
+                continue
+            out, in_, height, width = shape_4d(shape)
+            index[node, 0] = self._channels[min(out, channels)]
+            index[node, 1] = self._channels[min(in_, channels)]
+            index[node, 2] = self._kernels[min(height, kernels)]
+            index[node, 3] = self._kernels[min(width, kernels)]
+        return torch.from_numpy(index)
+
+
+def shape_4d(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """A parameter shape as (out, in, height, width).
+
+    A position table (1, n, c) counts as c channels on a square grid of n positions; of more than
+    four dimensions the last ones are multiplied.
+    """
+    if len(shape) == 3 and shape[0] == 1 and min(shape[1:]) > 1:
+        side = int(shape[1] ** 0.5)
+        return 1, shape[2], side, side
+    if len(shape) > 4:
+        rest = 1
+        for size in shape[3:]:
+            rest *= size
+        return shape[0], shape[1], shape[2], rest
+    out, in_, height, width = (*shape, 1, 1, 1, 1)[:4]
+    return out, in_, height, width
+
+
+def channel_table(num_classes: int) -> npt.NDArray[np.int64]:
+    """Row of the channel embedding for every channel count up to 8192; larger ones use the last."""
+    known = np.unique(
+        [1, 3, num_classes, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)]
+    )
+    table = _nearest(known)
+    small = slice(_ROUNDED_UP_FROM, _SMALLEST_CHANNELS)
+    table[small] = table[_SMALLEST_CHANNELS]
+    return table
+
+
+def kernel_table(max_kernel: int) -> npt.NDArray[np.int64]:
+    """Row of the kernel embedding for every kernel size up to 16; larger ones use the last."""
+    known = np.unique([*range(1, max(12, max_kernel), 2), 14, 16])
+    table = _nearest(known)
+    table[2] = table[3]
+    return table
+
+
+def _nearest(known: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Index of the known value nearest to each of 0..max(known), the smaller one where two tie."""
+    sizes = np.arange(known[-1] + 1)
+    return np.abs(sizes[:, None] - known[None, :]).argmin(axis=1)

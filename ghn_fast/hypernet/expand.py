@@ -1,0 +1,171 @@
+"""Plans: which parameters share a decoder product, and where each of them goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ghn_fast.graph.arch_graph import ArchGraph, Target
+from ghn_fast.graph.node_types import NODE_TYPE_INDEX
+from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder
+from ghn_fast.ops.expand_params import Kind, ParamPlan, PlanRow
+
+_VECTOR = "vector"
+_HEAD_WEIGHT = "head weight"
+_HEAD_BIAS = "head bias"
+
+
+@dataclass
+class DecodePlan:
+    """What to decode for a batch of graphs, and how to expand it.
+
+    Attributes:
+        groups: Decoder and block shape of each group of parameters, to the nodes in the group.
+        params: Plan of the flat buffer; its blocks are the groups in order.
+        ranges: Per graph, name of each parameter to (offset, shape) in the flat buffer.
+    """
+
+    groups: dict[tuple[str, tuple[int, ...]], list[int]] = field(default_factory=dict)
+    params: ParamPlan = field(default_factory=lambda: ParamPlan([], 0))
+    ranges: list[dict[str, tuple[int, tuple[int, ...]]]] = field(default_factory=list)
+
+
+def plan_decoding(
+    graphs: Sequence[ArchGraph], config: GHNConfig, *, head: bool = True
+) -> DecodePlan:
+    """Group the parameters of graphs by decoder product and lay out the flat buffer.
+
+    Args:
+        graphs: The architecture graphs; their nodes are numbered through, as in a batch.
+        config: Configuration of the hypernetwork.
+        head: Whether the classifier's own heads predict weight and bias at the graph's end; without
+            them these two are left out.
+    """
+    plan = DecodePlan()
+    rows: list[PlanRow] = []
+    places: dict[tuple[str, tuple[int, ...]], dict[int, int]] = {}
+    numbers: dict[tuple[str, tuple[int, ...]], int] = {}
+    first_node = end = 0
+    for graph in graphs:
+        ranges: dict[str, tuple[int, tuple[int, ...]]] = {}
+        for target in graph.targets:
+            if target.head and not head:
+                continue
+            key = _group(target, config)
+            node = first_node + target.node
+            place = places.setdefault(key, {})
+            numbers.setdefault(key, len(numbers))
+            index = place.setdefault(node, len(place))
+            is_position = int(graph.op_types[target.node]) == NODE_TYPE_INDEX["pos_enc"]
+            row = _row(target, key, index, numbers[key], is_position, end, config)
+            rows.append(row)
+            ranges[target.name] = (end, target.shape)
+            end += _numel(target.shape)
+        plan.ranges.append(ranges)
+        first_node += graph.num_nodes
+    plan.groups = {key: list(place) for key, place in places.items()}
+    plan.params = ParamPlan(rows, end)
+    return plan
+
+
+def decode(
+    x: Tensor, plan: DecodePlan, blocks: BlockDecoder, vectors: VectorDecoder
+) -> list[Tensor]:
+    """Decode the blocks of all groups of a plan from node embeddings (N, C)."""
+    result = []
+    for (decoder, shape), nodes in plan.groups.items():
+        nodes_x = x[torch.tensor(nodes, device=x.device)]
+        if decoder == _VECTOR:
+            block = vectors(nodes_x)
+        elif decoder == _HEAD_BIAS:
+            block = vectors.classifier(nodes_x)
+        elif decoder == _HEAD_WEIGHT:
+            block = blocks.classifier(nodes_x, shape[0])
+        else:
+            out, in_, height, width = shape
+            block = blocks(nodes_x, (out, in_, height, width))
+        result.append(block)
+    return result
+
+
+def _group(target: Target, config: GHNConfig) -> tuple[str, tuple[int, ...]]:
+    shape, limit = target.shape, config.max_shape
+    if len(shape) == 1:
+        return (_HEAD_BIAS if target.head else _VECTOR), ()
+    if target.head:
+        return _HEAD_WEIGHT, (_round_up(shape[1], limit[1]),)
+    out, in_, height, width = _pad(shape)
+    return "block", (
+        _round_up(out, limit[0]),
+        _round_up(in_, limit[1]),
+        min(height, limit[2]),
+        min(width, limit[3]),
+    )
+
+
+def _round_up(channels: int, limit: int) -> int:
+    """Number of channels to decode: few different numbers, so that groups are large.
+
+    Capped at the limit; a multiple of 3 is raised to 4/3 of it; from half the limit on all.
+    """
+    channels = min(channels, limit)
+    if channels % 3 == 0:
+        channels = channels // 3 * 4
+    return limit if 2 * channels >= limit else channels
+
+
+def _row(
+    target: Target,
+    key: tuple[str, tuple[int, ...]],
+    index: int,
+    block: int,
+    is_position: bool,
+    offset: int,
+    config: GHNConfig,
+) -> PlanRow:
+    decoder, group_shape = key
+    channels = max(config.max_shape[:2])
+    block_shape: tuple[int, int, int, int]
+    if decoder == _VECTOR:
+        block_shape = (channels, 1, 1, 1)
+        source = (2 * index + target.row) * channels
+    elif decoder == _HEAD_BIAS:
+        block_shape = (config.num_classes, 1, 1, 1)
+        source = index * config.num_classes
+    elif decoder == _HEAD_WEIGHT:
+        block_shape = (config.num_classes, group_shape[0], 1, 1)
+        source = index * config.num_classes * group_shape[0]
+    else:
+        block_shape = _pad(group_shape)
+        source = index * _numel(group_shape)
+    kind, scale = _normalisation(target, is_position, config)
+    return PlanRow(block, source, block_shape, _pad(target.shape), kind, scale, offset)
+
+
+def _normalisation(target: Target, is_position: bool, config: GHNConfig) -> tuple[Kind, float]:
+    """Kind and scale of a parameter (arXiv 2110.13100, section 4.2)."""
+    if not config.normalize or is_position:
+        return Kind.COPY, 1.0
+    shape = target.shape
+    if len(shape) == 1:
+        return (Kind.SHIFT if target.row else Kind.SCALE), 1.0
+    # Depthwise and wide kernels (1x7) are not followed by a ReLU in the networks of DeepNets-1M.
+    no_relu = len(shape) > 2 and (shape[1] == 1 or shape[2] < shape[3])
+    fan_in = _numel(shape[1:])
+    return Kind.WEIGHT, ((1.0 if no_relu else 2.0) / fan_in) ** 0.5
+
+
+def _pad(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    out, in_, height, width = (*shape, 1, 1, 1)[:4]
+    return out, in_, height, width
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size

@@ -1,0 +1,212 @@
+"""The graph hypernetwork."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.batch import GraphBatch
+from ghn_fast.graph.capture import capture
+from ghn_fast.hypernet.batchnorm import use_batch_statistics
+from ghn_fast.hypernet.bind import (
+    PredictionReport,
+    check_graph,
+    warn_skipped,
+    write_parameters,
+)
+from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder
+from ghn_fast.hypernet.encode import NodeEncoder
+from ghn_fast.hypernet.expand import DecodePlan, decode, plan_decoding
+from ghn_fast.hypernet.propagate import build_propagator
+from ghn_fast.ops.expand_params import expand_params
+
+_DEFAULT_INPUT = (3, 224, 224)
+
+
+class GHN(nn.Module):
+    """Predicts all parameters of a network from its architecture graph (arXiv 2110.13100).
+
+    Args:
+        config: Shape and variant; the default is GHN-2 for CIFAR-10.
+    """
+
+    def __init__(self, config: GHNConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or GHNConfig()
+        hid = self.config.hid
+        self.encoder = NodeEncoder(hid, self.config.num_classes, self.config.max_shape[2])
+        self.propagator = build_propagator(self.config)
+        self.norm = nn.LayerNorm(hid) if self.config.layer_norm else nn.Identity()
+        self.blocks = BlockDecoder(self.config)
+        self.vectors = VectorDecoder(self.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the hypernetwork's own weights."""
+        return self.encoder.op.weight.device
+
+    def forward(
+        self,
+        model: nn.Module,
+        graph: ArchGraph | None = None,
+        *,
+        input_shape: Sequence[int] | None = None,
+    ) -> nn.Module:
+        """Fill the parameters of a network in place and return it; see :meth:`predict`."""
+        report = self._predict(model, graph, input_shape, batch_statistics=True, head=True)
+        warn_skipped(report)
+        return model
+
+    def predict(
+        self,
+        model: nn.Module,
+        graph: ArchGraph | None = None,
+        *,
+        input_shape: Sequence[int] | None = None,
+        batch_statistics: bool = True,
+        head: bool = True,
+    ) -> PredictionReport:
+        """Fill the parameters of a network in place and report what was done.
+
+        Args:
+            model: The network; may be on any device and of any floating-point type.
+            graph: Its architecture graph, if it is at hand; captured otherwise.
+            input_shape: Shape of one input for the capture; by default what the network says of
+                itself (attribute ``input_shape``), else (3, 224, 224).
+            batch_statistics: Whether BatchNorm layers are switched to batch statistics. Running
+                statistics are not predicted, so evaluation needs this; before fine-tuning,
+                :func:`ghn_fast.track_running_statistics` switches back.
+            head: Whether to predict the classifier at the graph's end, too; without it weight and
+                bias of the classifier keep their values, for fine-tuning on other classes.
+
+        Returns:
+            The report: names predicted, names skipped with the reason, seconds by stage.
+
+        Raises:
+            TypeError: If ``model`` is not a module or ``graph`` not an architecture graph.
+            CaptureError: If the graph cannot be captured.
+            ValueError: If ``graph`` belongs to another network.
+        """
+        report = self._predict(model, graph, input_shape, batch_statistics, head)
+        warn_skipped(report)
+        return report
+
+    def embed(
+        self,
+        model: nn.Module | ArchGraph | Sequence[ArchGraph],
+        *,
+        input_shape: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Node embeddings after propagation: (N, C), N nodes of the graph (or all graphs)."""
+        if isinstance(model, nn.Module):
+            graphs = [self._capture(model, input_shape)]
+        elif isinstance(model, ArchGraph):
+            graphs = [model]
+        else:
+            graphs = list(model)
+        with torch.no_grad():
+            return self.node_embeddings(GraphBatch(graphs).to(self.device))
+
+    def node_embeddings(self, batch: GraphBatch) -> Tensor:
+        """Node embeddings (N, C) of a batch of graphs, differentiable."""
+        x = self.encoder(batch.op_types, batch.shapes)
+        return self.norm(self.propagator(x, batch))
+
+    def predict_flat(
+        self, graphs: Sequence[ArchGraph], *, head: bool = True
+    ) -> tuple[Tensor, DecodePlan]:
+        """Predict the parameters of a meta-batch into one flat buffer, differentiable.
+
+        Args:
+            graphs: Architecture graphs.
+            head: As in :meth:`predict`.
+
+        Returns:
+            The flat buffer and its plan, whose ``ranges`` say where each parameter lies.
+        """
+        batch = GraphBatch(graphs).to(self.device)
+        plan = plan_decoding(batch.graphs, self.config, head=head)
+        x = self.node_embeddings(batch)
+        return expand_params(decode(x, plan, self.blocks, self.vectors), plan.params), plan
+
+    def predict_tensors(self, graphs: Sequence[ArchGraph]) -> list[dict[str, Tensor]]:
+        """Predict the parameters of a meta-batch as one dict of name to tensor per graph.
+
+        The tensors are views of one flat buffer and differentiable, for use with
+        ``torch.func.functional_call``.
+        """
+        flat, plan = self.predict_flat(graphs)
+        result = []
+        sizes = [
+            row.shape[0] * row.shape[1] * row.shape[2] * row.shape[3] for row in plan.params.rows
+        ]
+        pieces = iter(flat.split(sizes))
+        for ranges in plan.ranges:
+            result.append({name: next(pieces).view(shape) for name, (_, shape) in ranges.items()})
+        return result
+
+    def _capture(self, model: nn.Module, input_shape: Sequence[int] | None) -> ArchGraph:
+        if input_shape is None:
+            input_shape = getattr(model, "input_shape", _DEFAULT_INPUT)
+        return capture(model, input_shape, self.config.virtual_edges)
+
+    def _predict(
+        self,
+        model: nn.Module,
+        graph: ArchGraph | None,
+        input_shape: Sequence[int] | None,
+        batch_statistics: bool,
+        head: bool,
+    ) -> PredictionReport:
+        report = PredictionReport()
+        clock = _Clock(report.seconds)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: got {type(model).__name__}, needs a torch.nn.Module")
+        if graph is None:
+            graph = self._capture(model, input_shape)
+        elif not isinstance(graph, ArchGraph):
+            raise TypeError(f"graph: got {type(graph).__name__}, needs an ArchGraph")
+        else:
+            check_graph(model, graph)
+            if graph.virtual_edges != self.config.virtual_edges:
+                graph = graph.with_virtual_edges(self.config.virtual_edges)
+        clock.lap("capture")
+        with torch.no_grad():
+            batch = GraphBatch([graph]).to(self.device)
+            x = self.encoder(batch.op_types, batch.shapes)
+            clock.lap("encode")
+            x = self.norm(self.propagator(x, batch))
+            clock.lap("propagate")
+            plan = plan_decoding(batch.graphs, self.config, head=head)
+            decoded = decode(x, plan, self.blocks, self.vectors)
+            clock.lap("decode")
+            flat = expand_params(decoded, plan.params)
+            clock.lap("expand")
+        write_parameters(model, graph, flat, plan.ranges[0], report)
+        if not head:
+            for target in graph.targets:
+                if target.head and target.name in report.skipped:
+                    report.skipped[target.name] = "the classifier was not asked for (head=False)"
+        if batch_statistics:
+            report.batch_statistics = use_batch_statistics(model)
+        clock.lap("bind")
+        report.seconds["total"] = sum(report.seconds.values())
+        return report
+
+
+class _Clock:
+    """Adds the seconds since the last lap to a record."""
+
+    def __init__(self, record: dict[str, float]) -> None:
+        self.record = record
+        self.last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.record[stage] = now - self.last
+        self.last = now

@@ -1,0 +1,189 @@
+"""Settings of a meta-training run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ghn_fast.hypernet.config import GHNConfig
+
+SCHEDULES = ("multistep", "cosine")
+# Settings that a run may change when it is continued: none of them changes a step that was done.
+MAY_CHANGE = frozenset(
+    ("steps", "epochs", "checkpoint_every", "keep_checkpoints", "device", "data_root")
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a meta-training run; the defaults are the published ones for CIFAR-10.
+
+    Attributes:
+        dataset: Image data (see :func:`ghn_fast.vision.load_images`).
+        data_root: Folder of the image data.
+        image_size: Height and width of the images; the dataset's own by default.
+        deepnets: Folder of generated architectures, or how many to sample on the fly.
+        meta_batch: Architectures per step.
+        batch_size: Images per step.
+        steps: Number of steps; or give ``epochs``, passes over the training images.
+        epochs: See ``steps``; 300 if neither is given.
+        seed: Decides weights, order of images and architectures, augmentation, dropout.
+        hid, max_shape, propagator, virtual_edges, normalize, layer_norm, propagation_steps:
+            The hypernetwork, see :class:`GHNConfig`.
+        lr, weight_decay, grad_clip: Adam and the norm at which gradients are clipped.
+        schedule: ``multistep`` multiplies the learning rate by ``gamma`` at each of ``milestones``
+            (fractions of the run); ``cosine`` lets it fall to zero.
+        warmup_steps: Steps over which the learning rate rises linearly.
+        max_nodes: Meta-batches with more nodes are left out.
+        min_channels, max_channels: Range of widths that architectures are given.
+        checkpoint_every: Steps between checkpoints.
+        keep_checkpoints: How many of the newest checkpoints stay.
+        device: Where to train.
+    """
+
+    dataset: str = "digits"
+    data_root: str | None = None
+    image_size: int | None = None
+    deepnets: str = "1000000"
+    meta_batch: int = 8
+    batch_size: int = 64
+    steps: int | None = None
+    epochs: int | None = None
+    seed: int = 1
+    hid: int = 32
+    max_shape: tuple[int, int, int, int] | None = None
+    propagator: str = "gated_gnn"
+    virtual_edges: int = 50
+    normalize: bool = True
+    layer_norm: bool = True
+    propagation_steps: int = 1
+    lr: float = 1e-3
+    weight_decay: float = 1e-5
+    grad_clip: float = 5.0
+    schedule: str = "multistep"
+    milestones: tuple[float, ...] = (200 / 300, 250 / 300)
+    gamma: float = 0.1
+    warmup_steps: int = 0
+    max_nodes: int = 2200
+    min_channels: int = 32
+    max_channels: int = 128
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 3
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "meta_batch",
+            "batch_size",
+            "max_nodes",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("steps", "epochs"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        for name in ("lr", "grad_clip", "gamma"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name}: got {value}, needs a positive number")
+        for name in ("weight_decay", "warmup_steps", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs: got both, needs one of them")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule: got {self.schedule!r}, needs one of {', '.join(SCHEDULES)}"
+            )
+        if not 1 <= self.min_channels <= self.max_channels:
+            raise ValueError(
+                f"min_channels, max_channels: got {self.min_channels} and {self.max_channels}, needs "
+                "1 <= min_channels <= max_channels"
+            )
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Number of steps of the run, for images that make ``steps_per_epoch`` batches."""
+        if self.steps is not None:
+            return self.steps
+        return (self.epochs or 300) * steps_per_epoch
+
+    def learning_rate(self, step: int, total: int) -> float:
+        """Learning rate of a step (counted from 0) of ``total``."""
+        rate = self.lr
+        if self.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+        else:
+            rate *= self.gamma ** sum(step >= fraction * total for fraction in self.milestones)
+        if step < self.warmup_steps:
+            rate *= (step + 1) / self.warmup_steps
+        return rate
+
+    def ghn_config(self, num_classes: int, image_size: int) -> GHNConfig:
+        """Configuration of the hypernetwork for a number of classes and an image size."""
+        kernel = 11 if image_size < 64 else 16
+        return GHNConfig(
+            max_shape=self.max_shape or (2 * self.hid, 2 * self.hid, kernel, kernel),
+            num_classes=num_classes,
+            hid=self.hid,
+            propagator=self.propagator,
+            virtual_edges=self.virtual_edges,
+            normalize=self.normalize,
+            layer_norm=self.layer_norm,
+            steps=self.propagation_steps,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON and YAML."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+        """From plain values.
+
+        Raises:
+            ValueError: If a name is unknown or a value is not valid.
+        """
+        known = {field.name for field in fields(TrainConfig)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"config: unknown setting {unknown[0]!r}, known are {', '.join(sorted(known))}"
+            )
+        clean = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if "deepnets" in clean:
+            clean["deepnets"] = str(clean["deepnets"])
+        try:
+            return TrainConfig(**clean)
+        except TypeError as error:
+            raise ValueError(f"config: a value has the wrong type: {error}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read settings from a YAML (or JSON) file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a mapping from names to values.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such configuration file")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: got a {type(values).__name__}, needs settings as 'name: value'")
+    return values
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if not value >= least:
+        raise ValueError(f"{name}: got {value}, needs at least {least}")

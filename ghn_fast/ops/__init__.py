@@ -1,0 +1,1 @@
+"""Operations: validation, back ends and the plain-PyTorch reference of each."""

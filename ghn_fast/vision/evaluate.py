@@ -1,0 +1,285 @@
+"""Accuracy of networks on images, above all of networks whose parameters were predicted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ghn_fast.vision.augment import seeded_generator
+from ghn_fast.vision.batches import eval_batches
+from ghn_fast.hypernet.batchnorm import use_batch_statistics
+from ghn_fast.vision.images import ImageSet, ImageSplits
+from ghn_fast.vision.report import ArchitectureResult, EvaluationReport, Summary, summarise
+
+__all__ = [
+    "Accuracy",
+    "ArchitectureResult",
+    "EvaluationItem",
+    "EvaluationReport",
+    "Summary",
+    "accuracy",
+    "evaluate_networks",
+    "summarise",
+]
+
+# Normalised batches up to this many bytes are made once and kept for all architectures.
+KEPT_BATCHES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """top1, top5: percent of `images` images; loss: mean cross-entropy (natural logarithm).
+
+    finite is False when some output was nan or infinite. Such images count as wrong; loss is then
+    the mean over the others, nan without any.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    finite: bool = True
+
+
+class EvaluationItem(Protocol):
+    """An architecture to evaluate: `graph` goes to the predictor, `build` makes the network."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def graph(self) -> Any: ...
+
+    def build(self, *, num_classes: int, image_size: int) -> nn.Module: ...
+
+
+def accuracy(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    device: str | torch.device | None = None,
+) -> Accuracy:
+    """Accuracy of `model`, in eval mode, on batches of images (B, 3, H, W) and targets (B,) int64.
+
+    The model's output is logits (B, classes), or a tuple or list whose first entry they are, or a
+    dict with an "out" entry (without one, its first entry). Among equal logits the lower class
+    wins. With fewer than 5 classes every finite output is right in top5. Images are moved to
+    `device`, by default that of the model's first parameter; the model is not moved. The training
+    flag of every module is as before afterwards.
+
+    Raises ValueError when there are no images, or when logits have another shape or too few classes
+    for the targets; TypeError when the output holds no logits.
+    """
+    if device is None:
+        first = next(itertools.chain(model.parameters(), model.buffers()), None)
+        device = first.device if first is not None else None
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            totals = torch.zeros(4, dtype=torch.float64)
+            images = 0
+            for inputs, targets in batches:
+                if device is not None:
+                    inputs, targets = inputs.to(device), targets.to(device)
+                logits = _logits(model(inputs), targets)
+                totals += _score(logits, targets)
+                images += len(targets)
+    finally:
+        for module, training in flags:
+            module.training = training
+    if images == 0:
+        raise ValueError("batches holds no images")
+    top1, top5, loss, finite = totals.tolist()
+    return Accuracy(
+        top1=100 * top1 / images,
+        top5=100 * top5 / images,
+        loss=loss / finite if finite else math.nan,
+        images=images,
+        finite=finite == images,
+    )
+
+
+def _logits(output: Any, targets: Tensor) -> Tensor:
+    if isinstance(output, Mapping):
+        output = output["out"] if "out" in output else next(iter(output.values()), None)
+    elif isinstance(output, (tuple, list)):
+        output = output[0] if output else None
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the model must return logits, or a tuple or dict of them; got {type(output).__name__}"
+        )
+    if output.ndim != 2 or len(output) != len(targets):
+        raise ValueError(
+            f"the model's logits must have shape ({len(targets)}, classes), got "
+            f"{tuple(output.shape)}"
+        )
+    if len(targets) and int(targets.max()) >= output.shape[1]:
+        raise ValueError(
+            f"the model has {output.shape[1]} classes, but the targets go up to {targets.max()}"
+        )
+    return output.float()
+
+
+def _score(logits: Tensor, targets: Tensor) -> Tensor:
+    """Vector of 4: right in top-1, right in top-5, summed loss, images with finite outputs."""
+    finite = logits.isfinite().all(dim=1)
+    chosen = logits.gather(1, targets[:, None])
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    ahead = (logits > chosen) | ((logits == chosen) & (classes < targets[:, None]))
+    rank = ahead.sum(dim=1)
+    loss = F.cross_entropy(logits, targets, reduction="none")
+    scores = [
+        ((rank < 1) & finite).sum().float(),
+        ((rank < 5) & finite).sum().float(),
+        torch.where(finite, loss, 0.0).sum(),
+        finite.sum().float(),
+    ]
+    return torch.stack(scores).cpu().double()
+
+
+def evaluate_networks(
+    items: Iterable[EvaluationItem],
+    predict: Callable[[nn.Module, Any], None],
+    splits: ImageSplits,
+    *,
+    batch_size: int = 64,
+    images: str = "test",
+    device: str | torch.device = "cpu",
+    limit: int | None = None,
+    baseline: bool = True,
+    seed: int = 0,
+    on_result: Callable[[ArchitectureResult], None] | None = None,
+    workers: int = 0,
+) -> EvaluationReport:
+    """Evaluate architectures with predicted parameters, and with random ones beside them.
+
+    items: architectures; the first `limit` of them are evaluated.
+    predict: called as predict(model, item.graph) with the model on `device`, fills its parameters
+        in place.
+    images: "test" or "val" images of `splits`, in batches of `batch_size`, see `eval_batches`.
+    baseline: evaluate the random initialisation first, which is fixed by (seed, item.index).
+    seed: also fixes how images are grouped into batches.
+    on_result: called with the record of each architecture when it is done.
+    workers: threads that decode images ahead, for data sets read from files.
+
+    BatchNorm layers use batch statistics in both cases. An architecture that fails (out of memory,
+    unsupported layer, ...) leaves its message in `error` of its record, and the next one follows.
+
+    Raises ValueError when images, limit or batch_size is out of range.
+    """
+    if images not in ("test", "val"):
+        raise ValueError(f"images must be 'test' or 'val', got {images!r}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be None or 1 or more, got {limit}")
+    device = torch.device(device)
+    image_set = splits.split(images)
+    batches = _Batches(image_set, splits, batch_size, device, seed, workers)
+    records = []
+    for item in itertools.islice(items, limit):
+        record = ArchitectureResult(index=int(item.index), name=str(item.name))
+        try:
+            _evaluate_item(record, item, predict, splits, batches, device, baseline, seed)
+        except Exception as error:
+            text = str(error).strip()
+            record.error = f"{type(error).__name__}: {text}" if text else type(error).__name__
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        records.append(record)
+        if on_result is not None:
+            on_result(record)
+    return EvaluationReport(
+        dataset=splits.name,
+        images=images,
+        num_images=len(image_set),
+        num_classes=splits.num_classes,
+        image_size=splits.image_size,
+        batch_size=batch_size,
+        seed=seed,
+        records=records,
+    )
+
+
+class _Batches:
+    """Evaluation batches that can be iterated once per architecture, kept when they are small."""
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        splits: ImageSplits,
+        batch_size: int,
+        device: torch.device,
+        seed: int,
+        workers: int,
+    ) -> None:
+        def start() -> Iterator[tuple[Tensor, Tensor]]:
+            return eval_batches(
+                image_set,
+                splits,
+                batch_size,
+                device=device,
+                shuffle_seed=seed,
+                workers=workers,
+            )
+
+        self._start = start
+        self._kept: Sequence[tuple[Tensor, Tensor]] | None = None
+        start()  # refuses wrong arguments now, before any architecture is built
+        if len(image_set) * 3 * splits.image_size**2 * 4 <= KEPT_BATCHES:
+            self._kept = list(start())
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._start() if self._kept is None else iter(self._kept)
+
+
+def _evaluate_item(
+    record: ArchitectureResult,
+    item: EvaluationItem,
+    predict: Callable[[nn.Module, Any], None],
+    splits: ImageSplits,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    baseline: bool,
+    seed: int,
+) -> None:
+    """Fill `record` step by step, so that it keeps what was known before an error."""
+    with torch.random.fork_rng(devices=[]):
+        # Built on the CPU, so that the generators of accelerators need not be touched.
+        initial = seeded_generator("initialise", seed, record.index).initial_seed()
+        torch.default_generator.manual_seed(initial)
+        model = item.build(num_classes=splits.num_classes, image_size=splits.image_size)
+    model.to(device)
+    record.num_params = sum(parameter.numel() for parameter in model.parameters())
+    use_batch_statistics(model)
+    if baseline:
+        result = accuracy(model, batches, device=device)
+        record.random_top1, record.random_top5 = result.top1, result.top5
+        record.random_loss = result.loss
+
+    start = _now(device)
+    predict(model, item.graph)
+    predicted = _now(device)
+    # A predictor may have replaced modules or restored their running statistics.
+    use_batch_statistics(model)
+    result = accuracy(model, batches, device=device)
+    record.seconds_predict = predicted - start
+    record.seconds_evaluate = _now(device) - predicted
+    record.top1, record.top5, record.loss = result.top1, result.top5, result.loss
+    record.finite = result.finite
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

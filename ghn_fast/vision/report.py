@@ -1,0 +1,217 @@
+"""What an evaluation found: per-architecture records, their summary, JSON and a picture."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
+
+# Colour-blind safe (Okabe and Ito), dark enough for text on white.
+PREDICTED_COLOUR = "#0072B2"
+RANDOM_COLOUR = "#D55E00"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean over `count` values, its standard error, the largest and the smallest value.
+
+    standard_error is nan for a single value, where it is not defined.
+    """
+
+    mean: float
+    standard_error: float
+    best: float
+    worst: float
+    count: int
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Summary of `values`; standard error = standard deviation (ddof = 1) / sqrt(n)."""
+    count = len(values)
+    if count == 0:
+        raise ValueError("values must hold at least one number, got none")
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError("values must be finite numbers, got nan or infinity among them")
+    error = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
+    return Summary(
+        mean=statistics.fmean(values),
+        standard_error=error,
+        best=max(values),
+        worst=min(values),
+        count=count,
+    )
+
+
+@dataclass
+class ArchitectureResult:
+    """Evaluation of one architecture; what an error prevented is None.
+
+    top1, top5: percent of images, predicted parameters; loss: mean cross-entropy; finite: whether
+    all outputs were. random_*: the same network with its random initialisation. seconds_evaluate:
+    time of the evaluation with predicted parameters. error: why the architecture failed, or None.
+    """
+
+    index: int
+    name: str
+    num_params: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+    loss: float | None = None
+    finite: bool | None = None
+    random_top1: float | None = None
+    random_top5: float | None = None
+    random_loss: float | None = None
+    seconds_predict: float | None = None
+    seconds_evaluate: float | None = None
+    error: str | None = None
+
+
+@dataclass
+class EvaluationReport:
+    """Results of `evaluate_networks`.
+
+    predicted, random: summaries of top-1 over the architectures that have one, None without any;
+    predicted_top5 likewise. images: the split the `num_images` images come from. batch_norm says
+    how BatchNorm layers normalised.
+    """
+
+    dataset: str
+    images: str
+    num_images: int
+    num_classes: int
+    image_size: int
+    batch_size: int
+    seed: int
+    records: list[ArchitectureResult]
+    predicted: Summary | None = field(init=False)
+    predicted_top5: Summary | None = field(init=False)
+    random: Summary | None = field(init=False)
+    batch_norm: str = "batch statistics"
+
+    def __post_init__(self) -> None:
+        self.predicted = _summary([r.top1 for r in self.records])
+        self.predicted_top5 = _summary([r.top5 for r in self.records])
+        self.random = _summary([r.random_top1 for r in self.records])
+
+    @property
+    def failed(self) -> list[ArchitectureResult]:
+        """The records of architectures that could not be evaluated."""
+        return [record for record in self.records if record.error is not None]
+
+    def to_json(self, path: str | Path) -> None:
+        """Write everything to `path`; readers see the old file or the whole new one.
+
+        Numbers that are not finite become null, as JSON has no other way to say it.
+        """
+        text = json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n"
+        path = Path(path)
+        # In the same folder, so that the replacement never crosses file systems.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            raise
+
+    def histogram(self, path: str | Path) -> None:
+        """Draw how top-1 accuracy is distributed, predicted beside random initialisation.
+
+        The suffix chooses the format: .png, .svg or .pdf. Raises ValueError for another suffix or
+        when no architecture was evaluated.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in PICTURE_SUFFIXES:
+            raise ValueError(
+                f"the picture must end in one of {', '.join(PICTURE_SUFFIXES)}; got {path}"
+            )
+        if self.predicted is None:
+            raise ValueError("there is nothing to draw: no architecture was evaluated")
+        _draw(self).savefig(path, dpi=160)
+
+
+def _summary(values: Sequence[float | None]) -> Summary | None:
+    known = [value for value in values if value is not None]
+    return summarise(known) if known else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _draw(report: EvaluationReport) -> Any:
+    # Figure without pyplot: no global state, no display, Agg for PNG.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    predicted = [r.top1 for r in report.records if r.top1 is not None]
+    random = [r.random_top1 for r in report.records if r.random_top1 is not None]
+    series = [("predicted parameters", PREDICTED_COLOUR, predicted, report.predicted)]
+    if random:
+        series.append(("random initialisation", RANDOM_COLOUR, random, report.random))
+    high = max(predicted + random)
+    width = next(w for w in (0.5, 1.0, 2.0, 2.5, 4.0) if high <= 25 * w or w == 4.0)
+    edges = [i * width for i in range(math.ceil(high / width + 1e-9) + 1)]
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for label, colour, values, summary in series:
+        axes.hist(
+            values,
+            bins=edges,
+            histtype="stepfilled",
+            facecolor=colour + "59",
+            edgecolor=colour,
+            linewidth=1.4,
+            label=f"{label}: {_format(summary)}",
+        )
+        if summary is not None:
+            axes.axvline(summary.mean, color=colour, linewidth=1.4, linestyle=(0, (4, 2)))
+    chance = 100 / report.num_classes
+    axes.axvline(chance, color="0.35", linewidth=1, linestyle=":", label=f"chance: {chance:.3g} %")
+    axes.margins(y=0.1)
+    axes.set_xlim(left=0, right=min(100.0, max(edges[-1], chance) * 1.04))
+    split = "validation" if report.images == "val" else report.images
+    dataset = report.dataset
+    if dataset.startswith("folder:"):
+        dataset = Path(dataset.removeprefix("folder:")).name or dataset
+    axes.set_xlabel(f"top-1 accuracy on {report.num_images:,} {split} images of {dataset} (%)")
+    axes.set_ylabel("architectures")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    plural = "" if len(predicted) == 1 else "s"
+    axes.set_title(
+        f"{len(predicted)} architecture{plural}, parameters predicted in one pass",
+        loc="left",
+        fontsize=11,
+    )
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+    return figure
+
+
+def _format(summary: Summary | None) -> str:
+    if summary is None:
+        return "none"
+    if summary.count == 1:
+        return f"{summary.mean:.1f} %"
+    return f"{summary.mean:.1f} ± {summary.standard_error:.1f} %"

@@ -1,0 +1,174 @@
+"""What is installed, what importing it costs, and that the command is there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.util import resolve_name
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+import ghn_fast
+from ghn_fast import _version
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+HEAVY = {
+    *("matplotlib", "sklearn", "h5py", "rich", "typer", "torchvision", "tensorboard"),
+    *("torch_geometric", "timm", "networkx", "scipy"),
+}
+SOURCES = [*ROOT.glob("ghn_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")]
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it, by their full dotted names."""
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    if package.startswith("kernels"):
+        package = f"ghn_fast.{package}"
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def python(*args: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter in the repository's root."""
+    return subprocess.run(
+        [sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it would be installed, built from a copy of the sources."""
+    pytest.importorskip("setuptools", "77", reason="building the package needs setuptools 77")
+    copy = tmp_path_factory.mktemp("copy")
+    for name in ("ghn_fast", "kernels"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, copy / name)
+    # The directories need not hold weights and kernels yet for their files to be installed.
+    (copy / "ghn_fast" / "pretrained").mkdir(exist_ok=True)
+    (copy / "ghn_fast" / "pretrained" / "probe.safetensors").touch()
+    (copy / "ghn_fast" / "pretrained" / "probe.json").touch()
+    (copy / "kernels" / "probe.py").touch()
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built"]
+    # No compiler: an install has to work without one.
+    env = os.environ | {"CC": "false", "CXX": "false"}
+    result = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return copy / "built"
+
+
+def test_the_version_is_written_once() -> None:
+    assert ghn_fast.__version__ == _version.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc|\.dev)\d+)?", _version.__version__)
+    assert "version" in PYPROJECT["project"]["dynamic"]
+    assert "version" not in PYPROJECT["project"]
+    files = [*SOURCES, ROOT / "setup.py"]
+    defining = [p.name for p in files if re.search(r"^__version__ *=", p.read_text(), re.M)]
+    assert defining == ["_version.py"]
+
+
+def test_every_directory_with_code_is_a_package() -> None:
+    missing = {str(f.parent) for f in SOURCES if not (f.parent / "__init__.py").is_file()}
+    assert not missing
+
+
+def test_everything_in_the_package_is_installed(built: Path) -> None:
+    def below(folder: Path) -> set[str]:
+        paths = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+        return {p.as_posix() for p in paths if "__pycache__" not in p.parts}
+
+    installed = below(built / "ghn_fast")
+    assert {"py.typed", "pretrained/probe.safetensors", "pretrained/probe.json"} <= installed
+    assert {"kernels/__init__.py", "kernels/probe.py"} <= installed
+    assert below(ROOT / "ghn_fast") - installed == set()
+    assert {f"kernels/{name}" for name in below(ROOT / "kernels")} - installed == set()
+    assert [p.name for p in built.iterdir()] == ["ghn_fast"]
+
+
+def test_the_kernels_are_found_where_the_package_is_installed() -> None:
+    try:
+        importlib.metadata.distribution("ghn-fast")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("ghn-fast is not installed, only on the path")
+    assert importlib.import_module("ghn_fast.kernels").__name__ == "ghn_fast.kernels"
+
+
+def test_import_loads_nothing_heavy() -> None:
+    result = python("-c", "import sys, ghn_fast; print(*sys.modules)")
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert "ghn_fast" in loaded
+    assert HEAVY & loaded == set()
+
+
+@pytest.mark.parametrize("names", ["capture", "GHN, GHNConfig", "from_pretrained, save_pretrained"])
+def test_prediction_loads_nothing_heavy(names: str) -> None:
+    result = python("-c", f"import sys; from ghn_fast import {names}; print(*sys.modules)")
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert "ghn_fast" in loaded
+    assert HEAVY & loaded == set()
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL"}
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    requirements = [*PYPROJECT["project"]["dependencies"], *chain(*extras.values())]
+    names = [re.split(r"[<>=!~; ]", requirement)[0] for requirement in requirements]
+    # torch brings Triton.
+    declared = {"ghn_fast", "triton", *(modules.get(name, name) for name in names)}
+    for path in SOURCES:
+        foreign = {name.partition(".")[0] for name in imports(path)} - sys.stdlib_module_names
+        assert foreign <= declared, path
+
+
+def test_lower_rooms_import_no_higher_ones() -> None:
+    allowed = {
+        "ops": {"ops", "kernels"},
+        "graph": {"graph", "ops"},
+        "deepnets": {"deepnets", "graph", "ops"},
+        "hypernet": {"hypernet", "graph", "ops"},
+    }
+    for room, rooms in allowed.items():
+        for path in (ROOT / "ghn_fast" / room).rglob("*.py"):
+            inside = [name.split(".") for name in imports(path) if name.startswith("ghn_fast.")]
+            assert {parts[1] for parts in inside} <= {*rooms, "_version"}, path
+
+
+def test_the_command_and_the_module_are_one() -> None:
+    module, function = PYPROJECT["project"]["scripts"]["ghn-fast"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    result = python("-m", "ghn_fast", "--help")
+    assert result.returncode == 0, result.stderr
+    assert "Usage" in result.stdout
+
+
+def test_make_lists_its_targets() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    for target in ("venv", "demo", "test", "lint", "format", "clean"):
+        assert re.search(rf"make {target}\b", result.stdout)
+
+
+def test_ci_runs_from_anywhere() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", script], timeout=60).returncode == 0
