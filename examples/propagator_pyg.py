@@ -36,7 +36,7 @@ class GraphAttention(nn.Module):
 
 
 def main() -> None:
-    """Predict a ResNet-18 with a hypernetwork of fresh weights; it can be trained like any other."""
+    """Predict a ResNet-18 with a hypernetwork of fresh weights; it trains like any other."""
     ghn_fast.register_propagator("gat", GraphAttention)
     torch.manual_seed(0)
     ghn = ghn_fast.GHN(ghn_fast.GHNConfig(propagator="gat"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 app = typer.Typer(
@@ -24,18 +24,34 @@ app.add_typer(deepnets_app, name="deepnets")
 # Exit status of a program that SIGINT ended, by the convention of shells.
 INTERRUPTED = 130
 
-SPLITS = ("train", "val", "test", "wide", "deep", "dense", "bnfree", "search")
-EVALUATION_SPLITS = (
-    "val",
-    "test",
-    "wide",
-    "deep",
-    "dense",
-    "bnfree",
-    "predefined",
-    "search",
-    "train",
-)
+
+class Split(StrEnum):
+    """Splits that can be generated."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+    wide = "wide"
+    deep = "deep"
+    dense = "dense"
+    bnfree = "bnfree"
+    search = "search"
+
+
+class EvaluationSplit(StrEnum):
+    """Splits that can be evaluated."""
+
+    val = "val"
+    test = "test"
+    wide = "wide"
+    deep = "deep"
+    dense = "dense"
+    bnfree = "bnfree"
+    predefined = "predefined"
+    search = "search"
+    train = "train"
+
+
 _PUBLISHED_COUNT = {"val": 500, "test": 500, "wide": 100, "deep": 100, "dense": 100, "bnfree": 100}
 
 Dataset = Annotated[
@@ -43,10 +59,6 @@ Dataset = Annotated[
     typer.Option("--dataset", help="digits, cifar10, imagenet or folder:PATH (an ImageFolder)."),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
-
-
-def _choice(values: tuple[str, ...]) -> click.Choice[str]:
-    return click.Choice(values)
 
 
 @app.command()
@@ -116,7 +128,7 @@ def train(
 @app.command()
 def evaluate(
     ckpt: Annotated[str, typer.Option("--ckpt", help="Name, folder or file of a hypernetwork.")],
-    split: Annotated[str, typer.Option("--split", click_type=_choice(EVALUATION_SPLITS))] = "test",
+    split: Annotated[EvaluationSplit, typer.Option("--split")] = EvaluationSplit.test,
     dataset: Dataset = "digits",
     data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
     deepnets: Annotated[
@@ -136,9 +148,10 @@ def evaluate(
 
     _check_device(device)
     ghn = from_pretrained(ckpt, device=device)
-    count = limit or _PUBLISHED_COUNT.get(split, 100)
+    name = split.value
+    count = limit or _PUBLISHED_COUNT.get(name, 100)
     with _progress() as progress:
-        task = progress.add_task(f"{split} architectures", total=None, info="")
+        task = progress.add_task(f"{name} architectures", total=None, info="")
 
         def on_result(done: int, total: int, record: Any) -> None:
             info = record.error or f"top-1 {record.top1:.1f} %"
@@ -146,7 +159,7 @@ def evaluate(
 
         report = evaluate_split(
             ghn,
-            split,
+            name,
             dataset,
             data_root=data_root,
             deepnets=deepnets,
@@ -157,14 +170,14 @@ def evaluate(
             device=device,
             on_result=on_result,
         )
-    name = f"{split}-{dataset.partition(':')[0]}"
+    stem = f"{name}-{dataset.partition(':')[0]}"
     out.mkdir(parents=True, exist_ok=True)
-    report.to_json(out / f"{name}.json")
-    print_evaluation(report, f"{ckpt} on {split}")
-    written = f"{out / name}.json"
+    report.to_json(out / f"{stem}.json")
+    print_evaluation(report, f"{ckpt} on {name}")
+    written = f"{out / stem}.json"
     if report.predicted is not None:
-        report.histogram(out / f"{name}.png")
-        written += f" and {out / name}.png"
+        report.histogram(out / f"{stem}.png")
+        written += f" and {out / stem}.png"
     typer.echo(f"written: {written}")
     if report.predicted is None:
         raise typer.Exit(1)
@@ -208,7 +221,7 @@ def demo(
 
 @deepnets_app.command()
 def generate(
-    split: Annotated[str, typer.Option("--split", click_type=_choice(SPLITS))],
+    split: Annotated[Split, typer.Option("--split")],
     count: Annotated[int, typer.Option("--count", min=1, help="Architectures to generate.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
@@ -219,17 +232,17 @@ def generate(
     from ghn_fast.deepnets import generate as write
 
     with _progress() as progress:
-        task = progress.add_task(f"{split} architectures", total=count, info="")
+        task = progress.add_task(f"{split.value} architectures", total=count, info="")
         path = write(
-            split,
+            split.value,
             count,
             out,
             workers=workers,
             seed=seed,
             progress=lambda done: progress.update(task, completed=done),
         )
-    nets = DeepNets(out, split)
-    _print(statistics_table({split: describe(nets)}))
+    nets = DeepNets(out, split.value)
+    _print(statistics_table({split.value: describe(nets)}))
     typer.echo(f"written: {path}")
     if len(nets) < count:
         typer.echo(f"interrupted after {len(nets)} of {count} architectures; the file is valid")

@@ -35,7 +35,14 @@ from ghn_fast.graph.arch_graph import ArchGraph, graph_from_nodes
 from ghn_fast.graph.contract import contract
 from ghn_fast.graph.raw import RawOp, RawParam, linearise, order_nodes
 
-__all__ = ["build_graph", "count_parameters", "is_connected", "parameter_shapes"]
+__all__ = [
+    "build_graph",
+    "count_parameters",
+    "is_connected",
+    "node_cells",
+    "parameter_shapes",
+    "stored_node_order",
+]
 
 _UNREACHED = "not on a path from the input to the output"
 
@@ -110,6 +117,37 @@ def count_parameters(config: NetworkConfig, num_classes: int = 10, image_size: i
     return sum(prod(param.shape) for param in _flat(blocks))
 
 
+def node_cells(graph: ArchGraph, n_cells: int) -> list[int]:
+    """Cell that every node belongs to, as published files count.
+
+    The stem belongs to the first cell, the classifier to the last; a node without parameters to the
+    cell of the node before it.
+    """
+    cells = []
+    cell = 0
+    for name in graph.names:
+        if name.startswith("cells."):
+            cell = int(name.split(".", 2)[1])
+        elif name.startswith("classifier."):
+            cell = n_cells - 1
+        elif name.startswith(("stem", "pos_enc.")):
+            cell = 0
+        cells.append(cell)
+    return cells
+
+
+def stored_node_order(graph: ArchGraph, n_cells: int) -> list[int]:
+    """Nodes of a graph in the order in which published files list them.
+
+    Files list the nodes cell by cell, but the rows and columns of the distances beside them in the
+    order of the graph. The published loader pairs the two lists position by position, so that a
+    hypernetwork trained on such files saw the type and shape of node ``stored_node_order(...)[i]``
+    in the place of node ``i``.
+    """
+    cells = node_cells(graph, n_cells)
+    return sorted(range(len(cells)), key=cells.__getitem__)
+
+
 def _parameters(plan: NetworkPlan) -> list[list[list[RawParam]]]:
     """Parameters per part of the network (stem, cells, classifier), in blocks."""
     return [
@@ -131,11 +169,11 @@ def _record_network(plan: NetworkPlan, blocks: list[list[list[RawParam]]]) -> Ra
     if plan.glob_avg:
         x = RawOp("Mean", (x,), keepdim=True)
     x = RawOp("View", (x,))
-    params = blocks[-1][0]
-    for layer in range(0, len(params), 2):
+    weights = blocks[-1][0]
+    for layer in range(0, len(weights), 2):
         if layer:
             x = RawOp("Relu", (x,))
-        x = record_linear(x, params[layer], params[layer + 1])
+        x = record_linear(x, weights[layer], weights[layer + 1])
     return x
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ghn_fast.deepnets.plan import HEADS
 from ghn_fast.graph.raw import RawOp, RawParam
 
 
@@ -86,18 +87,44 @@ def record_msa(x: RawOp, params: Sequence[RawParam]) -> RawOp:
     normed = RawOp("NativeLayerNorm", (tokens, ln1, shift1))
     product = RawOp("Mm", (RawOp("View", (normed,)), RawOp("T", (qkv,))))
     parts = _chain(product, "UnsafeView", "Split")
-    # Split into heads, then bring to the form of a batched product.
-    heads = ("View", "Permute", "Unsqueeze", "Permute", "Permute", "View")
-    merge = ("View", "Permute", "View")
-    scores = RawOp("Bmm", (_chain(parts, *heads), _chain(parts, *heads)))
-    weights = _chain(scores, *merge, "Mul", "Softmax", "Unsqueeze", "Permute", "Permute", "View")
-    mixed = RawOp("Bmm", (weights, _chain(parts, *heads)))
-    merged = _chain(mixed, *merge, "Permute", "Clone", "UnsafeView")
-    attended = RawOp("Add", (_linear_on_tokens(merged, out, out_bias), tokens))
+    # The heads have one channel each: einsum multiplies without a sum, and merging them copies
+    # nothing, so that the linear layer behind them gets tokens that are not contiguous.
+    narrow = out.shape[1] == HEADS
+    weights = _chain(
+        _attention_scores(parts, narrow),
+        "Mul",
+        "Softmax",
+        "Unsqueeze",
+        "Permute",
+        "Permute",
+        "View",
+    )
+    mixed = RawOp("Bmm", (weights, _chain(parts, *_SPLIT_HEADS, "Permute", "View")))
+    heads = _chain(mixed, "View", "Permute", "View", "Permute")
+    if narrow:
+        flat = RawOp("Mm", (_chain(heads, "View", "View"), RawOp("T", (out,))))
+        mapped = RawOp("Add", (RawOp("UnsafeView", (flat,)), out_bias))
+    else:
+        mapped = _linear_on_tokens(_chain(heads, "Clone", "UnsafeView"), out, out_bias)
+    attended = RawOp("Add", (mapped, tokens))
     normed = RawOp("NativeLayerNorm", (attended, ln2, shift2))
     hidden = RawOp("Gelu", (_linear_on_tokens(normed, up, up_bias),))
     result = RawOp("Add", (_linear_on_tokens(hidden, down, down_bias), attended))
     return _chain(result, "Permute", "View")
+
+
+# Splits features into heads, then begins to bring them to the form of a batched product.
+_SPLIT_HEADS = ("View", "Permute", "Unsqueeze", "Permute")
+
+
+def _attention_scores(parts: RawOp, narrow: bool) -> RawOp:
+    """Products of queries and keys, two of the ``parts`` of one linear layer's result."""
+    if narrow:
+        return RawOp(
+            "View", (RawOp("Mul", (_chain(parts, *_SPLIT_HEADS), _chain(parts, *_SPLIT_HEADS))),)
+        )
+    query, key = (_chain(parts, *_SPLIT_HEADS, "Permute", "View") for _ in range(2))
+    return _chain(RawOp("Bmm", (query, key)), "View", "Permute", "View")
 
 
 def _linear_on_tokens(x: RawOp, weight: RawParam, bias: RawParam) -> RawOp:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ghn_fast.deepnets.plan import CellPlan, NetworkPlan, PreprocessPlan
-from ghn_fast.graph.raw import RawParam
+from itertools import pairwise
 
-_HEADS = 8
+from ghn_fast.deepnets.plan import HEADS, CellPlan, NetworkPlan, PreprocessPlan
+from ghn_fast.graph.raw import RawParam
 
 
 def stem_parameters(plan: NetworkPlan) -> list[RawParam]:
@@ -84,7 +84,7 @@ def op_parameters(
             *_linear(f"{prefix}.fc2", channels // 2, channels),
         ]
     if primitive == "msa":
-        width = channels // _HEADS * _HEADS
+        width = channels // HEADS * HEADS
         return [
             *_linear(f"{prefix}.to_qkv", channels, 3 * width)[:1],
             *_linear(f"{prefix}.to_out.0", width, channels),
@@ -114,7 +114,7 @@ def classifier_parameters(plan: NetworkPlan) -> list[RawParam]:
     """Parameters of the classifier."""
     widths = plan.classifier
     result = []
-    for layer, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (width, following) in enumerate(pairwise(widths)):
         # A ReLU and a dropout stand between the linear layers.
         result += _linear(f"classifier.{3 * layer}", width, following)
     return result

@@ -40,7 +40,7 @@ Gene = tuple[str, int]
 class Genotype:
     """The normal and the reduction cell of a network.
 
-    Step ``i`` of a cell adds state ``i + 2``, the sum of the operations ``2 * i`` and ``2 * i + 1``.
+    Step ``i`` of a cell adds state ``i + 2``, the sum of operations ``2 * i`` and ``2 * i + 1``.
 
     Attributes:
         normal: Operations of normal cells, two per step.
@@ -154,16 +154,23 @@ class NetworkConfig:
             )
         if self.is_vit and self.C < 8:
             raise _error("C", self.C, "at least 8 for the 8 heads of msa")
-        if self.C < 2 and "cse" in genotype.primitives():
-            raise _error("C", self.C, "at least 2 for cse, which halves the channels")
-        if self.C % 2 and not self.is_vit and self._halves_channels():
-            raise _error("C", self.C, "an even number: the stem or a reduction halves the channels")
+        halved = "cse" in genotype.primitives() or (self.stem_type == 1 and not self.is_vit)
+        if self.C < 2 and halved:
+            raise _error("C", self.C, "at least 2: cse and stem_type 1 halve the channels")
+        if not self.is_vit and self._splits_odd_channels():
+            raise _error("C", self.C, "an even number: layers that halve the size split channels")
 
-    def _halves_channels(self) -> bool:
-        reduces = any(self.is_reduction(cell) for cell in range(self.n_cells))
+    def _splits_odd_channels(self) -> bool:
+        """Whether a factorized reduction would have to yield an odd number of channels."""
         skips = any(name == "skip_connect" and i < 2 for name, i in self.genotype.reduce)
-        follows = any(self.is_reduction(cell) for cell in range(self.n_cells - 1))
-        return self.stem_type == 1 or (reduces and skips) or (follows and self.preproc)
+        channels = self.C
+        for cell in range(self.n_cells):
+            reduction = self.is_reduction(cell)
+            channels *= self.C_mult if reduction else 1
+            halved = self.is_reduction(cell - 1) if cell else self.stem_type == 1
+            if channels % 2 and ((halved and self.preproc) or (reduction and skips)):
+                return True
+        return False
 
     @property
     def is_vit(self) -> bool:

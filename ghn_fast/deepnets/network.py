@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -109,7 +111,7 @@ class Network(nn.Module):
         self._build_stem(plan.stem, plan.norm)
         self.cells = nn.ModuleList(Cell(cell, plan.norm) for cell in plan.cells)
         layers: list[nn.Module] = []
-        for width, following in zip(plan.classifier, plan.classifier[1:], strict=False):
+        for width, following in pairwise(plan.classifier):
             if layers:
                 layers += [nn.ReLU(), nn.Dropout(p=0.5)]
             layers.append(Linear(width, following))

@@ -7,10 +7,13 @@ networks; the sequence of tensor operations gives their architecture graphs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ghn_fast.deepnets.plan import HEADS
 
 
 class _FastOnMeta:
@@ -19,10 +22,9 @@ class _FastOnMeta:
     Training builds networks there in every step; initialisers are half of the time that this takes.
     """
 
-    weight: Tensor
-
     def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
+        weight: Tensor = self.weight  # type: ignore[attr-defined]
+        if not weight.is_meta:
             super().reset_parameters()  # type: ignore[misc]
 
 
@@ -159,7 +161,7 @@ class PosEnc(nn.Module):
         size: Their height and width.
     """
 
-    ghn_node_types = {"weight": "pos_enc"}  # noqa: RUF012
+    ghn_node_types: ClassVar[dict[str, str]] = {"weight": "pos_enc"}
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
@@ -214,7 +216,7 @@ class SelfAttention(nn.Module):
         heads: Number of heads.
     """
 
-    def __init__(self, channels: int, heads: int = 8) -> None:
+    def __init__(self, channels: int, heads: int = HEADS) -> None:
         super().__init__()
         self.heads = heads
         width = channels // heads * heads
@@ -246,38 +248,6 @@ class SelfAttention(nn.Module):
         return self.to_out(merged.reshape(batch, pixels, -1))
 
 
-def _kernel(primitive: str) -> int:
-    return int(primitive[-1])
-
-
-_PRIMITIVES: dict[str, Callable[[str, int, int, bool], nn.Module]] = {
-    "none": lambda name, channels, stride, norm: nn.Identity(),
-    "skip_connect": lambda name, channels, stride, norm: (
-        nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, norm)
-    ),
-    "max_pool": lambda name, channels, stride, norm: nn.MaxPool2d(
-        _kernel(name), stride, padding=_kernel(name) // 2
-    ),
-    "avg_pool": lambda name, channels, stride, norm: nn.AvgPool2d(
-        _kernel(name), stride, padding=_kernel(name) // 2, count_include_pad=False
-    ),
-    "sep_conv": lambda name, channels, stride, norm: separable_conv(
-        channels, _kernel(name), stride, norm
-    ),
-    "dil_conv": lambda name, channels, stride, norm: dilated_conv(
-        channels, _kernel(name), stride, norm
-    ),
-    "conv": lambda name, channels, stride, norm: relu_conv(
-        channels, channels, _kernel(name), stride, norm
-    ),
-    "conv_7x1": lambda name, channels, stride, norm: split_conv(
-        channels, _kernel(name), stride, norm
-    ),
-    "msa": lambda name, channels, stride, norm: SelfAttention(channels),
-    "cse": lambda name, channels, stride, norm: SqueezeExcitation(channels, stride),
-}
-
-
 def make_op(primitive: str, channels: int, stride: int, norm: bool) -> nn.Module:
     """The layer of a primitive.
 
@@ -287,5 +257,28 @@ def make_op(primitive: str, channels: int, stride: int, norm: bool) -> nn.Module
         stride: 2 to halve height and width; ``msa`` does not.
         norm: Whether convolutions are followed by batch normalisation.
     """
-    family = primitive if primitive in _PRIMITIVES else primitive.rpartition("_")[0]
-    return _PRIMITIVES[family](primitive, channels, stride, norm)
+    if primitive == "none" or (primitive == "skip_connect" and stride == 1):
+        return nn.Identity()
+    if primitive == "skip_connect":
+        return FactorizedReduce(channels, channels, norm)
+    if primitive == "msa":
+        return SelfAttention(channels)
+    if primitive == "cse":
+        return SqueezeExcitation(channels, stride)
+    family, _, size = primitive.rpartition("_")
+    kernel = int(size[-1])
+    if family == "max_pool":
+        return nn.MaxPool2d(kernel, stride, padding=kernel // 2)
+    if family == "avg_pool":
+        return nn.AvgPool2d(kernel, stride, padding=kernel // 2, count_include_pad=False)
+    return _CONVOLUTIONS[family](channels, kernel, stride, norm)
+
+
+_CONVOLUTIONS: dict[str, Callable[[int, int, int, bool], nn.Module]] = {
+    "sep_conv": separable_conv,
+    "dil_conv": dilated_conv,
+    "conv": lambda channels, kernel, stride, norm: relu_conv(
+        channels, channels, kernel, stride, norm
+    ),
+    "conv_7x1": split_conv,
+}

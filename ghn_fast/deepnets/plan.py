@@ -14,6 +14,9 @@ from ghn_fast.deepnets.genotype import NetworkConfig
 # Images below this size get the stems for small images (CIFAR-10), all others those for ImageNet.
 LARGE_IMAGE = 64
 
+# Number of heads of self-attention.
+HEADS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class OpPlan:
@@ -122,12 +125,15 @@ def plan_network(config: NetworkConfig, num_classes: int = 10, image_size: int =
     """Plan a network.
 
     Raises:
-        ValueError: If ``num_classes`` or ``image_size`` is not a positive integer.
+        ValueError: If ``num_classes`` or ``image_size`` is not a positive integer, or images of a
+            network with attention make one patch only.
     """
     for name, value in (("num_classes", num_classes), ("image_size", image_size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: got {value!r}, needs a positive integer")
     stem = _plan_stem(config, image_size)
+    if stem.kind == "vit" and stem.sizes[1] < 2:
+        raise ValueError(f"image_size: got {image_size}, needs at least 4 for networks with msa")
     concats = _reachable_states(config)
     alive, inputs_alive = _alive_operations(config, concats)
     cells = []

@@ -158,7 +158,7 @@ def graph_from_nodes(
     types, shapes, names = [], [], []
     shift_names: dict[int, str] = {}
     owned: set[str] = set()
-    for index, node in enumerate(nodes.nodes):
+    for index, node in enumerate(nodes.kept()):
         kind, shape, name = _describe(node)
         if node.param is not None:
             if name in owned:
@@ -169,8 +169,11 @@ def graph_from_nodes(
         types.append(kind)
         shapes.append(shape)
         names.append(name)
+    place = {number: index for index, number in enumerate(nodes.order)}
     pairs = [
-        (source, target) for source, succs in enumerate(nodes.succs) for target in sorted(succs)
+        (index, target)
+        for index, number in enumerate(nodes.order)
+        for target in sorted(place[succ] for succ in nodes.succs[number])
     ]
     edges = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
     return ArchGraph(

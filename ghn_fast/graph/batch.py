@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.ops.gated_gnn import SweepPlan, plan_sweep

@@ -172,7 +172,7 @@ def _read_autograd(output: Tensor, params: Mapping[int, RawParam]) -> RawOp:
 
 def _skipped(nodes: NodeGraph, params: Mapping[str, RawParam]) -> dict[str, str]:
     reached: set[str] = set()
-    for node in nodes.nodes:
+    for node in nodes.kept():
         if node.param is not None:
             reached.add(node.param.name)
             if node.param.shift_name is not None:

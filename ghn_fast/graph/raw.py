@@ -86,14 +86,26 @@ class RawNode:
 
 
 class NodeGraph:
-    """Nodes with their predecessors and successors; indices are positions in ``nodes``."""
+    """Nodes with their predecessors and successors, and the order of those that are left.
 
-    __slots__ = ("nodes", "preds", "succs")
+    Nodes are numbered by their position in ``nodes`` for good; ``order`` lists the numbers of the
+    nodes of the graph, and only it changes when nodes are sorted, inserted or removed.
+    """
+
+    __slots__ = ("nodes", "order", "preds", "succs")
 
     def __init__(self, nodes: list[RawNode]) -> None:
         self.nodes = nodes
+        self.order = list(range(len(nodes)))
         self.preds: list[set[int]] = [set() for _ in nodes]
         self.succs: list[set[int]] = [set() for _ in nodes]
+
+    def add(self, node: RawNode) -> int:
+        """Add a node without edges, outside the order; returns its number."""
+        self.nodes.append(node)
+        self.preds.append(set())
+        self.succs.append(set())
+        return len(self.nodes) - 1
 
     def connect(self, source: int, target: int) -> None:
         """Add the edge ``source -> target``; a loop is not an edge."""
@@ -107,14 +119,18 @@ class NodeGraph:
             self.succs[source].discard(target)
         self.preds[target].clear()
 
-    def select(self, keep: Sequence[int]) -> NodeGraph:
-        """The subgraph of the nodes in ``keep``, in that order."""
-        position = {old: new for new, old in enumerate(keep)}
-        graph = NodeGraph([self.nodes[old] for old in keep])
-        for new, old in enumerate(keep):
-            graph.preds[new] = {position[p] for p in self.preds[old] if p in position}
-            graph.succs[new] = {position[s] for s in self.succs[old] if s in position}
-        return graph
+    def remove(self, numbers: set[int]) -> None:
+        """Remove nodes with all their edges."""
+        for number in numbers:
+            for pred in self.preds[number]:
+                self.succs[pred].discard(number)
+            for succ in self.succs[number]:
+                self.preds[succ].discard(number)
+        self.order = [number for number in self.order if number not in numbers]
+
+    def kept(self) -> list[RawNode]:
+        """The nodes of the graph, in order."""
+        return [self.nodes[number] for number in self.order]
 
 
 def linearise(output: RawOp) -> NodeGraph:
@@ -186,14 +202,12 @@ def order_nodes(graph: NodeGraph) -> NodeGraph:
             graph.connect(index, reader)
 
     sources = [index for index, preds in enumerate(graph.preds) if not preds]
-    graph.nodes.append(RawNode(None, None, "input"))
-    graph.preds.append(set())
-    graph.succs.append(set())
+    entrance = graph.add(RawNode(None, None, "input"))
     for source in sources:
-        graph.connect(len(graph.nodes) - 1, source)
+        graph.connect(entrance, source)
 
     missing = [len(preds) for preds in graph.preds]
-    generation = [index for index, count in enumerate(missing) if count == 0]
+    generation = [entrance]
     order: list[int] = []
     while generation:
         following: list[int] = []
@@ -208,37 +222,35 @@ def order_nodes(graph: NodeGraph) -> NodeGraph:
         raise ValueError(
             "the operations of the network form a cycle; an architecture graph is acyclic"
         )
-    return split_positional_encodings(graph.select(order))
-
-
-def split_positional_encodings(graph: NodeGraph) -> NodeGraph:
-    """Give every positional encoding its own node beside the sum that adds it to the features."""
-    index = 0
-    while index < len(graph.nodes):
-        param = graph.nodes[index].param
-        if param is not None and param.node_type == "pos_enc":
-            graph = _insert_after(graph, index, RawNode(None, None, "Add"))
-            index += 1
-        index += 1
+    graph.order = order
+    split_positional_encodings(graph)
     return graph
 
 
-def _insert_after(graph: NodeGraph, index: int, node: RawNode) -> NodeGraph:
-    """Insert ``node`` behind ``index``; it takes over all edges, and gets one from ``index``."""
-
-    def moved(old: int) -> int:
-        return old if old < index else old + 1
-
-    result = NodeGraph([*graph.nodes[: index + 1], node, *graph.nodes[index + 1 :]])
-    for old, succs in enumerate(graph.succs):
-        for succ in succs:
-            result.connect(moved(old), moved(succ))
-    result.connect(index, index + 1)
-    return result
+def split_positional_encodings(graph: NodeGraph) -> None:
+    """Give every positional encoding its own node beside the sum that adds it to the features."""
+    order: list[int] = []
+    for number in graph.order:
+        order.append(number)
+        param = graph.nodes[number].param
+        if param is None or param.node_type != "pos_enc":
+            continue
+        total = graph.add(RawNode(None, None, "Add"))
+        order.append(total)
+        for pred in list(graph.preds[number]):
+            graph.succs[pred].discard(number)
+            graph.connect(pred, total)
+        for succ in list(graph.succs[number]):
+            graph.preds[succ].discard(number)
+            graph.connect(total, succ)
+        graph.preds[number] = set()
+        graph.succs[number] = set()
+        graph.connect(number, total)
+    graph.order = order
 
 
 def node_type_of_kind(kind: str) -> int | None:
-    """Index of the node type that an operation without parameters becomes, ``None`` if it has none."""
+    """Index of the node type of an operation without parameters, ``None`` if it has none."""
     name = _KIND_TO_TYPE.get(kind)
     return None if name is None else NODE_TYPE_INDEX[name]
 

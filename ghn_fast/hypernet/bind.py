@@ -91,8 +91,8 @@ def warn_skipped(report: PredictionReport) -> None:
     name, reason = next(iter(report.skipped.items()))
     total = len(report.skipped) + len(report.predicted)
     warnings.warn(
-        f"{len(report.skipped)} of {total} parameters were not predicted and keep their values, the "
-        f"first one '{name}': {reason}. All are listed in the report of ghn.predict(model).skipped",
+        f"{len(report.skipped)} of {total} parameters were not predicted and keep their values, "
+        f"the first one '{name}': {reason}. ghn.predict(model).skipped lists them all",
         UserWarning,
         stacklevel=3,
     )

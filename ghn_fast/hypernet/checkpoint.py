@@ -104,8 +104,8 @@ def load_weights(ghn: GHN, state: Mapping[str, Tensor], source: str) -> None:
             )
         if state[name].shape != tensor.shape:
             raise ValueError(
-                f"{source}: entry '{name}' has the wrong shape, expected {tuple(tensor.shape)}, got "
-                f"{tuple(state[name].shape)}"
+                f"{source}: entry '{name}' has the wrong shape, expected {tuple(tensor.shape)}, "
+                f"got {tuple(state[name].shape)}"
             )
     unknown = sorted(set(state) - set(expected))
     if unknown:

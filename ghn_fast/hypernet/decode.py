@@ -1,8 +1,8 @@
 """Decoders: from node embeddings to blocks of parameters.
 
-A weight comes from a block of at most ``max_shape`` = (out, in, S, S): a linear layer to 4C channels
-at each of S x S positions, ReLU, then two 1x1 convolutions (4C -> 8C, ReLU, -> out * in). 1-D
-parameters come from an MLP C -> 2C -> 2 * channels (row 0: scale, row 1: shift or bias). The
+A weight comes from a block of at most ``max_shape`` = (out, in, S, S): a linear layer to 4C
+channels at each of S x S positions, ReLU, then two 1x1 convolutions (4C -> 8C, ReLU, -> out * in).
+1-D parameters come from an MLP C -> 2C -> 2 * channels (row 0: scale, row 1: shift or bias). The
 classifier's weight and bias have heads of their own (arXiv 2110.13100, appendix B).
 
 Only what a group of parameters needs is computed: the first positions, and of the last product the
@@ -48,7 +48,8 @@ class BlockDecoder(nn.Module):
         n, hid = x.shape
         channels = self.hidden.in_features
         size = self.max_shape[2]
-        weight, bias = self.expand.weight, self.expand.bias
+        weight: Tensor = self.expand.weight
+        bias: Tensor = self.expand.bias
         if (height, width) != (size, size):
             weight = weight.view(channels, size, size, hid)[:, :height, :width].reshape(-1, hid)
             bias = bias.view(channels, size, size)[:, :height, :width].reshape(-1)

@@ -1,8 +1,8 @@
 """Checkpoints of a training run: written atomically, resumed exactly.
 
-RUN/checkpoints/step-00000500/ holds ``config.json`` and ``model.safetensors`` (so that the folder is
-itself a checkpoint for :func:`ghn_fast.from_pretrained`) and ``trainer.pt`` with the optimizer. It is
-written under another name and renamed when it is complete.
+RUN/checkpoints/step-00000500/ holds ``config.json`` and ``model.safetensors`` (so that the folder
+is itself a checkpoint for :func:`ghn_fast.from_pretrained`) and ``trainer.pt`` with the optimizer.
+It is written under another name and renamed when it is complete.
 """
 
 from __future__ import annotations

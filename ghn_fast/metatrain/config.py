@@ -30,6 +30,8 @@ class TrainConfig:
         batch_size: Images per step.
         steps: Number of steps; or give ``epochs``, passes over the training images.
         epochs: See ``steps``; 300 if neither is given.
+        init: Hypernetwork to start from, as in :func:`ghn_fast.from_pretrained`; random weights by
+            default.
         seed: Decides weights, order of images and architectures, augmentation, dropout.
         hid, max_shape, propagator, virtual_edges, normalize, layer_norm, propagation_steps:
             The hypernetwork, see :class:`GHNConfig`.
@@ -52,6 +54,7 @@ class TrainConfig:
     batch_size: int = 64
     steps: int | None = None
     epochs: int | None = None
+    init: str | None = None
     seed: int = 1
     hid: int = 32
     max_shape: tuple[int, int, int, int] | None = None
@@ -100,8 +103,8 @@ class TrainConfig:
             )
         if not 1 <= self.min_channels <= self.max_channels:
             raise ValueError(
-                f"min_channels, max_channels: got {self.min_channels} and {self.max_channels}, needs "
-                "1 <= min_channels <= max_channels"
+                f"min_channels, max_channels: got {self.min_channels} and {self.max_channels}, "
+                "needs 1 <= min_channels <= max_channels"
             )
 
     def total_steps(self, steps_per_epoch: int) -> int:
@@ -155,7 +158,9 @@ class TrainConfig:
             raise ValueError(
                 f"config: unknown setting {unknown[0]!r}, known are {', '.join(sorted(known))}"
             )
-        clean = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        clean: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         if "deepnets" in clean:
             clean["deepnets"] = str(clean["deepnets"])
         try:

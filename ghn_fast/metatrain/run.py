@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ghn_fast.deepnets import DeepNets, SampledNets, meta_batches
-from ghn_fast.hypernet.checkpoint import write_atomically
+from ghn_fast.hypernet.checkpoint import from_pretrained, load_weights, write_atomically
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.metatrain.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from ghn_fast.metatrain.config import MAY_CHANGE, TrainConfig
@@ -67,7 +67,10 @@ def train(
     splits = load_images(config.dataset, config.data_root, image_size=config.image_size)
     nets = _architectures(config)
     torch.manual_seed(config.seed)
-    ghn = GHN(config.ghn_config(splits.num_classes, splits.image_size)).to(config.device).train()
+    ghn = GHN(config.ghn_config(splits.num_classes, splits.image_size))
+    if config.init is not None:
+        load_weights(ghn, from_pretrained(config.init).state_dict(), config.init)
+    ghn = ghn.to(config.device).train()
     optimizer = torch.optim.Adam(ghn.parameters(), config.lr, weight_decay=config.weight_decay)
     total = config.total_steps(max(len(splits.train) // config.batch_size, 1))
     done = list_checkpoints(out)

@@ -67,7 +67,8 @@ class SweepPlan(NamedTuple):
 
     def to(self, device: torch.device | str) -> SweepPlan:
         """The plan with its tensors on a device."""
-        return SweepPlan(*(v.to(device) if isinstance(v, Tensor) else v for v in self))
+        moved = [v.to(device) if isinstance(v, Tensor) else v for v in self]
+        return SweepPlan._make(moved)
 
 
 def plan_sweep(sources: Tensor, targets: Tensor, distances: Tensor, levels: Tensor) -> SweepPlan:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ghn_fast.vision.batches import eval_batches, train_batches
 from ghn_fast.hypernet.batchnorm import track_running_statistics, use_batch_statistics
+from ghn_fast.vision.batches import eval_batches, train_batches
 from ghn_fast.vision.data import DATASETS, load_images
 from ghn_fast.vision.evaluate import Accuracy, EvaluationItem, accuracy, evaluate_networks
 from ghn_fast.vision.images import ImageSet, ImageSplits

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ghn_fast.hypernet.batchnorm import use_batch_statistics
 from ghn_fast.vision.augment import seeded_generator
 from ghn_fast.vision.batches import eval_batches
-from ghn_fast.hypernet.batchnorm import use_batch_statistics
 from ghn_fast.vision.images import ImageSet, ImageSplits
 from ghn_fast.vision.report import ArchitectureResult, EvaluationReport, Summary, summarise
 

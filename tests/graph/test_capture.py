@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from networks import Branches, Shared, SmallCNN, Tied, Unsupported
 from torch import Tensor, nn
 
 from ghn_fast.graph import NODE_TYPES, ArchGraph, CaptureError, capture
+from networks import Branches, Shared, SmallCNN, Tied, Unsupported
 
 CONFIG_EDGES = {"ghn1_cifar10": 1}
 

@@ -27,7 +27,8 @@ def test_number_of_classes_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "known"), [(1, 1), (2, 3), (3, 3), (4, 3), (6, 5), (11, 11), (12, 11), (13, 14), (15, 14), (16, 16)]
+    ("kernel", "known"),
+    [(1, 1), (2, 3), (3, 3), (4, 3), (6, 5), (11, 11), (12, 11), (13, 14), (15, 14), (16, 16)],
 )  # fmt: skip
 def test_nearest_kernels(kernel: int, known: int) -> None:
     assert [1, 3, 5, 7, 9, 11, 14, 16][int(kernel_table(11)[kernel])] == known

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from networks import Branches, Shared, SmallCNN, Unsupported
 from torch import Tensor, nn
 
 import ghn_fast
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.hypernet import propagate
+from networks import Branches, Shared, SmallCNN, Unsupported
 
 SMALL = ghn_fast.GHNConfig(max_shape=(16, 16, 5, 5), hid=8, num_classes=10)
 

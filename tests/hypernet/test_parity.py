@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from networks import SmallCNN
-from tolerances import assert_close
 from torch import nn
 
 import ghn_fast
+from networks import SmallCNN
+from tolerances import assert_close
 
 
 def check(path: Path) -> None:

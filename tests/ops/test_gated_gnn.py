@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import naive
 import pytest
 import torch
-from tolerances import assert_close
 from torch import Tensor, nn
 
+import naive
 from ghn_fast.graph.schedule import level_schedule
 from ghn_fast.ops.gated_gnn import GRUWeights, MLPWeights, SweepPlan, gated_gnn, plan_sweep
+from tolerances import assert_close
 
 
 def make_rows(edges: list[tuple[int, int]], num_nodes: int, cutoff: int) -> Tensor:
@@ -121,7 +121,7 @@ def test_bad_arguments_are_named() -> None:
     rest = (weights(mlp), None, gru_weights(gru))
     with pytest.raises(ValueError, match=r"x: got shape \(3, 8\), needs \(2, C\)"):
         gated_gnn(torch.zeros(3, 8), sweep, *rest)
-    with pytest.raises(TypeError, match="x: got torch.int64"):
+    with pytest.raises(TypeError, match=r"x: got torch\.int64"):
         gated_gnn(torch.zeros(2, 8, dtype=torch.int64), sweep, *rest)
     with pytest.raises(ValueError, match="weight_ih"):
         gated_gnn(torch.zeros(2, 4), sweep, *rest)

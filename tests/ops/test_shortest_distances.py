@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import naive
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import naive
 from ghn_fast.ops.shortest_distances import shortest_distances
 
 
@@ -58,5 +58,5 @@ def test_bad_input_is_named(
 
 
 def test_wrong_dtype_is_named() -> None:
-    with pytest.raises(TypeError, match="edges: got torch.float32"):
+    with pytest.raises(TypeError, match=r"edges: got torch\.float32"):
         shortest_distances(torch.zeros(1, 2), 2, 5)

@@ -1,0 +1,198 @@
+"""How the files of DeepNets-1M describe a graph: a table of nodes beside the matrix of distances.
+
+A row of the table is the name of a primitive (a node type; ``conv_1x1`` for convolutions of one pixel
+and linear layers), the index of a cell, and the name of a parameter without the prefix of its cell
+(for operations without parameters the name of the primitive). Nodes outside the cells, and operations
+without parameters, have the cell of the node before them.
+
+The matrix is in topological order. Rows are too in the files written here, as the published loader
+takes it. The published generator lists them cell by cell; where cells overlap in topological order,
+as they do in nearly all architectures, its row 17 is not node 17. :func:`graph_from_rows` puts them
+back in order, by the graph that the configuration describes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ghn_fast.deepnets.build import build_graph
+from ghn_fast.deepnets.genotype import NetworkConfig
+from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
+from ghn_fast.ops.shortest_distances import shortest_distances
+
+MAX_DISTANCE: Final = 250
+"""Largest distance that files hold; nodes further apart count as not connected."""
+
+_WITH_PARAMETERS = frozenset(("sep_conv", "dil_conv", "conv", "bias", "bn", "ln", "pos_enc"))
+_POOLING = frozenset(("max_pool", "avg_pool"))
+_POOL_SHAPE = (1, 1, 3, 3)
+_UNREACHED = "not on a path from the input to the output"
+_KERNEL_SUFFIX = re.compile(r"^(conv|sep_conv|dil_conv|max_pool|avg_pool)(_\d+x\d+)+$")
+
+
+class NodeRow(NamedTuple):
+    """A row of the table of nodes."""
+
+    primitive: str
+    cell: int
+    name: str
+
+
+def node_rows(graph: ArchGraph, n_cells: int) -> list[NodeRow]:
+    """The table of nodes of a graph, in its order.
+
+    Args:
+        graph: Graph of a network of DeepNets-1M.
+        n_cells: Number of cells of the network; the classifier counts as part of the last.
+    """
+    rows, cell = [], 0
+    for kind, shape, name in zip(graph.op_types.tolist(), graph.shapes, graph.names, strict=True):
+        primitive = NODE_TYPES[kind]
+        if primitive == "conv" and shape is not None and set(shape[2:]) <= {1}:
+            primitive = "conv_1x1"
+        if name.startswith("cells."):
+            _, number, name = name.split(".", 2)
+            cell = int(number)
+        elif name.startswith("classifier."):
+            cell = n_cells - 1
+        elif primitive in _WITH_PARAMETERS or primitive == "conv_1x1":
+            cell = 0
+        rows.append(NodeRow(primitive, cell, name))
+    return rows
+
+
+def distances(graph: ArchGraph) -> npt.NDArray[np.uint8]:
+    """The matrix of distances (N, N) of a graph, 0 where there is no path of the listed length.
+
+    Raises:
+        ValueError: If the graph lists distances above 250, which the files cannot hold.
+    """
+    if graph.virtual_edges > MAX_DISTANCE:
+        raise ValueError(
+            f"graph: got virtual edges up to {graph.virtual_edges}, needs at most {MAX_DISTANCE}"
+        )
+    matrix = np.zeros((graph.num_nodes, graph.num_nodes), dtype=np.uint8)
+    source, target, distance = graph.edges.numpy().T
+    matrix[source, target] = distance
+    return matrix
+
+
+def graph_from_rows(
+    config: NetworkConfig,
+    rows: Sequence[NodeRow],
+    matrix: npt.NDArray[np.integer],
+    virtual_edges: int,
+) -> ArchGraph:
+    """The graph that a file describes, without the shapes of parameters (see :func:`with_shapes`).
+
+    Edges and distances are those of the file. Types and names are those of the rows, in the order of
+    the rows, unless these are listed cell by cell and the configuration's own graph, listed in the
+    same way, has the same ones: then they are in the order of that graph.
+
+    Raises:
+        ValueError: If a row has an unknown primitive.
+    """
+    source, target = np.nonzero(matrix == 1)
+    hops = torch.from_numpy(np.stack((source, target), axis=1).astype(np.int64, copy=False))
+    if all(row.cell <= following.cell for row, following in zip(rows, rows[1:], strict=False)):
+        derived = build_graph(config, virtual_edges=1)
+        derived_rows = node_rows(derived, config.n_cells)
+        listed = sorted(derived_rows, key=lambda row: row.cell)
+        if torch.equal(derived.edges[:, :2], hops) and _same_nodes(rows, listed):
+            rows = derived_rows
+    if virtual_edges > MAX_DISTANCE:
+        edges = shortest_distances(hops, len(rows), virtual_edges)
+    else:
+        edges = _listed_edges(matrix, virtual_edges)
+    types = [_node_type(row.primitive) for row in rows]
+    names = [_full_name(kind, row) for kind, row in zip(types, rows, strict=True)]
+    return ArchGraph(
+        torch.tensor([NODE_TYPE_INDEX[kind] for kind in types], dtype=torch.int64),
+        edges,
+        tuple(_POOL_SHAPE if kind in _POOLING else None for kind in types),
+        tuple(names),
+        {
+            node: name.removesuffix("weight") + "bias"
+            for node, (kind, name) in enumerate(zip(types, names, strict=True))
+            if kind in ("bn", "ln")
+        },
+        virtual_edges,
+    )
+
+
+def with_shapes(graph: ArchGraph, parameters: Mapping[str, tuple[int, ...]]) -> ArchGraph:
+    """The same graph for a network with other shapes of the same parameters.
+
+    Args:
+        graph: The graph.
+        parameters: Shapes of all parameters of the network by their names.
+
+    Raises:
+        ValueError: If a node is named after a parameter that is not among them.
+    """
+    shapes: list[tuple[int, ...] | None] = []
+    reached = set(graph.shift_names.values())
+    for kind, shape, name in zip(graph.op_types.tolist(), graph.shapes, graph.names, strict=True):
+        if NODE_TYPES[kind] in _WITH_PARAMETERS:
+            if name not in parameters:
+                raise ValueError(f"the network has no parameter {name!r}, which a node stands for")
+            reached.add(name)
+            shape = parameters[name]
+        shapes.append(shape)
+    return ArchGraph(
+        graph.op_types,
+        graph.edges,
+        tuple(shapes),
+        graph.names,
+        graph.shift_names,
+        graph.virtual_edges,
+        {name: _UNREACHED for name in parameters if name not in reached},
+        graph.aliases,
+    )
+
+
+def _listed_edges(matrix: npt.NDArray[np.integer], largest: int) -> torch.Tensor:
+    source, target = np.nonzero((matrix > 0) & (matrix <= largest))
+    rows = np.stack((source, target, matrix[source, target]), axis=1)
+    return torch.from_numpy(rows.astype(np.int64, copy=False))
+
+
+def _node_type(primitive: str) -> str:
+    kind = "bias" if primitive == "fc-b" else primitive
+    with_kernel = _KERNEL_SUFFIX.match(kind)
+    if with_kernel:
+        kind = with_kernel.group(1)
+    if kind not in NODE_TYPE_INDEX:
+        raise ValueError(f"unknown primitive {primitive!r}, needs one of {', '.join(NODE_TYPES)}")
+    return kind
+
+
+def _full_name(kind: str, row: NodeRow) -> str:
+    """Name of a node in its graph, also from the spellings of older files."""
+    if kind not in _WITH_PARAMETERS:
+        return kind
+    name = row.name
+    for part in ("stem", "pos_enc"):
+        if part in name:
+            return name[name.index(part) :]
+    if name.startswith("classifier"):
+        return name
+    if name.endswith("to_out.0."):
+        name += "weight"
+    name = re.sub(r"^_ops\.(\d+)\.(?=\d+\.)", r"_ops.\1.op.", name)
+    return f"cells.{row.cell}.{name}"
+
+
+def _same_nodes(rows: Sequence[NodeRow], others: Sequence[NodeRow]) -> bool:
+    def node(row: NodeRow) -> tuple[str, int, str]:
+        kind = _node_type(row.primitive)
+        return kind, row.cell, _full_name(kind, row)
+
+    return [node(row) for row in rows] == [node(row) for row in others]

@@ -1,0 +1,267 @@
+"""Random architectures of DeepNets-1M (arXiv 2110.13100, section 3 and appendix A).
+
+Architecture ``index`` of a split is a pure function of (split, seed, index): each has a generator of
+its own, so that neither the number of workers nor the order of the calls matters.
+
+**Distribution.** A candidate is drawn as follows; all choices are uniform and independent unless a
+probability is given. The numbers that differ between splits are in :data:`SPACES`.
+
+1. The number of cells; a threshold from ``deep``; the number of steps per cell, at most
+   ``max_steps`` if there are not more cells than the threshold, else at most ``deep_steps``.
+2. Each step of each cell reads two different earlier states, an ordered pair. The published
+   generator gets there through DARTS' parsing of random architecture weights: the strongest
+   operation of each edge, then the two strongest edges. As the weights are independent and equally
+   distributed, any two edges in either order are equally likely, and so are the operations, whatever
+   the edges. (Ties, which go to the first, happen where weights agree to all digits of float32, for
+   less than one operation in a thousand.) So each operation is drawn from all primitives; without
+   ``none`` in cells of one step; and in half of the architectures the reduction cell is restricted
+   to ``none``, the two poolings and ``skip_connect``.
+3. The output of a cell concatenates its states; in half of the architectures with more than one
+   step each state but the last is left out with probability 1/2, the same ones in both cells.
+4. Rejected are candidates with two ``cse``, or two of ``conv_5x5`` and ``conv_7x7``, in a cell; with
+   ``cse`` but no convolution; and with neither convolution, ``msa`` nor ``cse``.
+5. ``ks`` from 3, 5, 7; ``C_mult`` from 1, 2; ``preproc``, except with one step and ``C_mult`` 1 in
+   networks with ``msa``, where its probability is 1/5 (in ``search`` 1/5 with and 4/5 without
+   ``msa``); ``glob_avg``, except in networks without ``msa`` and not above the threshold of 1, where
+   its probability is 9/10; batch normalisation, except with probability 1/2 in networks of at most
+   one cell more than the minimum and at most ``deep_steps`` steps (``bnfree``: never, ``search``:
+   always); the type of the stem; ``stem_pool`` with probability 1/2 for stem type 0; one or two
+   linear layers in the classifier.
+6. Rejected are candidates without a path from the input to the output, and candidates with more than
+   ``max_params`` parameters, counted at 32 channels, 10 classes and 256 hidden units of the
+   classifier, for images of 32 or of 224 pixels.
+
+A rejected candidate is followed by another from the same stream. All architectures have ``C`` 32 and
+``fc_dim`` 256; :mod:`ghn_fast.deepnets.loader` draws widths for training.
+
+**Streams.** Each split has a stream of its own, with one exception as published: ``wide`` is
+``test``, built with more channels. Streams of different splits are independent, so the same small
+architecture can come up in two of them by chance; :func:`architecture_key` identifies it, and
+``exclude`` keeps it out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ghn_fast.deepnets.build import count_parameters, is_connected
+from ghn_fast.deepnets.genotype import PRIMITIVES, Gene, Genotype, NetworkConfig
+
+IMAGE_SIZES: Final[dict[str, int]] = {"cifar10": 32, "imagenet": 224}
+"""Image sizes for which parameters are counted, by the names that published files use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What differs between the splits.
+
+    Attributes:
+        cells: Least and largest number of cells.
+        steps: Least and largest number of steps per cell.
+        deep_steps: Largest number of steps in networks with more cells than the threshold.
+        deep: Thresholds, in cells, of which one is drawn.
+        max_params: Largest number of parameters.
+        norm: ``"mixed"``, or the ``norm`` of all architectures.
+        preproc: Probability of ``preproc`` where it is optional, without and with ``msa``.
+        stream: Name that seeds the split.
+    """
+
+    cells: tuple[int, int] = (4, 18)
+    steps: tuple[int, int] = (1, 4)
+    deep_steps: int = 2
+    deep: tuple[int, ...] = (7, 8, 9, 10)
+    max_params: int = 10**7
+    norm: str | None = "mixed"
+    preproc: tuple[float, float] = (1.0, 0.2)
+    stream: str = ""
+
+
+SPACES: Final[dict[str, Space]] = {
+    "train": Space(stream="train"),
+    "val": Space(stream="val"),
+    "test": Space(stream="test"),
+    "search": Space(
+        cells=(6, 20),
+        steps=(1, 6),
+        deep_steps=3,
+        deep=(10,),
+        norm="bnorm",
+        preproc=(0.8, 0.2),
+        stream="search",
+    ),
+    "wide": Space(stream="test"),
+    "deep": Space(cells=(10, 36), deep=(18,), max_params=10**8, stream="deep"),
+    "dense": Space(steps=(2, 10), deep_steps=6, max_params=10**8, stream="dense"),
+    "bnfree": Space(norm=None, stream="bnfree"),
+}
+"""The splits that are sampled."""
+
+SPLIT_SIZES: Final[dict[str, int]] = {
+    "train": 10**6,
+    "val": 500,
+    "test": 500,
+    "search": 10**5,
+    "wide": 100,
+    "deep": 100,
+    "dense": 100,
+    "bnfree": 100,
+}
+"""Number of architectures in the published splits."""
+
+_POOLING = PRIMITIVES[:4]
+_LARGE_CONVOLUTIONS = ("conv_5x5", "conv_7x7")
+
+
+def check_split(split: str, valid: Collection[str] = tuple(SPACES)) -> None:
+    """Refuse a name that is not among the valid splits.
+
+    Raises:
+        ValueError: If ``split`` is unknown; the message lists the valid ones.
+    """
+    if split not in valid:
+        raise ValueError(f"split: got {split!r}, needs one of {', '.join(valid)}")
+
+
+def sample_config(
+    split: str, index: int, seed: int, *, exclude: Collection[str] = frozenset()
+) -> NetworkConfig:
+    """Architecture ``index`` of a split; the module's description states the distribution.
+
+    Args:
+        split: A key of :data:`SPACES`.
+        index: Number of the architecture, from 0 on; there is no upper bound.
+        seed: Seed of the whole data set, not negative.
+        exclude: Keys (see :func:`architecture_key`) of architectures that must not come up, for
+            example all of ``test`` when sampling for training. With it, the result is a function of
+            ``exclude``, too, but only where a candidate is excluded.
+
+    Raises:
+        ValueError: If ``split`` is unknown, or ``index`` or ``seed`` is negative.
+    """
+    check_split(split)
+    for name, value in (("index", index), ("seed", seed)):
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise ValueError(f"{name}: got {value!r}, needs an integer that is not negative")
+    space = SPACES[split]
+    stream = _Stream(space.stream, int(seed), int(index))
+    while True:
+        config = _candidate(space, stream)
+        if config is None or not is_connected(config):
+            continue
+        if any(count_parameters(config, 10, s) > space.max_params for s in IMAGE_SIZES.values()):
+            continue
+        if not exclude or architecture_key(config) not in exclude:
+            return config
+
+
+def architecture_key(config: NetworkConfig) -> str:
+    """Identify the structure of an architecture, for finding it in several splits.
+
+    Equal for configurations that differ only in widths (``C``, ``fc_dim``), in the order of a step's
+    two operations, in the order of the concatenated states, or in fields of the stem that networks
+    with ``msa`` do not use.
+
+    Returns:
+        32 hexadecimal digits, the same on every machine.
+    """
+    genotype = config.genotype
+    stem = None if config.is_vit else [config.ks, config.stem_type, config.stem_pool]
+    structure = [
+        [sorted(genotype.normal[i : i + 2]) for i in range(0, len(genotype.normal), 2)],
+        sorted(genotype.normal_concat),
+        [sorted(genotype.reduce[i : i + 2]) for i in range(0, len(genotype.reduce), 2)],
+        sorted(genotype.reduce_concat),
+        stem,
+        [config.n_cells, config.C_mult, config.norm, config.preproc],
+        [config.glob_avg, config.fc_layers],
+    ]
+    return hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:32]
+
+
+class _Stream:
+    """Random choices from the raw output of a bit generator, which NumPy keeps stable."""
+
+    def __init__(self, name: str, seed: int, index: int) -> None:
+        word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+        self._bits = np.random.PCG64(np.random.SeedSequence((word, seed, index)))
+        self._words: list[int] = []
+
+    def below(self, bound: int) -> int:
+        """A number from 0 to ``bound - 1``."""
+        if not self._words:
+            self._words = self._bits.random_raw(64).tolist()
+        return self._words.pop() * bound >> 64
+
+    def between(self, least: int, largest: int) -> int:
+        """A number from ``least`` to ``largest``."""
+        return least + self.below(largest - least + 1)
+
+    def chance(self, probability: float) -> bool:
+        """True with a probability."""
+        return self.below(1 << 53) < probability * (1 << 53)
+
+
+def _candidate(space: Space, stream: _Stream) -> NetworkConfig | None:
+    """Steps 1 to 5 of the distribution; ``None`` if step 4 rejects."""
+    n_cells = stream.between(*space.cells)
+    threshold = space.deep[stream.below(len(space.deep))]
+    is_deep = n_cells > threshold
+    steps = stream.between(space.steps[0], space.deep_steps if is_deep else space.steps[1])
+    first = 0 if steps > 1 else 1
+    normal = _cell(stream, steps, PRIMITIVES[first:])
+    reduce = _cell(stream, steps, (_POOLING if stream.chance(0.5) else PRIMITIVES)[first:])
+    if not _accepted(normal, reduce):
+        return None
+    concat = tuple(range(2, steps + 2))
+    if steps > 1 and stream.chance(0.5):
+        concat = (*(state for state in concat[:-1] if stream.chance(0.5)), concat[-1])
+    genotype = Genotype(tuple(normal), concat, tuple(reduce), concat)
+
+    is_vit = "msa" in genotype.primitives()
+    c_mult = stream.between(1, 2)
+    norm = space.norm
+    if norm == "mixed":
+        may_lack = n_cells <= space.cells[0] + 1 and steps <= space.deep_steps
+        norm = None if may_lack and stream.chance(0.5) else "bnorm"
+    stem_type = stream.below(2)
+    return NetworkConfig(
+        genotype=genotype,
+        n_cells=n_cells,
+        ks=(3, 5, 7)[stream.below(3)],
+        C=32,
+        C_mult=c_mult,
+        fc_layers=stream.between(1, 2),
+        fc_dim=256,
+        norm=norm,
+        preproc=steps > 1 or c_mult > 1 or stream.chance(space.preproc[is_vit]),
+        glob_avg=is_vit or is_deep or stream.chance(0.9),
+        stem_type=stem_type,
+        stem_pool=stem_type == 0 and stream.chance(0.5),
+    )
+
+
+def _cell(stream: _Stream, steps: int, primitives: tuple[str, ...]) -> list[Gene]:
+    genes = []
+    for step in range(steps):
+        first = stream.below(step + 2)
+        second = stream.below(step + 1)
+        for source in (first, second + (second >= first)):
+            genes.append((primitives[stream.below(len(primitives))], source))
+    return genes
+
+
+def _accepted(normal: list[Gene], reduce: list[Gene]) -> bool:
+    """Step 4 of the distribution."""
+    names = [name for name, _ in normal], [name for name, _ in reduce]
+    if any(cell.count("cse") > 1 for cell in names):
+        return False
+    if any(sum(cell.count(name) for name in _LARGE_CONVOLUTIONS) > 1 for cell in names):
+        return False
+    used = {*names[0], *names[1]}
+    return any("conv" in name for name in used) or ("msa" in used and "cse" not in used)

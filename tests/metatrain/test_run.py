@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ghn_fast
+from ghn_fast.metatrain import TrainConfig, read_config, train
+from ghn_fast.metatrain import run as run_module
+from ghn_fast.metatrain.checkpoints import list_checkpoints
+from ghn_fast.metatrain.metrics import read_metrics
+
+TINY = TrainConfig(
+    dataset="digits",
+    image_size=16,
+    deepnets="20",
+    meta_batch=1,
+    batch_size=8,
+    steps=4,
+    hid=8,
+    max_nodes=150,
+    min_channels=32,
+    max_channels=32,
+    checkpoint_every=2,
+)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_metrics(run)]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return ghn_fast.from_pretrained(run).state_dict()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "run"
+    train(TINY, out)
+    return out
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+def killed_at(step: int) -> Any:
+    def on_step(metrics: dict[str, Any], total: int) -> None:
+        if metrics["step"] == step:
+            raise Killed
+
+    return on_step
+
+
+def test_a_run_leaves_metrics_checkpoints_and_settings(reference: Path) -> None:
+    lines = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all({"loss", "top1", "seconds", "lr", "skipped"} <= set(line) for line in lines)
+    assert [path.name for path in list_checkpoints(reference)] == ["step-00000002", "step-00000004"]
+    assert list((reference / "tensorboard").glob("events*"))
+    assert TrainConfig.from_dict(json.loads((reference / "train.json").read_text())) == TINY
+    assert ghn_fast.from_pretrained(reference).config.hid == 8
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_killed_run_continues_to_the_same_numbers(
+    reference: Path, tmp_path: Path, step: int
+) -> None:
+    with pytest.raises(Killed):
+        train(TINY, tmp_path, on_step=killed_at(step))
+    train(TINY, tmp_path)
+    assert losses(tmp_path) == losses(reference)
+    for name, value in weights(reference).items():
+        assert torch.equal(weights(tmp_path)[name], value), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_with_a_checkpoint(reference: Path, tmp_path: Path, number: int) -> None:
+    def on_step(metrics: dict[str, Any], total: int) -> None:
+        if metrics["step"] == 3:
+            os.kill(os.getpid(), number)
+
+    result = train(TINY, tmp_path, on_step=on_step)
+    assert (result.step, result.interrupted) == (3, True)
+    assert result.checkpoint.name == "step-00000003"
+    assert not train(TINY, tmp_path).interrupted
+    assert losses(tmp_path) == losses(reference)
+
+
+def test_finished_run_does_nothing(reference: Path) -> None:
+    before = (reference / "metrics.jsonl").read_bytes()
+    result = train(TINY, reference)
+    assert (result.step, result.total) == (4, 4)
+    assert (reference / "metrics.jsonl").read_bytes() == before
+
+
+def test_line_cut_off_by_a_crash_is_repaired(reference: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000004")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')
+    (run / "checkpoints" / ".partial-step-00000004-1").mkdir()
+    train(TINY, run)
+    assert losses(run) == losses(reference)
+    assert sorted(os.listdir(run / "checkpoints")) == ["step-00000002", "step-00000004"]
+
+
+def test_other_settings_are_refused(reference: Path) -> None:
+    changed = TrainConfig.from_dict({**TINY.to_dict(), "lr": 0.01})
+    with pytest.raises(ValueError, match=r"lr: got 0.01, but the run in .* started with 0.001"):
+        train(changed, reference)
+
+
+def test_failed_save_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def on_step(metrics: dict[str, Any], total: int) -> None:
+        if metrics["step"] == 3:
+            monkeypatch.setattr(torch, "save", full)
+
+    with pytest.raises(OSError, match="No space left"):
+        train(TINY, tmp_path, on_step=on_step)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002"]
+    assert ghn_fast.from_pretrained(tmp_path).config.hid == 8
+
+
+def test_damaged_checkpoint_is_named(reference: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    path = run / "checkpoints" / "step-00000004" / "trainer.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    longer = TrainConfig.from_dict({**TINY.to_dict(), "steps": 6})
+    with pytest.raises(ValueError, match=r"trainer.pt: damaged, remove"):
+        train(longer, run)
+
+
+def test_mistakes_leave_no_run_behind(tmp_path: Path) -> None:
+    bad = TrainConfig.from_dict({**TINY.to_dict(), "dataset": "mnist9"})
+    with pytest.raises(ValueError, match="digits"):
+        train(bad, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_starting_weights(reference: Path, tmp_path: Path) -> None:
+    config = TrainConfig.from_dict({**TINY.to_dict(), "init": str(reference), "lr": 1e-12})
+    train(config, tmp_path / "run")
+    for name, value in weights(reference).items():
+        torch.testing.assert_close(weights(tmp_path / "run")[name], value, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"meta_batch": 0}, "meta_batch: got 0"),
+        ({"lr": -1.0}, "lr: got -1.0"),
+        ({"lr": float("nan")}, "lr: got nan"),
+        ({"schedule": "linear"}, "schedule: got 'linear', needs one of multistep, cosine"),
+        ({"steps": 3, "epochs": 2}, "got both"),
+        ({"max_channels": 8}, "min_channels"),
+        ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
+        ({"batch_size": "many"}, "wrong type"),
+    ],
+)
+def test_bad_settings(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_dict(changes)
+
+
+def test_learning_rate() -> None:
+    config = TrainConfig(lr=1.0)
+    assert [config.learning_rate(step, 300) for step in (0, 199, 200, 250, 299)] == pytest.approx(
+        [1, 1, 0.1, 0.01, 0.01]
+    )
+    cosine = TrainConfig(lr=1.0, schedule="cosine", warmup_steps=10)
+    assert cosine.learning_rate(0, 100) == pytest.approx(0.1)
+    assert cosine.learning_rate(50, 100) == pytest.approx(0.5)
+    assert cosine.learning_rate(99, 100) < 1e-3
+
+
+def test_epochs_count_passes_over_the_images() -> None:
+    assert TrainConfig(epochs=3).total_steps(704) == 2112
+    assert TrainConfig().total_steps(704) == 300 * 704
+    assert TrainConfig(steps=7).total_steps(704) == 7
+
+
+def test_config_files(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("hid: 16\nmilestones: [0.5]\n")
+    assert TrainConfig.from_dict(read_config(path)).milestones == (0.5,)
+    path.write_text("- 1\n")
+    with pytest.raises(ValueError, match="needs settings as 'name: value'"):
+        read_config(path)
+    with pytest.raises(FileNotFoundError, match="no such configuration file"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_recipes_are_valid() -> None:
+    folder = Path(__file__).parents[2] / "configs"
+    recipes = sorted(folder.glob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        TrainConfig.from_dict(read_config(recipe))
+
+
+def test_stop_requests_restore_the_handlers() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with run_module._stop_requests():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
