@@ -1,9 +1,9 @@
 """How the files of DeepNets-1M describe a graph: a table of nodes beside the matrix of distances.
 
-A row of the table is the name of a primitive (a node type; ``conv_1x1`` for convolutions of one pixel
-and linear layers), the index of a cell, and the name of a parameter without the prefix of its cell
-(for operations without parameters the name of the primitive). Nodes outside the cells, and operations
-without parameters, have the cell of the node before them.
+A row of the table is the name of a primitive (a node type; ``conv_1x1`` for convolutions of one
+pixel and linear layers), the index of a cell, and the name of a parameter without the prefix of its
+cell (for operations without parameters the name of the primitive). Nodes outside the cells, and
+operations without parameters, have the cell of the node before them.
 
 The matrix is in topological order. Rows are too in the files written here, as the published loader
 takes it. The published generator lists them cell by cell; where cells overlap in topological order,
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -92,16 +93,16 @@ def graph_from_rows(
 ) -> ArchGraph:
     """The graph that a file describes, without the shapes of parameters (see :func:`with_shapes`).
 
-    Edges and distances are those of the file. Types and names are those of the rows, in the order of
-    the rows, unless these are listed cell by cell and the configuration's own graph, listed in the
-    same way, has the same ones: then they are in the order of that graph.
+    Edges and distances are those of the file. Types and names are those of the rows, in the order
+    of the rows, unless these are listed cell by cell and the configuration's own graph, listed in
+    the same way, has the same ones: then they are in the order of that graph.
 
     Raises:
         ValueError: If a row has an unknown primitive.
     """
     source, target = np.nonzero(matrix == 1)
     hops = torch.from_numpy(np.stack((source, target), axis=1).astype(np.int64, copy=False))
-    if all(row.cell <= following.cell for row, following in zip(rows, rows[1:], strict=False)):
+    if all(row.cell <= following.cell for row, following in pairwise(rows)):
         derived = build_graph(config, virtual_edges=1)
         derived_rows = node_rows(derived, config.n_cells)
         listed = sorted(derived_rows, key=lambda row: row.cell)

@@ -1,38 +1,37 @@
 """Random architectures of DeepNets-1M (arXiv 2110.13100, section 3 and appendix A).
 
-Architecture ``index`` of a split is a pure function of (split, seed, index): each has a generator of
-its own, so that neither the number of workers nor the order of the calls matters.
+Architecture ``index`` of a split is a pure function of (split, seed, index): each has a generator
+of its own, so that neither the number of workers nor the order of the calls matters.
 
 **Distribution.** A candidate is drawn as follows; all choices are uniform and independent unless a
-probability is given. The numbers that differ between splits are in :data:`SPACES`.
+probability is given. What differs between splits is in :data:`SPACES`.
 
 1. The number of cells; a threshold from ``deep``; the number of steps per cell, at most
-   ``max_steps`` if there are not more cells than the threshold, else at most ``deep_steps``.
-2. Each step of each cell reads two different earlier states, an ordered pair. The published
-   generator gets there through DARTS' parsing of random architecture weights: the strongest
-   operation of each edge, then the two strongest edges. As the weights are independent and equally
-   distributed, any two edges in either order are equally likely, and so are the operations, whatever
-   the edges. (Ties, which go to the first, happen where weights agree to all digits of float32, for
-   less than one operation in a thousand.) So each operation is drawn from all primitives; without
-   ``none`` in cells of one step; and in half of the architectures the reduction cell is restricted
-   to ``none``, the two poolings and ``skip_connect``.
-3. The output of a cell concatenates its states; in half of the architectures with more than one
+   ``deep_steps`` with more cells than the threshold, at most the largest of ``steps`` otherwise.
+2. Each step of a cell reads two different earlier states, an ordered pair, by one operation each.
+   The published generator gets there through DARTS' parsing of random architecture weights: the
+   strongest operation of each edge, then the two strongest edges. As the weights are independent
+   and equally distributed, all ordered pairs of edges are equally likely, and so are all operations,
+   whatever the edge. (Ties go to the first; weights that agree in float32 are so rare that they
+   decide less than one operation in a thousand.) The operations are all primitives, but without
+   ``none`` in cells of one step; in half of the architectures those of the reduction cell are only
+   ``none``, the two poolings and ``skip_connect``.
+3. The output of a cell concatenates its states. In half of the architectures with more than one
    step each state but the last is left out with probability 1/2, the same ones in both cells.
-4. Rejected are candidates with two ``cse``, or two of ``conv_5x5`` and ``conv_7x7``, in a cell; with
-   ``cse`` but no convolution; and with neither convolution, ``msa`` nor ``cse``.
-5. ``ks`` from 3, 5, 7; ``C_mult`` from 1, 2; ``preproc``, except with one step and ``C_mult`` 1 in
-   networks with ``msa``, where its probability is 1/5 (in ``search`` 1/5 with and 4/5 without
-   ``msa``); ``glob_avg``, except in networks without ``msa`` and not above the threshold of 1, where
-   its probability is 9/10; batch normalisation, except with probability 1/2 in networks of at most
-   one cell more than the minimum and at most ``deep_steps`` steps (``bnfree``: never, ``search``:
-   always); the type of the stem; ``stem_pool`` with probability 1/2 for stem type 0; one or two
-   linear layers in the classifier.
-6. Rejected are candidates without a path from the input to the output, and candidates with more than
-   ``max_params`` parameters, counted at 32 channels, 10 classes and 256 hidden units of the
-   classifier, for images of 32 or of 224 pixels.
+4. Rejected are candidates in which a cell has two ``cse``, or two of ``conv_5x5`` and ``conv_7x7``;
+   with ``cse`` but without convolution; and without convolution, ``msa`` and ``cse``.
+5. ``ks`` from 3, 5, 7; ``C_mult`` from 1, 2; the type of the stem; with stem type 0, ``stem_pool``
+   with probability 1/2; one or two linear layers in the classifier. ``preproc`` is set with more
+   than one step or ``C_mult`` 2, else with the probabilities of ``preproc``. ``glob_avg`` is set in
+   networks with ``msa`` and with more cells than the threshold, else with probability 9/10. Batch
+   normalisation is missing with probability 1/2 in networks of the two smallest numbers of cells
+   and at most ``deep_steps`` steps, where the split does not fix it.
+6. Rejected are candidates without a path from the input to the output, and candidates with more
+   than ``max_params`` parameters for images of 32 or of 224 pixels, at 32 channels, 10 classes and
+   256 hidden units of the classifier.
 
-A rejected candidate is followed by another from the same stream. All architectures have ``C`` 32 and
-``fc_dim`` 256; :mod:`ghn_fast.deepnets.loader` draws widths for training.
+A rejected candidate is followed by another from the same stream. All architectures have ``C`` 32
+and ``fc_dim`` 256; :mod:`ghn_fast.deepnets.loader` draws widths for training.
 
 **Streams.** Each split has a stream of its own, with one exception as published: ``wide`` is
 ``test``, built with more channels. Streams of different splits are independent, so the same small
@@ -163,9 +162,9 @@ def sample_config(
 def architecture_key(config: NetworkConfig) -> str:
     """Identify the structure of an architecture, for finding it in several splits.
 
-    Equal for configurations that differ only in widths (``C``, ``fc_dim``), in the order of a step's
-    two operations, in the order of the concatenated states, or in fields of the stem that networks
-    with ``msa`` do not use.
+    Equal for configurations that differ only in widths (``C``, ``fc_dim``), in the order of a
+    step's two operations, in the order of the concatenated states, or in fields of the stem that
+    networks with ``msa`` do not use.
 
     Returns:
         32 hexadecimal digits, the same on every machine.

@@ -1,0 +1,346 @@
+"""Splits of DeepNets-1M as sequences of architectures: from files, sampled, and predefined."""
+
+from __future__ import annotations
+
+import operator
+import os
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final, overload
+
+import torch
+from torch import nn
+
+from ghn_fast.deepnets.build import build_graph, count_parameters, parameter_shapes
+from ghn_fast.deepnets.files import SplitFile
+from ghn_fast.deepnets.genotype import VIT_CONFIG, NetworkConfig
+from ghn_fast.deepnets.layout import graph_from_rows, with_shapes
+from ghn_fast.deepnets.network import Network
+from ghn_fast.deepnets.plan import LARGE_IMAGE
+from ghn_fast.deepnets.sampler import IMAGE_SIZES, SPACES, check_split, sample_config
+from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.capture import capture
+
+SPLITS: Final[tuple[str, ...]] = (*SPACES, "predefined")
+"""Names of all splits."""
+
+_WIDE = (4, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class ArchItem:
+    """An architecture of a split.
+
+    Attributes:
+        index: Its number in the split.
+        name: Its name, for example ``test-12``.
+        config: Its configuration as stored; ``None`` for networks that are not made of cells.
+        virtual_edges: Largest distance that gets a virtual edge in its graph.
+        num_classes: Number of classes that :attr:`graph` and :meth:`build` assume.
+        image_size: Height and width of the images that they assume.
+        widening: Factors on ``C`` when it is built for small and for large images.
+        file: The file that holds its graph, if there is one.
+    """
+
+    index: int
+    name: str
+    config: NetworkConfig | None
+    virtual_edges: int = 50
+    num_classes: int = 10
+    image_size: int = 32
+    widening: tuple[int, int] = (1, 1)
+    file: SplitFile | None = None
+
+    @cached_property
+    def graph(self) -> ArchGraph:
+        """The architecture graph for the item's number of classes and image size."""
+        return self.graph_for(self.num_classes, self.image_size)
+
+    def graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
+        """The architecture graph with the shapes for a number of classes and an image size.
+
+        Nodes and edges are those of the file, if there is one, and else those of the network for
+        small images.
+
+        Raises:
+            ValueError: If what the file holds is not valid; the message names the file.
+        """
+        config = self.config_for(image_size)
+        parameters = parameter_shapes(config, num_classes, image_size)
+        try:
+            return with_shapes(self._structure, parameters)
+        except ValueError as error:
+            raise ValueError(f"{self._where}: {error}") from error
+
+    def build(self, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
+        """The network.
+
+        Args:
+            num_classes: Number of classes, that of the item if not given.
+            image_size: Height and width of the images, that of the item if not given.
+        """
+        num_classes, image_size = self._defaults(num_classes, image_size)
+        return Network(self.config_for(image_size), num_classes, image_size)
+
+    def config_for(self, image_size: int) -> NetworkConfig:
+        """The configuration that is built for an image size: in ``wide`` it has more channels.
+
+        Raises:
+            ValueError: If the network is not made of cells.
+        """
+        if self.config is None:
+            raise ValueError(f"{self.name} has no configuration: it is not made of cells")
+        factor = self.widening[image_size >= LARGE_IMAGE]
+        return self.config if factor == 1 else replace(self.config, C=self.config.C * factor)
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes of the graph."""
+        if self.file is not None:
+            return self.file.num_nodes(self.index)
+        return self._structure.num_nodes
+
+    @cached_property
+    def num_params(self) -> int:
+        """Number of parameters of the network that :meth:`build` makes without arguments."""
+        config = self.config_for(self.image_size)
+        return count_parameters(config, self.num_classes, self.image_size)
+
+    @cached_property
+    def base_params(self) -> Mapping[str, int]:
+        """Number of parameters by the names ``cifar10`` (32 pixels) and ``imagenet`` (224 pixels).
+
+        As files list it: for 10 classes, 32 channels, and 256 hidden units in the classifier.
+        """
+        stored = None if self.file is None else self.file.num_params(self.index)
+        if stored is not None and set(stored) >= set(IMAGE_SIZES):
+            return stored
+        base = replace(self.config_for(IMAGE_SIZES["cifar10"]), C=32, fc_dim=256)
+        return {name: count_parameters(base, 10, size) for name, size in IMAGE_SIZES.items()}
+
+    def with_config(self, config: NetworkConfig, **changes: Any) -> ArchItem:
+        """The same architecture with other widths.
+
+        Args:
+            config: A configuration that differs in ``C`` and ``fc_dim`` only.
+            changes: Other fields to change, ``num_classes`` or ``image_size``.
+        """
+        item = replace(self, config=config, **changes)
+        if "_structure" in self.__dict__:
+            # The widths do not matter for it.
+            item.__dict__["_structure"] = self._structure
+        return item
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The graph travels instead of the file, which knows all architectures of the split.
+        if self.file is not None:
+            state = {"_structure": self._structure, "base_params": self.base_params}
+            return {**self.__dict__, **state, "file": None}
+        return self.__dict__
+
+    def _defaults(self, num_classes: int | None, image_size: int | None) -> tuple[int, int]:
+        return (
+            self.num_classes if num_classes is None else num_classes,
+            self.image_size if image_size is None else image_size,
+        )
+
+    @property
+    def _where(self) -> str:
+        if self.file is None:
+            return self.name
+        return f"{self.file.data_path}: {self.file.split}/{self.index}"
+
+    @cached_property
+    def _structure(self) -> ArchGraph:
+        """The graph; shapes are valid only after :func:`with_shapes`."""
+        config = self.config_for(IMAGE_SIZES["cifar10"])
+        if self.file is None:
+            return build_graph(config, virtual_edges=self.virtual_edges)
+        rows, matrix = self.file.read(self.index)
+        try:
+            return graph_from_rows(config, rows, matrix, self.virtual_edges)
+        except ValueError as error:
+            raise ValueError(f"{self._where}: {error}") from error
+
+
+class PredefinedItem(ArchItem):
+    """A predefined network; its numbers of parameters are those of the network as it is built."""
+
+    @cached_property
+    def base_params(self) -> Mapping[str, int]:
+        return {name: self._count(10, size) for name, size in IMAGE_SIZES.items()}
+
+    @cached_property
+    def num_params(self) -> int:
+        return self._count(self.num_classes, self.image_size)
+
+    def _count(self, num_classes: int, image_size: int) -> int:
+        with torch.device("meta"):
+            network = self.build(num_classes, image_size)
+        return sum(parameter.numel() for parameter in network.parameters())
+
+
+class ResNet50Item(PredefinedItem):
+    """ResNet-50 of torchvision; for small images with a 3x3 convolution and no pooling first."""
+
+    def graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
+        with torch.device("meta"):
+            network = self.build(num_classes, image_size)
+        return capture(network, (3, image_size, image_size), self.virtual_edges)
+
+    def build(self, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
+        from torchvision.models import resnet50
+
+        num_classes, image_size = self._defaults(num_classes, image_size)
+        network = resnet50(num_classes=num_classes)
+        if image_size < LARGE_IMAGE:
+            network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+            network.maxpool = nn.Identity()
+        return network
+
+    @property
+    def num_nodes(self) -> int:
+        return self.graph.num_nodes
+
+
+class ArchSequence(Sequence[ArchItem]):
+    """Architectures with the same settings for their graphs.
+
+    Args:
+        virtual_edges: Largest shortest-path distance that gets a virtual edge in the graphs
+            (arXiv 2110.13100, Eq. 4); 1 means none. GHN-2 uses 50.
+
+    Raises:
+        ValueError: If ``virtual_edges`` is below 1.
+    """
+
+    def __init__(self, split: str, virtual_edges: int) -> None:
+        if not isinstance(virtual_edges, int) or virtual_edges < 1:
+            raise ValueError(
+                f"virtual_edges: got {virtual_edges!r}, needs at least 1 (1 means none)"
+            )
+        self.split = split
+        self.virtual_edges = virtual_edges
+
+    @abstractmethod
+    def _item(self, index: int) -> ArchItem: ...
+
+    @overload
+    def __getitem__(self, index: int) -> ArchItem: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ArchItem]: ...
+
+    def __getitem__(self, index: int | slice) -> ArchItem | list[ArchItem]:
+        count = len(self)
+        if isinstance(index, slice):
+            return [self._item(i) for i in range(*index.indices(count))]
+        position = operator.index(index)
+        if not -count <= position < count:
+            raise IndexError(
+                f"index: got {position}, needs one from {-count} to {count - 1}: there are {count} "
+                f"architectures of the split {self.split!r}"
+            )
+        return self._item(position % count)
+
+    def num_nodes(self, index: int) -> int | None:
+        """Number of nodes of an architecture, ``None`` where only its graph could tell."""
+        return None
+
+
+class DeepNets(ArchSequence):
+    """A split of DeepNets-1M in the published file layout, or the predefined networks.
+
+    Files are opened when they are needed, in each process anew; objects can be pickled.
+
+    Args:
+        path: Folder with the files, or one HDF5 file; not used for ``predefined``, where it may be
+            ``None``.
+        split: One of :data:`SPLITS`.
+        virtual_edges: See :class:`ArchSequence`.
+
+    Raises:
+        ValueError: If ``split`` is unknown, or a file is not valid; the message says which and why.
+        FileNotFoundError: If there are no files of the split; the message lists where they could
+            be.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, split: str, virtual_edges: int = 50
+    ) -> None:
+        check_split(split, SPLITS)
+        super().__init__(split, virtual_edges)
+        self._file: SplitFile | None = None
+        if split != "predefined":
+            if path is None:
+                raise ValueError(f"path: got None, needs the folder with the split {split!r}")
+            self._file = SplitFile(path, split)
+
+    def __len__(self) -> int:
+        return 2 if self._file is None else len(self._file)
+
+    def num_nodes(self, index: int) -> int | None:
+        return None if self._file is None else self._file.num_nodes(index)
+
+    def _item(self, index: int) -> ArchItem:
+        if self._file is None:
+            if index == 0:
+                return ResNet50Item(0, "resnet50", None, self.virtual_edges)
+            return PredefinedItem(1, "ViT", VIT_CONFIG, self.virtual_edges)
+        return ArchItem(
+            index,
+            f"{self.split}-{index}",
+            self._file.config(index),
+            self.virtual_edges,
+            widening=_widening(self.split),
+            file=self._file,
+        )
+
+
+class SampledNets(ArchSequence):
+    """The first architectures of a split, sampled when they are asked for; there are no files.
+
+    Args:
+        split: One of :data:`SPLITS` except ``predefined``.
+        count: Number of architectures.
+        seed: Seed of the data set; see :func:`ghn_fast.deepnets.sampler.sample_config`.
+        virtual_edges: See :class:`ArchSequence`.
+        exclude: Keys of architectures that must not come up; see
+            :func:`ghn_fast.deepnets.sampler.architecture_key`.
+
+    Raises:
+        ValueError: If an argument is not valid.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        count: int,
+        seed: int,
+        virtual_edges: int = 50,
+        *,
+        exclude: Collection[str] = frozenset(),
+    ) -> None:
+        check_split(split)
+        super().__init__(split, virtual_edges)
+        for name, value, least in (("count", count, 1), ("seed", seed, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: got {value!r}, needs an integer of at least {least}")
+        self._count = count
+        self.seed = seed
+        self.exclude = frozenset(exclude)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _item(self, index: int) -> ArchItem:
+        config = sample_config(self.split, index, self.seed, exclude=self.exclude)
+        name = f"{self.split}-{index}"
+        return ArchItem(index, name, config, self.virtual_edges, widening=_widening(self.split))
+
+
+def _widening(split: str) -> tuple[int, int]:
+    return _WIDE if split == "wide" else (1, 1)

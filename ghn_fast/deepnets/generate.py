@@ -1,0 +1,178 @@
+"""Generate files of DeepNets-1M, with any number of processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Generator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from multiprocessing import get_context
+from pathlib import Path
+from types import FrameType
+
+from ghn_fast.deepnets.build import build_graph, count_parameters
+from ghn_fast.deepnets.files import Record, SplitWriter
+from ghn_fast.deepnets.layout import MAX_DISTANCE, distances, node_rows
+from ghn_fast.deepnets.sampler import IMAGE_SIZES, check_split, sample_config
+
+# Architectures per task: a few tenths of a second of work, some hundred kilobytes of result.
+_CHUNK = 32
+
+
+def generate(
+    split: str,
+    count: int,
+    out: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+    exclude: Collection[str] = frozenset(),
+    overwrite: bool = False,
+) -> Path:
+    """Sample the first architectures of a split and write them in the published layout.
+
+    The files depend on ``split``, ``count``, ``seed`` and ``exclude`` alone, not on ``workers``.
+
+    On SIGINT (Ctrl-C) and SIGTERM the architectures finished so far are kept, as valid files with
+    fewer of them; then KeyboardInterrupt is raised, or SystemExit with status 143.
+
+    Args:
+        split: Name of the split.
+        count: Number of architectures.
+        out: Folder for the files.
+        workers: Number of processes. Above 1, new ones are started, which import the caller's main
+            module: guard its body with ``if __name__ == "__main__":``.
+        seed: Seed of the data set; see :func:`ghn_fast.deepnets.sampler.sample_config`.
+        progress: Called after every architecture with the number of finished ones.
+        exclude: Keys of architectures that must not come up.
+        overwrite: Whether to replace existing files of the split.
+
+    Returns:
+        Path of the HDF5 file.
+
+    Raises:
+        ValueError: If ``split`` is unknown, ``count`` or ``workers`` is below 1, or ``seed`` is
+            negative.
+        FileExistsError: If there are files of the split and ``overwrite`` is false.
+        RuntimeError: If a process dies; the architectures finished before are kept.
+    """
+    check_split(split)
+    for name, value, least in (("count", count, 1), ("workers", workers, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: got {value!r}, needs an integer of at least {least}")
+    exclude = frozenset(exclude)
+    with _Interrupts() as interrupts, SplitWriter(out, split, overwrite=overwrite) as writer:
+        if workers == 1:
+            records = (make_record(split, index, seed, exclude) for index in range(count))
+        else:
+            records = _parallel_records(split, count, seed, exclude, workers, interrupts)
+        try:
+            with closing(records):
+                for record in records:
+                    writer.add(record)
+                    if progress is not None:
+                        progress(len(writer))
+                    interrupts.check()
+        except BrokenProcessPool as error:
+            kept = len(writer)
+            writer.close()
+            raise RuntimeError(
+                f"workers: a process died, perhaps for want of memory; {kept} of {count} "
+                f"architectures are kept in {writer.data_path.parent}"
+            ) from error
+    return writer.data_path
+
+
+def make_record(
+    split: str, index: int, seed: int, exclude: Collection[str] = frozenset()
+) -> Record:
+    """Sample an architecture and derive what files hold of it."""
+    config = sample_config(split, index, seed, exclude=exclude)
+    graph = build_graph(config, virtual_edges=MAX_DISTANCE)
+    counts = {name: count_parameters(config, 10, size) for name, size in IMAGE_SIZES.items()}
+    return Record(config, counts, node_rows(graph, config.n_cells), distances(graph))
+
+
+def _make_records(
+    split: str, start: int, stop: int, seed: int, exclude: Collection[str]
+) -> list[Record]:
+    return [make_record(split, index, seed, exclude) for index in range(start, stop)]
+
+
+def _parallel_records(
+    split: str,
+    count: int,
+    seed: int,
+    exclude: Collection[str],
+    workers: int,
+    interrupts: _Interrupts,
+) -> Generator[Record, None, None]:
+    """Records in the order of their indices; a few chunks per process are under way at a time."""
+    # Chunks no larger than an even share, so that small counts occupy all processes.
+    size = max(1, min(_CHUNK, count // workers))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
+    pending: deque[Future[list[Record]]] = deque()
+    start = 0
+    try:
+        while pending or start < count:
+            while start < count and len(pending) < 3 * workers:
+                stop = min(start + size, count)
+                pending.append(pool.submit(_make_records, split, start, stop, seed, exclude))
+                start = stop
+            yield from _wait(pending[0], interrupts)
+            pending.popleft()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _wait(future: Future[list[Record]], interrupts: _Interrupts) -> list[Record]:
+    while True:
+        try:
+            return future.result(timeout=0.1)
+        except TimeoutError:
+            interrupts.check()
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches all processes of a terminal; the first one decides what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    torch.set_num_threads(1)
+
+
+class _Interrupts:
+    """Turns SIGINT and SIGTERM into exceptions at chosen places, instead of anywhere.
+
+    Signals belong to the main thread; in any other one nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt or SystemExit if a signal came since the last call."""
+        received, self._received = self._received, None
+        if received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if received is not None:
+            raise SystemExit(128 + received)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._received = number
+
+    def __enter__(self) -> _Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

@@ -1,0 +1,159 @@
+"""The command line, run in this process as its users run it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ghn_fast
+from ghn_fast import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+TRAIN = (
+    "train", "--dataset", "digits", "--deepnets", "20", "--meta-batch", "1", "--batch-size", "8",
+    "--seed", "3", "--hid", "8", "--checkpoint-every", "2",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command with arguments; returns exit status, standard output, standard error."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ghn-fast", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("NO_COLOR", "1")
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_generate_and_info(run: Run, tmp_path: Path) -> None:
+    arguments = ("--split", "val", "--count", "5", "--out", tmp_path, "--seed", "2")
+    status, out, _ = run("deepnets", "generate", *arguments)
+    assert status == 0
+    assert "val" in out
+    assert len(ghn_fast.deepnets.DeepNets(tmp_path, "val")) == 5
+    status, out, _ = run("deepnets", "info", tmp_path)
+    assert status == 0
+    assert "val" in out
+
+
+def test_train_continues_and_evaluates(run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text("max_nodes: 120\nimage_size: 16\nmax_channels: 32\nsteps: 99\n")
+    out = tmp_path / "run"
+    for steps in ("2", "3"):
+        arguments = (*TRAIN, "--steps", steps, "--out", out, "--config", config)
+        status, printed, error = run(*arguments)
+        assert status == 0, error
+        assert f"step {steps} of {steps}" in printed
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+
+    results = tmp_path / "results"
+    arguments = ("--ckpt", out, "--split", "test", "--limit", "2", "--out", results)
+    status, printed, error = run("evaluate", *arguments)
+    assert status == 0, error
+    assert "predicted" in printed
+    assert "random" in printed
+    records = json.loads((results / "test-digits.json").read_text())["records"]
+    assert [record["error"] for record in records] == [None, None]
+    assert (results / "test-digits.png").stat().st_size > 1000
+
+
+def test_train_and_evaluate_on_generated_files(run: Run, tmp_path: Path) -> None:
+    for split in ("train", "bnfree"):
+        arguments = ("--split", split, "--count", "3", "--out", tmp_path)
+        assert run("deepnets", "generate", *arguments)[0] == 0
+    arguments = ("--deepnets", tmp_path, "--steps", "1", "--out", tmp_path / "run")
+    status, _, error = run(*TRAIN, *arguments)
+    assert status == 0, error
+    arguments = ("--split", "bnfree", "--deepnets", tmp_path, "--limit", "1", "--no-baseline")
+    status, printed, error = run(
+        "evaluate", "--ckpt", tmp_path / "run", *arguments, "--out", tmp_path / "results"
+    )
+    assert status == 0, error
+    assert "random" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("deepnets", "generate", "--split", "huge", "--count", "1", "--out", "x"), "bnfree"),
+        (("deepnets", "generate", "--split", "val", "--count", "-1", "--out", "x"), "--count"),
+        (("deepnets", "generate", "--split", "val", "--count", "1", "--out", "x", "--workers", "0"),
+         "--workers"),
+        (("evaluate", "--ckpt", "ghn2-digits", "--split", "huge"), "predefined"),
+        (("evaluate", "--ckpt", "ghn2-digits", "--limit", "0"), "--limit"),
+        (("evaluate", "--ckpt", "nothing"), "needs a checkpoint file or folder"),
+        (("evaluate", "--ckpt", "nothing", "--device", "gpu9"), "needs cpu, cuda or cuda:N"),
+        (("evaluate", "--ckpt", "nothing", "--device", "mps"), "needs cpu, cuda or cuda:N"),
+        ((*TRAIN, "--steps", "-4", "--out", "x"), "--steps"),
+        ((*TRAIN, "--steps", "4", "--out", "x", "--lr", "0"), "lr: got 0.0"),
+        ((*TRAIN, "--steps", "4", "--out", "x", "--dataset", "mnist"), "cifar10"),
+        ((*TRAIN, "--steps", "4", "--out", "x", "--deepnets", "0"), "at least 1 architecture"),
+        ((*TRAIN, "--steps", "4", "--out", "x", "--deepnets", "nowhere"), "nowhere"),
+        ((*TRAIN, "--steps", "4", "--out", "x", "--config", "none.yaml"), "no such configuration"),
+        (("deepnets", "info", "nowhere"), "nowhere"),
+        (("predict", "resnet5000"), "resnet50"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_refused_with_the_valid_values(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, error = run(*arguments)
+    assert status == 2
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_in_training_leaves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ghn_fast", *TRAIN, "--steps", "100000", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        metrics = out / "metrics.jsonl"
+        while not (metrics.is_file() and metrics.read_text()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no step within two minutes"
+            time.sleep(0.1)
+        process.send_signal(number)
+        printed, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == cli.INTERRUPTED, error
+    assert "Traceback" not in error
+    assert "the same command continues the run" in printed
+    steps = len(metrics.read_text().splitlines())
+    assert (out / "checkpoints" / f"step-{steps:08d}" / "trainer.pt").is_file()
+
+
+def test_module_and_command_are_the_same() -> None:
+    command = [sys.executable, "-m", "ghn_fast", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("train", "evaluate", "predict", "demo", "deepnets"):
+        assert name in done.stdout
