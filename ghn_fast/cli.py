@@ -75,6 +75,9 @@ def train(
         str | None,
         typer.Option(help="Folder of generated files, or how many architectures to sample."),
     ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Hypernetwork to start from, as in evaluate --ckpt.")
+    ] = None,
     meta_batch: Annotated[int | None, typer.Option(min=1, help="Architectures per step.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the run.")] = None,
@@ -93,6 +96,7 @@ def train(
         "dataset": dataset,
         "data_root": data_root,
         "deepnets": deepnets,
+        "init": init,
         "meta_batch": meta_batch,
         "batch_size": batch_size,
         "steps": steps,
@@ -111,8 +115,7 @@ def train(
     settings = TrainConfig.from_dict({**values, **given})
     _check_device(settings.device)
     with _progress() as progress:
-        task = progress.add_task("meta-training", total=None)
-        progress.update(task, info="")
+        task = progress.add_task("meta-training", total=None, info="")
 
         def on_step(metrics: dict[str, Any], total: int) -> None:
             info = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %"

@@ -2,6 +2,7 @@
 
 from ghn_fast.deepnets.build import build_graph, count_parameters, is_connected, parameter_shapes
 from ghn_fast.deepnets.dataset import SPLITS, ArchItem, ArchSequence, DeepNets, SampledNets
+from ghn_fast.deepnets.files import splits_in
 from ghn_fast.deepnets.generate import generate
 from ghn_fast.deepnets.genotype import PRIMITIVES, Genotype, NetworkConfig
 from ghn_fast.deepnets.loader import MAX_NODES, meta_batches, sample_width
@@ -31,5 +32,6 @@ __all__ = [
     "parameter_shapes",
     "sample_config",
     "sample_width",
+    "splits_in",
     "statistics_table",
 ]

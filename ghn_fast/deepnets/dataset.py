@@ -16,7 +16,7 @@ from torch import nn
 from ghn_fast.deepnets.build import build_graph, count_parameters, parameter_shapes
 from ghn_fast.deepnets.files import SplitFile
 from ghn_fast.deepnets.genotype import VIT_CONFIG, NetworkConfig
-from ghn_fast.deepnets.layout import graph_from_rows, with_shapes
+from ghn_fast.deepnets.layout import NodeRow, graph_from_rows, rows_in_graph_order, with_shapes
 from ghn_fast.deepnets.network import Network
 from ghn_fast.deepnets.plan import LARGE_IMAGE
 from ghn_fast.deepnets.sampler import IMAGE_SIZES, SPACES, check_split, sample_config
@@ -42,6 +42,7 @@ class ArchItem:
         image_size: Height and width of the images that they assume.
         widening: Factors on ``C`` when it is built for small and for large images.
         file: The file that holds its graph, if there is one.
+        reorder: Whether to put the nodes of the file in the order of the graph.
     """
 
     index: int
@@ -52,6 +53,7 @@ class ArchItem:
     image_size: int = 32
     widening: tuple[int, int] = (1, 1)
     file: SplitFile | None = None
+    reorder: bool = False
 
     @cached_property
     def graph(self) -> ArchGraph:
@@ -158,9 +160,12 @@ class ArchItem:
         config = self.config_for(IMAGE_SIZES["cifar10"])
         if self.file is None:
             return build_graph(config, virtual_edges=self.virtual_edges)
+        rows: Sequence[NodeRow]
         rows, matrix = self.file.read(self.index)
         try:
-            return graph_from_rows(config, rows, matrix, self.virtual_edges)
+            if self.reorder:
+                rows = rows_in_graph_order(config, rows, matrix)
+            return graph_from_rows(rows, matrix, self.virtual_edges)
         except ValueError as error:
             raise ValueError(f"{self._where}: {error}") from error
 
@@ -256,11 +261,17 @@ class DeepNets(ArchSequence):
 
     Files are opened when they are needed, in each process anew; objects can be pickled.
 
+    The graphs are those that the published loader makes of the files. Files of the published
+    generator list nodes in another order than edges, and published predictions are for graphs read
+    in this way (:mod:`ghn_fast.deepnets.layout` has the details); ``reorder`` gives the true graphs
+    of the networks. It makes no difference for files written by this package.
+
     Args:
         path: Folder with the files, or one HDF5 file; not used for ``predefined``, where it may be
             ``None``.
         split: One of :data:`SPLITS`.
         virtual_edges: See :class:`ArchSequence`.
+        reorder: Whether to put the nodes of a file in the order of the graph.
 
     Raises:
         ValueError: If ``split`` is unknown, or a file is not valid; the message says which and why.
@@ -269,9 +280,15 @@ class DeepNets(ArchSequence):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None, split: str, virtual_edges: int = 50
+        self,
+        path: str | os.PathLike[str] | None,
+        split: str,
+        virtual_edges: int = 50,
+        *,
+        reorder: bool = False,
     ) -> None:
         check_split(split, SPLITS)
+        self.reorder = reorder
         super().__init__(split, virtual_edges)
         self._file: SplitFile | None = None
         if split != "predefined":
@@ -297,6 +314,7 @@ class DeepNets(ArchSequence):
             self.virtual_edges,
             widening=_widening(self.split),
             file=self._file,
+            reorder=self.reorder,
         )
 
 

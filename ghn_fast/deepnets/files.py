@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ghn_fast.deepnets.genotype import NetworkConfig
 from ghn_fast.deepnets.layout import NodeRow
-from ghn_fast.deepnets.sampler import check_split
+from ghn_fast.deepnets.sampler import SPACES, check_split
 
 _NOT_IN_EVAL = ("train", "search")
 
@@ -58,6 +58,26 @@ def find_files(path: str | os.PathLike[str], split: str) -> tuple[Path, Path]:
     if not meta.is_file():
         raise FileNotFoundError(f"path: {data} has no configurations beside it, looked for {meta}")
     return data, meta
+
+
+def splits_in(path: str | os.PathLike[str]) -> list[str]:
+    """The splits that a folder (or an HDF5 file) holds.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If a JSON file is damaged.
+    """
+    found = []
+    for split in SPACES:
+        try:
+            _, meta = find_files(path, split)
+        except FileNotFoundError:
+            continue
+        if split in _read_json(meta):
+            found.append(split)
+    if not found:
+        raise FileNotFoundError(f"path: {path} holds no files of DeepNets-1M (deepnets1m_*.hdf5)")
+    return found
 
 
 class SplitFile:
@@ -181,6 +201,13 @@ class SplitFile:
             raise ValueError(
                 f"{where}/adj: got an edge to a node that does not come later, needs nodes in "
                 "topological order"
+            )
+        hops = matrix == 1
+        loose = np.flatnonzero(~hops.any(axis=1))
+        # Only the input and a positional encoding have no predecessor.
+        if loose.tolist() != [count - 1] or np.count_nonzero(~hops.any(axis=0)) > 2:
+            raise ValueError(
+                f"{where}/adj: got nodes without edges, needs paths from the input to the last node"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -316,14 +343,9 @@ class SplitWriter:
 
 
 def _load_meta(path: Path, split: str) -> dict[str, Any]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file, or cut off ({error})") from error
-    if not isinstance(content, dict) or split not in content:
-        held = (", ".join(content) or "none") if isinstance(content, dict) else "something else"
-        raise ValueError(f"{path}: has no split {split!r}, holds {held}")
+    content = _read_json(path)
+    if split not in content:
+        raise ValueError(f"{path}: has no split {split!r}, holds {', '.join(content) or 'none'}")
     entry = content[split]
     if not isinstance(entry, dict) or not isinstance(entry.get("nets"), list):
         raise ValueError(f"{path}: {split}: needs a list 'nets'")
@@ -337,6 +359,17 @@ def _load_meta(path: Path, split: str) -> dict[str, Any]:
                     f"{path}: {split}[{index}]: {name}: got {value!r}, needs a positive integer"
                 )
     return entry
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file, or cut off ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: has no splits, holds something else")
+    return content
 
 
 def _name_table(path: Path, meta: Mapping[str, Any], name: str) -> dict[int, str]:

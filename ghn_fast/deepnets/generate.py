@@ -6,10 +6,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
@@ -79,6 +79,8 @@ def generate(
                         progress(len(writer))
                     interrupts.check()
         except BrokenProcessPool as error:
+            # A signal to all processes ends the others first.
+            interrupts.check()
             kept = len(writer)
             writer.close()
             raise RuntimeError(
@@ -122,7 +124,9 @@ def _parallel_records(
         while pending or start < count:
             while start < count and len(pending) < 3 * workers:
                 stop = min(start + size, count)
-                pending.append(pool.submit(_make_records, split, start, stop, seed, exclude))
+                with _without_interrupts():
+                    future = pool.submit(_make_records, split, start, stop, seed, exclude)
+                pending.append(future)
                 start = stop
             yield from _wait(pending[0], interrupts)
             pending.popleft()
@@ -138,8 +142,23 @@ def _wait(future: Future[list[Record]], interrupts: _Interrupts) -> list[Record]
             interrupts.check()
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold SIGINT back; processes that are started meanwhile never see one.
+
+    Ctrl-C reaches all processes of a terminal, and only the first one should act on it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    # Ctrl-C reaches all processes of a terminal; the first one decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 

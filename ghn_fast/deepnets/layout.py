@@ -5,10 +5,12 @@ pixel and linear layers), the index of a cell, and the name of a parameter witho
 cell (for operations without parameters the name of the primitive). Nodes outside the cells, and
 operations without parameters, have the cell of the node before them.
 
-The matrix is in topological order. Rows are too in the files written here, as the published loader
-takes it. The published generator lists them cell by cell; where cells overlap in topological order,
-as they do in nearly all architectures, its row 17 is not node 17. :func:`graph_from_rows` puts them
-back in order, by the graph that the configuration describes.
+The matrix is in topological order. In the files written here the rows are, too. The published
+generator lists them cell by cell, and in nearly all architectures cells overlap in topological
+order, so that row 17 is not node 17. The published loader takes row 17 as node 17 nevertheless: its
+graphs have the right nodes and the right edges, but between partly exchanged nodes, and what the
+published code predicts for architectures from files, it predicts for such graphs. Reading keeps to
+that, and puts the rows in order on request.
 """
 
 from __future__ import annotations
@@ -86,32 +88,24 @@ def distances(graph: ArchGraph) -> npt.NDArray[np.uint8]:
 
 
 def graph_from_rows(
-    config: NetworkConfig,
-    rows: Sequence[NodeRow],
-    matrix: npt.NDArray[np.integer],
-    virtual_edges: int,
+    rows: Sequence[NodeRow], matrix: npt.NDArray[np.integer], virtual_edges: int
 ) -> ArchGraph:
-    """The graph that a file describes, without the shapes of parameters (see :func:`with_shapes`).
+    """The graph of a file, without the shapes of parameters (see :func:`with_shapes`).
 
-    Edges and distances are those of the file. Types and names are those of the rows, in the order
-    of the rows, unless these are listed cell by cell and the configuration's own graph, listed in
-    the same way, has the same ones: then they are in the order of that graph.
+    Args:
+        rows: Table of nodes; row i is taken as node i.
+        matrix: Distances (N, N) up to 250.
+        virtual_edges: Largest distance that gets a virtual edge.
 
     Raises:
         ValueError: If a row has an unknown primitive.
     """
-    source, target = np.nonzero(matrix == 1)
-    hops = torch.from_numpy(np.stack((source, target), axis=1).astype(np.int64, copy=False))
-    if all(row.cell <= following.cell for row, following in pairwise(rows)):
-        derived = build_graph(config, virtual_edges=1)
-        derived_rows = node_rows(derived, config.n_cells)
-        listed = sorted(derived_rows, key=lambda row: row.cell)
-        if torch.equal(derived.edges[:, :2], hops) and _same_nodes(rows, listed):
-            rows = derived_rows
     if virtual_edges > MAX_DISTANCE:
-        edges = shortest_distances(hops, len(rows), virtual_edges)
+        edges = shortest_distances(_hops(matrix), len(rows), virtual_edges)
     else:
-        edges = _listed_edges(matrix, virtual_edges)
+        source, target = np.nonzero((matrix > 0) & (matrix <= virtual_edges))
+        triples = np.stack((source, target, matrix[source, target]), axis=1)
+        edges = torch.from_numpy(triples.astype(np.int64, copy=False))
     types = [_node_type(row.primitive) for row in rows]
     names = [_full_name(kind, row) for kind, row in zip(types, rows, strict=True)]
     return ArchGraph(
@@ -126,6 +120,35 @@ def graph_from_rows(
         },
         virtual_edges,
     )
+
+
+def rows_in_graph_order(
+    config: NetworkConfig, rows: Sequence[NodeRow], matrix: npt.NDArray[np.integer]
+) -> Sequence[NodeRow]:
+    """Put rows that are listed cell by cell in the order of the graph.
+
+    Args:
+        config: The network; the graph that it describes gives the order.
+        rows: Table of nodes, in either order.
+        matrix: Distances (N, N).
+
+    Returns:
+        The rows in order; ``rows`` itself if they are not listed cell by cell.
+
+    Raises:
+        ValueError: If the file's graph is not that of the network, or a primitive is unknown.
+    """
+    if any(row.cell > following.cell for row, following in pairwise(rows)):
+        return rows
+    derived = build_graph(config, virtual_edges=1)
+    ordered = node_rows(derived, config.n_cells)
+    listed = sorted(ordered, key=lambda row: row.cell)
+    if not torch.equal(derived.edges[:, :2], _hops(matrix)) or not _same_nodes(rows, listed):
+        raise ValueError(
+            "the file's graph is not the one that the configuration describes, so its nodes cannot "
+            "be put in order"
+        )
+    return ordered
 
 
 def with_shapes(graph: ArchGraph, parameters: Mapping[str, tuple[int, ...]]) -> ArchGraph:
@@ -159,10 +182,9 @@ def with_shapes(graph: ArchGraph, parameters: Mapping[str, tuple[int, ...]]) -> 
     )
 
 
-def _listed_edges(matrix: npt.NDArray[np.integer], largest: int) -> torch.Tensor:
-    source, target = np.nonzero((matrix > 0) & (matrix <= largest))
-    rows = np.stack((source, target, matrix[source, target]), axis=1)
-    return torch.from_numpy(rows.astype(np.int64, copy=False))
+def _hops(matrix: npt.NDArray[np.integer]) -> torch.Tensor:
+    pairs = np.stack(np.nonzero(matrix == 1), axis=1)
+    return torch.from_numpy(pairs.astype(np.int64, copy=False))
 
 
 def _node_type(primitive: str) -> str:

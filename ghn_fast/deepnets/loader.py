@@ -35,6 +35,7 @@ def meta_batches(
     image_size: int = 32,
     max_nodes: int = MAX_NODES,
     num_classes: int = 10,
+    num_ch: tuple[int, int] = (32, 128),
 ) -> Iterator[list[ArchItem]]:
     """Meta-batches of architectures with sampled widths, without end.
 
@@ -54,6 +55,7 @@ def meta_batches(
         image_size: Height and width of the images that the networks are for.
         max_nodes: Largest number of nodes of a meta-batch.
         num_classes: Number of classes that the networks are for.
+        num_ch: Least and largest number of channels, see :func:`sample_width`.
 
     Returns:
         Lists of items whose ``config`` has the sampled widths; their ``graph`` and ``build()`` are
@@ -71,7 +73,7 @@ def meta_batches(
     if len(nets) == 0:
         raise ValueError("nets: got no architectures, needs at least one")
     _check_limit(nets, min(meta_batch, len(nets)), max_nodes)
-    batches = _MetaBatches(nets, meta_batch, seed, max_nodes, image_size, num_classes)
+    batches = _MetaBatches(nets, meta_batch, seed, max_nodes, image_size, num_classes, num_ch)
     return batches.run(start_step)
 
 
@@ -131,11 +133,13 @@ class _MetaBatches:
         max_nodes: int,
         image_size: int,
         num_classes: int,
+        num_ch: tuple[int, int],
     ) -> None:
         self._nets = nets
         self._meta_batch = meta_batch
         self._seed = seed
         self._max_nodes = max_nodes
+        self._num_ch = num_ch
         self._settings = {"image_size": image_size, "num_classes": num_classes}
         self._size = "imagenet" if image_size >= LARGE_IMAGE else "cifar10"
         self._epoch = -1
@@ -156,7 +160,8 @@ class _MetaBatches:
         for item in items:
             if item.config is None:
                 raise ValueError(f"nets: {item.name} is not made of cells, so it has no widths")
-            config = sample_width(item.config, item.base_params[self._size], rng)
+            params = item.base_params[self._size]
+            config = sample_width(item.config, params, rng, self._num_ch)
             result.append(item.with_config(config, **self._settings))
         return result
 

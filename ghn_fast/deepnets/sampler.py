@@ -11,11 +11,11 @@ probability is given. What differs between splits is in :data:`SPACES`.
 2. Each step of a cell reads two different earlier states, an ordered pair, by one operation each.
    The published generator gets there through DARTS' parsing of random architecture weights: the
    strongest operation of each edge, then the two strongest edges. As the weights are independent
-   and equally distributed, all ordered pairs of edges are equally likely, and so are all operations,
-   whatever the edge. (Ties go to the first; weights that agree in float32 are so rare that they
-   decide less than one operation in a thousand.) The operations are all primitives, but without
-   ``none`` in cells of one step; in half of the architectures those of the reduction cell are only
-   ``none``, the two poolings and ``skip_connect``.
+   and equally distributed, all ordered pairs of edges are equally likely, and so are all
+   operations, whatever the edge. (Ties go to the first; weights that agree in float32 are so rare
+   that they decide less than one operation in a thousand.) The operations are all primitives, but
+   without ``none`` in cells of one step; in half of the architectures those of the reduction cell
+   are only ``none``, the two poolings and ``skip_connect``.
 3. The output of a cell concatenates its states. In half of the architectures with more than one
    step each state but the last is left out with probability 1/2, the same ones in both cells.
 4. Rejected are candidates in which a cell has two ``cse``, or two of ``conv_5x5`` and ``conv_7x7``;

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.hypernet.batchnorm import use_batch_statistics
 from ghn_fast.hypernet.ghn import GHN
 
 
@@ -79,6 +80,7 @@ def meta_step(
     for architecture, part, ranges in zip(architectures, parts, plan.ranges, strict=True):
         with torch.device("meta"):
             network = architecture.build(num_classes=num_classes, image_size=size).train()
+        use_batch_statistics(network)
         logits = torch.func.functional_call(network, _views(part, ranges), (images,))
         loss = F.cross_entropy(logits, targets)
         if not math.isfinite(float(loss.detach())):

@@ -57,6 +57,7 @@ def test_step_equals_plain_backpropagation_through_everything() -> None:
     losses = []
     for architecture, tensors in zip(architectures, reference.predict_tensors(graphs), strict=True):
         network = architecture.build(num_classes=10, image_size=16)
+        ghn_fast.use_batch_statistics(network)
         logits = torch.func.functional_call(network, tensors, (images,))
         losses.append(F.cross_entropy(logits, targets))
     loss = torch.stack(losses).mean()

@@ -1,0 +1,453 @@
+"""Files in the published layout: read, written, and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from ghn_fast.deepnets import DeepNets, NetworkConfig, build_graph, sample_config
+from ghn_fast.deepnets.build import count_parameters
+from ghn_fast.deepnets.files import SplitFile, SplitWriter
+from ghn_fast.deepnets.generate import make_record
+from ghn_fast.graph import NODE_TYPES, ArchGraph
+
+SMALL = {"val": 53, "test": 88, "bnfree": 59}
+ALL = {"val": 12, "test": 6, "wide": 3, "deep": 3, "dense": 3, "bnfree": 3}
+
+
+def assert_same_graph(one: ArchGraph, other: ArchGraph) -> None:
+    assert torch.equal(one.op_types, other.op_types)
+    assert torch.equal(one.edges, other.edges)
+    assert one.names == other.names
+    assert one.shapes == other.shapes
+    assert dict(one.shift_names) == dict(other.shift_names)
+    assert dict(one.skipped) == dict(other.skipped)
+    assert one.virtual_edges == other.virtual_edges
+
+
+def write(folder: Path, split: str = "test", count: int = 4, seed: int = 3) -> Path:
+    with SplitWriter(folder, split) as writer:
+        for index in range(count):
+            writer.add(make_record(split, index, seed))
+    return folder
+
+
+def edit_meta(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def stored_names(folder: Path, split: str, index: int) -> list[tuple[str, str]]:
+    """Type and full name of each node as the files spell them, read without the package."""
+    meta = json.loads((folder / "deepnets1m_eval_meta.json").read_text())[split]["meta"]
+    with h5py.File(folder / "deepnets1m_eval.hdf5") as file:
+        rows = file[f"{split}/{index}/nodes"][()].tolist()
+    result = []
+    for primitive, cell, name in rows:
+        kind = meta["primitives_ext"][str(primitive)].replace("conv_1x1", "conv")
+        text = meta["unique_op_names"][str(name)]
+        if re.match(r"preprocess|_ops", text):
+            text = f"cells.{cell}.{text}"
+        result.append((kind, text))
+    return result
+
+
+def check_published(folder: Path, split: str, count: int) -> None:
+    nets = DeepNets(folder, split)
+    ordered = DeepNets(folder, split, reorder=True)
+    assert len(nets) == len(ordered) == count
+    with h5py.File(folder / "deepnets1m_eval.hdf5") as file:
+        for index, item in enumerate(nets):
+            matrix = file[f"{split}/{index}/adj"][()].astype(np.int64)
+            read = torch.zeros(matrix.shape, dtype=torch.int64)
+            read[item.graph.edges[:, 0], item.graph.edges[:, 1]] = item.graph.edges[:, 2]
+            assert np.array_equal(read.numpy(), np.where(matrix > 50, 0, matrix))
+            kinds = [NODE_TYPES[kind] for kind in item.graph.op_types.tolist()]
+            found = list(zip(kinds, item.graph.names, strict=True))
+            assert found == stored_names(folder, split, index)
+            shapes = {name: tuple(p.shape) for name, p in item.build().named_parameters()}
+            assert {t.name for t in item.graph.targets} <= set(shapes)
+            assert all(shapes[t.name] == t.shape for t in item.graph.targets)
+            derived = build_graph(item.config_for(32))
+            assert item.graph.op_histogram() == derived.op_histogram()
+            assert torch.equal(item.graph.edges, derived.edges)
+            assert_same_graph(ordered[index].graph, derived)
+
+
+@pytest.mark.parametrize("split", list(SMALL))
+def test_published_files(small_fixtures_dir: Path, split: str) -> None:
+    check_published(small_fixtures_dir / "deepnets", split, 1)
+    nets = DeepNets(small_fixtures_dir / "deepnets", split)
+    assert nets[0].num_nodes == nets[0].graph.num_nodes == SMALL[split]
+    config = nets[0].config
+    assert config is not None
+    stored = nets[0].base_params
+    base = NetworkConfig.from_dict({**config.to_dict(), "C": 32, "fc_dim": 256})
+    assert stored["cifar10"] == count_parameters(base, 10, 32)
+    assert stored["imagenet"] == count_parameters(base, 10, 224)
+
+
+@pytest.mark.parametrize("split", list(ALL))
+def test_all_published_files(fixtures_dir: Path, split: str) -> None:
+    check_published(fixtures_dir / "deepnets", split, ALL[split])
+
+
+@pytest.mark.parametrize("split", ["train", "deep", "wide"])
+def test_what_is_written_is_read(tmp_path: Path, split: str) -> None:
+    write(tmp_path, split)
+    file = SplitFile(tmp_path, split)
+    nets = DeepNets(tmp_path, split)
+    assert len(file) == len(nets) == 4
+    for index, item in enumerate(nets):
+        config = sample_config(split, index, 3)
+        assert item.config == config
+        assert_same_graph(item.graph, build_graph(item.config_for(32)))
+        assert item.num_nodes == item.graph.num_nodes
+        assert item.base_params == {
+            "cifar10": count_parameters(config, 10, 32),
+            "imagenet": count_parameters(config, 10, 224),
+        }
+
+
+def test_written_files_have_the_published_layout(tmp_path: Path, small_fixtures_dir: Path) -> None:
+    """Same keys, types and spellings, with the rows in the order of the graph."""
+    published = small_fixtures_dir / "deepnets" / "deepnets1m_eval"
+    expected = json.loads(Path(f"{published}_meta.json").read_text())["test"]
+    write(tmp_path, count=20)
+    content = json.loads((tmp_path / "deepnets1m_test_meta.json").read_text())
+    assert list(content) == ["test"]
+    assert set(content["test"]["nets"][0]) == set(expected["nets"][0])
+    assert set(content["test"]["meta"]) == set(expected["meta"])
+    primitives, names = (
+        content["test"]["meta"][key] for key in ("primitives_ext", "unique_op_names")
+    )
+    assert set(expected["meta"]["primitives_ext"].values()) <= set(primitives.values())
+    assert {"conv_1x1", "input", "glob_avg"} <= set(primitives.values())
+    assert not any(name.startswith("cells.") for name in names.values())
+    plain = {"input", "sum", "concat", "max_pool", "avg_pool", "glob_avg"}
+    assert plain < set(names.values())
+    with (
+        h5py.File(tmp_path / "deepnets1m_test.hdf5") as ours,
+        h5py.File(f"{published}.hdf5") as theirs,
+    ):
+        assert dict(ours.attrs) == dict(theirs.attrs)
+        assert sorted(ours["test"], key=int) == [str(i) for i in range(20)]
+        for name in ("adj", "nodes"):
+            assert ours[f"test/0/{name}"].dtype == theirs[f"test/0/{name}"].dtype
+        config = sample_config("test", 0, 3)
+        graph = build_graph(config, virtual_edges=250)
+        matrix = ours["test/0/adj"][()]
+        assert matrix.shape == (graph.num_nodes, graph.num_nodes)
+        source, target, distance = graph.edges.numpy().T
+        assert np.array_equal(matrix[source, target], distance)
+        assert np.count_nonzero(matrix) == graph.num_edges
+        row = ours["test/0/nodes"][()][-1].tolist()
+        last = [primitives[str(row[0])], row[1], names[str(row[2])]]
+        assert last == ["bias", config.n_cells - 1, graph.names[-1]]
+
+
+def test_a_distance_above_250_is_not_written() -> None:
+    from ghn_fast.deepnets.layout import distances
+
+    graph = build_graph(sample_config("test", 0, 0), virtual_edges=251)
+    with pytest.raises(ValueError, match="up to 251, needs at most 250"):
+        distances(graph)
+
+
+def test_older_spellings(tmp_path: Path) -> None:
+    """Names without 'weight' or '.op.', an empty name for the input, kernel sizes in primitives."""
+    write(tmp_path, count=12)
+    path = tmp_path / "deepnets1m_test_meta.json"
+    before = [item.graph for item in DeepNets(tmp_path, "test")]
+
+    def respell(content: dict[str, Any]) -> None:
+        meta = content["test"]["meta"]
+        changed = {}
+        for key, name in meta["unique_op_names"].items():
+            older = re.sub(r"to_out\.0\.weight$", "to_out.0.", name)
+            older = re.sub(r"^(_ops\.\d+)\.op\.(\d+)", r"\1.\2", older)
+            changed[key] = "" if older == "input" else older
+        assert len({*changed.values()} - {*meta["unique_op_names"].values()}) > 20
+        meta["unique_op_names"] = changed
+        spellings = {"sep_conv": "sep_conv_3x3", "max_pool": "max_pool_3x3", "bias": "fc-b"}
+        spellings["conv"] = "conv_7x1_1x7"
+        meta["primitives_ext"] = {
+            key: spellings.get(name, name) for key, name in meta["primitives_ext"].items()
+        }
+
+    edit_meta(path, respell)
+    for item, graph in zip(DeepNets(tmp_path, "test"), before, strict=True):
+        assert_same_graph(item.graph, graph)
+
+
+def test_the_stored_structure_wins(tmp_path: Path) -> None:
+    write(tmp_path)
+    before = DeepNets(tmp_path, "test", virtual_edges=1)[0].graph
+    last = before.num_nodes - 1
+    with h5py.File(tmp_path / "deepnets1m_test.hdf5", "r+") as file:
+        assert file["test/0/adj"][3, last] > 1
+        file["test/0/adj"][3, last] = 1
+    after = DeepNets(tmp_path, "test", virtual_edges=1)[0].graph
+    assert after.edges.tolist() == sorted([*before.edges.tolist(), [3, last, 1]])
+    assert after.shapes == before.shapes
+
+
+def test_nodes_of_another_graph_cannot_be_put_in_order(
+    tmp_path: Path, small_fixtures_dir: Path
+) -> None:
+    for path in (small_fixtures_dir / "deepnets").glob("deepnets1m_eval*"):
+        shutil.copy(path, tmp_path)
+    with h5py.File(tmp_path / "deepnets1m_eval.hdf5", "r+") as file:
+        file["val/0/adj"][0, 52] = 1
+    assert DeepNets(tmp_path, "val")[0].graph.num_nodes == 53
+    with pytest.raises(ValueError, match=r"eval.hdf5: val/0: .* cannot be put in order"):
+        _ = DeepNets(tmp_path, "val", reorder=True)[0].graph
+
+
+def test_a_single_file_or_the_combined_one(tmp_path: Path, small_fixtures_dir: Path) -> None:
+    combined = small_fixtures_dir / "deepnets"
+    by_file = DeepNets(combined / "deepnets1m_eval.hdf5", "val")
+    assert by_file[0].config == DeepNets(combined, "val")[0].config
+    # A file of the split itself comes first.
+    for path in combined.glob("deepnets1m_eval*"):
+        shutil.copy(path, tmp_path)
+    write(tmp_path, "val", count=3)
+    assert len(DeepNets(tmp_path, "val")) == 3
+    assert len(DeepNets(tmp_path, "test")) == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", ["deepnets1m_train.hdf5"]),
+        ("val", ["deepnets1m_val.hdf5", "deepnets1m_eval.hdf5"]),
+    ],
+)
+def test_missing_files_are_listed(tmp_path: Path, split: str, names: list[str]) -> None:
+    with pytest.raises(FileNotFoundError) as info:
+        DeepNets(tmp_path, split)
+    assert all(str(tmp_path / name) in str(info.value) for name in names)
+    assert ("eval" in str(info.value)) == (split == "val")
+    write(tmp_path, split, count=1)
+    (tmp_path / f"deepnets1m_{split}_meta.json").unlink()
+    with pytest.raises(FileNotFoundError, match=f"deepnets1m_{split}_meta.json"):
+        DeepNets(tmp_path, split)
+
+
+def read_all(folder: Path) -> None:
+    for item in DeepNets(folder, "test"):
+        _ = item.graph, item.config
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_cut_off_data_is_refused(tmp_path: Path, share: float) -> None:
+    path = write(tmp_path) / "deepnets1m_test.hdf5"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"deepnets1m_test.hdf5: .*cut off"):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_cut_off_configurations_are_refused(tmp_path: Path, share: float) -> None:
+    path = write(tmp_path) / "deepnets1m_test_meta.json"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"deepnets1m_test_meta.json: not a JSON file, or cut off"):
+        read_all(tmp_path)
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    data, meta = (tmp_path / f"deepnets1m_test{end}" for end in (".hdf5", "_meta.json"))
+    good = data.read_bytes(), meta.read_bytes()
+    data.write_text("adjacency and nodes")
+    with pytest.raises(ValueError, match=r"test.hdf5: not an HDF5 file"):
+        read_all(tmp_path)
+    with h5py.File(data, "w") as file:
+        file["images"] = np.zeros(3)
+    with pytest.raises(ValueError, match=r"test.hdf5: has no split 'test', holds images"):
+        read_all(tmp_path)
+    data.write_bytes(good[0])
+    for text, message in {
+        b"\xff\xfe\x00": "not a JSON file",
+        b"[1, 2]": "has no splits, holds something else",
+        b'{"val": {}}': "has no split 'test', holds val",
+        b'{"test": {"meta": {}}}': "needs a list 'nets'",
+        b'{"test": {"nets": []}}': "needs a mapping 'meta'",
+    }.items():
+        meta.write_bytes(text)
+        with pytest.raises(ValueError, match=rf"test_meta.json: .*{message}"):
+            read_all(tmp_path)
+
+
+def fewer(content: dict[str, Any]) -> None:
+    content["test"]["nets"].pop()
+
+
+def more(content: dict[str, Any]) -> None:
+    content["test"]["nets"].append(content["test"]["nets"][0])
+
+
+def no_size(content: dict[str, Any]) -> None:
+    del content["test"]["nets"][2]["num_nodes"]
+
+
+def wrong_size(content: dict[str, Any]) -> None:
+    content["test"]["nets"][2]["num_nodes"] += 1
+
+
+def fewer_cells(content: dict[str, Any]) -> None:
+    content["test"]["nets"][1]["n_cells"] -= 1
+
+
+def no_names(content: dict[str, Any]) -> None:
+    content["test"]["meta"]["unique_op_names"] = ["input"]
+
+
+def fewer_names(content: dict[str, Any]) -> None:
+    content["test"]["meta"]["unique_op_names"].popitem()
+
+
+def bad_primitive(content: dict[str, Any]) -> None:
+    content["test"]["meta"]["primitives_ext"]["0"] = "lstm"
+
+
+def bad_parameter(content: dict[str, Any]) -> None:
+    names = content["test"]["meta"]["unique_op_names"]
+    key = next(k for k, name in names.items() if name.endswith("weight"))
+    names[key] = "preprocess0.lstm.weight"
+
+
+def bad_config(content: dict[str, Any]) -> None:
+    content["test"]["nets"][3]["genotype"]["normal"][0][0] = "lstm"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (fewer, r"test_meta.json: lists 3 architectures of the split 'test', but .* holds 4"),
+        (more, r"test_meta.json: lists 5 architectures of the split 'test', but .* holds 4"),
+        (no_size, r"test_meta.json: test\[2\]: num_nodes: got None, needs a positive integer"),
+        (wrong_size, r"test.hdf5: test/2/adj: got uint8 .*, needs integers"),
+        (fewer_cells, r"test.hdf5: test/1/nodes: got the row .* cells"),
+        (no_names, r"test_meta.json: needs a mapping .* in 'unique_op_names'"),
+        (fewer_names, r"test.hdf5: test/\d/nodes: got the row .* unique_op_names"),
+        (bad_primitive, r"test.hdf5: test/0: unknown primitive 'lstm', needs one of max_pool"),
+        (bad_parameter, r"test.hdf5: test/\d: the network has no parameter '.*lstm.weight'"),
+        (bad_config, r"test_meta.json: test\[3\]: normal\[0\]: got 'lstm'"),
+    ],
+)
+def test_inconsistent_configurations_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    edit_meta(write(tmp_path) / "deepnets1m_test_meta.json", change)
+    with pytest.raises(ValueError, match=message):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("adj", lambda a: a[:, :-1], r"test/1/adj: got uint8 \(\d+, \d+\), needs integers"),
+        ("adj", lambda a: a[:-1, :-1], r"test/1/adj: got uint8 .*, needs integers"),
+        ("adj", lambda a: a.astype(np.float32), r"test/1/adj: got float32 .*, needs integers"),
+        ("adj", lambda a: a.T, r"test/1/adj: got an edge to a node that does not come later"),
+        ("adj", np.zeros_like, r"test/1/adj: got nodes without edges"),
+        ("adj", lambda a: None, r"test/1: not there, needs 'adj' and 'nodes'"),
+        ("nodes", lambda a: a[:-1], r"test/1/nodes: got uint16 \(\d+, 3\), needs integers"),
+        ("nodes", lambda a: a[:, :2], r"test/1/nodes: got uint16 \(\d+, 2\), needs integers"),
+        ("nodes", lambda a: a + 500, r"test/1/nodes: got the row \(500, 500, 500\)"),
+    ],
+)
+def test_inconsistent_graphs_are_refused(
+    tmp_path: Path, name: str, change: Callable[[Any], Any], message: str
+) -> None:
+    write(tmp_path)
+    with h5py.File(tmp_path / "deepnets1m_test.hdf5", "r+") as file:
+        changed = change(file[f"test/1/{name}"][()])
+        del file[f"test/1/{name}"]
+        if changed is not None:
+            file[f"test/1/{name}"] = changed
+    nets = DeepNets(tmp_path, "test")
+    _ = nets[0].graph
+    with pytest.raises(ValueError, match=rf"test.hdf5: {message}"):
+        _ = nets[1].graph
+
+
+def test_files_appear_when_they_are_complete(tmp_path: Path) -> None:
+    record = make_record("test", 0, 3)
+    with SplitWriter(tmp_path, "test") as writer:
+        writer.add(record)
+        assert not any(path.name.startswith("deepnets1m") for path in tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "deepnets1m_test.hdf5",
+        "deepnets1m_test_meta.json",
+    }
+
+
+def test_errors_discard_and_interrupts_keep(tmp_path: Path) -> None:
+    record = make_record("test", 0, 3)
+    with pytest.raises(RuntimeError), SplitWriter(tmp_path, "test") as writer:
+        writer.add(record)
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt), SplitWriter(tmp_path, "test"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt), SplitWriter(tmp_path, "test") as writer:
+        writer.add(record)
+        raise KeyboardInterrupt
+    assert len(DeepNets(tmp_path, "test")) == 1
+
+
+@pytest.mark.parametrize("written", [0, 7, 10**6])
+def test_an_interrupt_within_an_architecture_drops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """The interrupt comes after the graph and before, within, or after the configuration."""
+    records = [make_record("test", index, 3) for index in range(3)]
+    with pytest.raises(KeyboardInterrupt), SplitWriter(tmp_path, "test") as writer:
+        writer.add(records[0])
+        writer.add(records[1])
+        plain = writer._meta.write
+
+        def interrupted(text: str) -> int:
+            plain(text[:written])
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(writer._meta, "write", interrupted)
+        writer.add(records[2])
+    nets = DeepNets(tmp_path, "test")
+    assert len(nets) == 2
+    assert [item.config for item in nets] == [record.config for record in records[:2]]
+    with h5py.File(tmp_path / "deepnets1m_test.hdf5") as file:
+        assert sorted(file["test"]) == ["0", "1"]
+
+
+def test_existing_files_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    write(tmp_path, count=2)
+    with pytest.raises(FileExistsError, match=r"deepnets1m_test.hdf5 exists"):
+        SplitWriter(tmp_path, "test")
+    with pytest.raises(RuntimeError), SplitWriter(tmp_path, "test", overwrite=True) as writer:
+        writer.add(make_record("test", 9, 3))
+        raise RuntimeError
+    assert len(DeepNets(tmp_path, "test")) == 2
+    with SplitWriter(tmp_path, "test", overwrite=True) as writer:
+        writer.add(make_record("test", 9, 3))
+    assert [item.config for item in DeepNets(tmp_path, "test")] == [sample_config("test", 9, 3)]
+
+
+def test_unknown_split(tmp_path: Path) -> None:
+    for make in (SplitWriter, SplitFile):
+        with pytest.raises(ValueError, match="split: got 'tset', needs one of train, val"):
+            make(tmp_path, "tset")
