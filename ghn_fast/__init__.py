@@ -45,7 +45,7 @@ _HOME = {
     "track_running_statistics": "ghn_fast.hypernet.batchnorm",
     "use_batch_statistics": "ghn_fast.hypernet.batchnorm",
 }
-_ROOMS = ("analysis", "deepnets", "graph", "hypernet", "metatrain", "ops", "vision")
+_ROOMS = ("deepnets", "graph", "hypernet", "metatrain", "ops", "vision")
 
 __all__ = [
     "GHN",

@@ -229,25 +229,34 @@ def generate(
     out: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
     """Generate architectures and write them in the layout of DeepNets-1M."""
     from ghn_fast.deepnets import DeepNets, describe, statistics_table
     from ghn_fast.deepnets import generate as write
 
+    interrupted = False
     with _progress() as progress:
         task = progress.add_task(f"{split.value} architectures", total=count, info="")
-        path = write(
-            split.value,
-            count,
-            out,
-            workers=workers,
-            seed=seed,
-            progress=lambda done: progress.update(task, completed=done),
-        )
+        try:
+            write(
+                split.value,
+                count,
+                out,
+                workers=workers,
+                seed=seed,
+                overwrite=overwrite,
+                progress=lambda done: progress.update(task, completed=done),
+            )
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted and split.value not in _splits_or_none(out):
+        typer.echo("interrupted before the first architectures were finished; nothing written")
+        raise typer.Exit(INTERRUPTED)
     nets = DeepNets(out, split.value)
     _print(statistics_table({split.value: describe(nets)}))
-    typer.echo(f"written: {path}")
-    if len(nets) < count:
+    typer.echo(f"written: {len(nets)} architectures in {out}")
+    if interrupted:
         typer.echo(f"interrupted after {len(nets)} of {count} architectures; the file is valid")
         raise typer.Exit(INTERRUPTED)
 
@@ -261,6 +270,15 @@ def info(
 
     found = {split: describe(DeepNets(folder, split)) for split in splits_in(folder)}
     _print(statistics_table(found))
+
+
+def _splits_or_none(folder: Path) -> list[str]:
+    from ghn_fast.deepnets import splits_in
+
+    try:
+        return splits_in(folder)
+    except FileNotFoundError:
+        return []
 
 
 def _check_device(name: str) -> None:

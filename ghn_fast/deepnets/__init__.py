@@ -1,7 +1,14 @@
 """DeepNets-1M: the networks, their graphs, the sampler, files and meta-batches."""
 
 from ghn_fast.deepnets.build import build_graph, count_parameters, is_connected, parameter_shapes
-from ghn_fast.deepnets.dataset import SPLITS, ArchItem, ArchSequence, DeepNets, SampledNets
+from ghn_fast.deepnets.dataset import (
+    SPLITS,
+    ArchItem,
+    ArchSequence,
+    DeepNets,
+    SampledNets,
+    held_out_keys,
+)
 from ghn_fast.deepnets.files import splits_in
 from ghn_fast.deepnets.generate import generate
 from ghn_fast.deepnets.genotype import PRIMITIVES, Genotype, NetworkConfig
@@ -27,6 +34,7 @@ __all__ = [
     "count_parameters",
     "describe",
     "generate",
+    "held_out_keys",
     "is_connected",
     "meta_batches",
     "parameter_shapes",

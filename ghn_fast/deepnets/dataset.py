@@ -19,7 +19,14 @@ from ghn_fast.deepnets.genotype import VIT_CONFIG, NetworkConfig
 from ghn_fast.deepnets.layout import NodeRow, graph_from_rows, rows_in_graph_order, with_shapes
 from ghn_fast.deepnets.network import Network
 from ghn_fast.deepnets.plan import LARGE_IMAGE
-from ghn_fast.deepnets.sampler import IMAGE_SIZES, SPACES, check_split, sample_config
+from ghn_fast.deepnets.sampler import (
+    IMAGE_SIZES,
+    SPACES,
+    SPLIT_SIZES,
+    architecture_key,
+    check_split,
+    sample_config,
+)
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.capture import capture
 
@@ -358,6 +365,20 @@ class SampledNets(ArchSequence):
         config = sample_config(self.split, index, self.seed, exclude=self.exclude)
         name = f"{self.split}-{index}"
         return ArchItem(index, name, config, self.virtual_edges, widening=_widening(self.split))
+
+
+def held_out_keys(seed: int = 0) -> frozenset[str]:
+    """Keys of all architectures of the splits for testing, of the published sizes, for a seed.
+
+    Small architectures can come up in two splits by chance. Sampling for training excludes these,
+    so that the test architectures that ``ghn-fast evaluate`` samples by default have never been
+    trained on. (``wide`` has the structures of ``test``.)
+    """
+    return frozenset(
+        architecture_key(sample_config(split, index, seed))
+        for split in ("test", "deep", "dense", "bnfree")
+        for index in range(SPLIT_SIZES[split])
+    )
 
 
 def _widening(split: str) -> tuple[int, int]:

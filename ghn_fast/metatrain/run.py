@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ghn_fast.deepnets import DeepNets, SampledNets, meta_batches
+from ghn_fast.deepnets import DeepNets, SampledNets, held_out_keys, meta_batches
 from ghn_fast.hypernet.checkpoint import from_pretrained, load_weights, write_atomically
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.metatrain.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
@@ -158,7 +158,13 @@ def _architectures(config: TrainConfig) -> DeepNets | SampledNets:
     if source.isdigit():
         if int(source) < 1:
             raise ValueError(f"deepnets: got {source}, needs at least 1 architecture")
-        return SampledNets("train", int(source), config.seed, virtual_edges=config.virtual_edges)
+        return SampledNets(
+            "train",
+            int(source),
+            config.seed,
+            virtual_edges=config.virtual_edges,
+            exclude=held_out_keys(),
+        )
     return DeepNets(source, "train", virtual_edges=config.virtual_edges)
 
 

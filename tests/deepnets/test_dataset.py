@@ -20,8 +20,10 @@ from ghn_fast.deepnets import (
     ArchItem,
     DeepNets,
     SampledNets,
+    architecture_key,
     build_graph,
     describe,
+    held_out_keys,
     sample_config,
     statistics_table,
 )
@@ -254,3 +256,12 @@ def test_statistics(folder: Path) -> None:
     row = cells[0].index("nodes")
     assert cells[1][row] == f"{min(nodes)} / {sum(nodes) / 8:.1f} / {max(nodes)}"
     assert cells[2][cells[0].index("cells")] == "–"
+
+
+def test_training_does_not_sample_held_out_architectures() -> None:
+    held_out = held_out_keys()
+    assert architecture_key(SampledNets("test", 500, 0)[499].config) in held_out
+    assert len(held_out) <= 800
+    # A stream that would give test architectures gives others when these are excluded.
+    (key,) = {architecture_key(SampledNets("train", 1, 0)[0].config)}
+    assert architecture_key(SampledNets("train", 1, 0, exclude={key})[0].config) != key

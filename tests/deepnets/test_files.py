@@ -16,7 +16,7 @@ import torch
 
 from ghn_fast.deepnets import DeepNets, NetworkConfig, build_graph, sample_config
 from ghn_fast.deepnets.build import count_parameters
-from ghn_fast.deepnets.files import SplitFile, SplitWriter
+from ghn_fast.deepnets.files import SplitFile, SplitWriter, splits_in
 from ghn_fast.deepnets.generate import make_record
 from ghn_fast.graph import NODE_TYPES, ArchGraph
 
@@ -224,6 +224,19 @@ def test_a_single_file_or_the_combined_one(tmp_path: Path, small_fixtures_dir: P
     write(tmp_path, "val", count=3)
     assert len(DeepNets(tmp_path, "val")) == 3
     assert len(DeepNets(tmp_path, "test")) == 1
+
+
+def test_splits_of_a_folder(tmp_path: Path, small_fixtures_dir: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no files of DeepNets-1M"):
+        splits_in(tmp_path)
+    write(tmp_path, "train", count=1)
+    write(tmp_path, "wide", count=1)
+    assert splits_in(tmp_path) == ["train", "wide"]
+    assert splits_in(tmp_path / "deepnets1m_wide.hdf5") == ["wide"]
+    assert splits_in(small_fixtures_dir / "deepnets") == ["val", "test", "bnfree"]
+    (tmp_path / "deepnets1m_wide_meta.json").write_text("{")
+    with pytest.raises(ValueError, match=r"deepnets1m_wide_meta.json: not a JSON file"):
+        splits_in(tmp_path)
 
 
 @pytest.mark.parametrize(
