@@ -207,6 +207,7 @@ class ResNet50Item(PredefinedItem):
 
         num_classes, image_size = self._defaults(num_classes, image_size)
         network = resnet50(num_classes=num_classes)
+        network.input_shape = (3, image_size, image_size)
         if image_size < LARGE_IMAGE:
             network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

@@ -106,7 +106,8 @@ class Network(nn.Module):
                 "fewer 'none' operations"
             )
         self.config = config
-        self.image_size = image_size
+        # What a hypernetwork captures the graph with, if it is not told otherwise.
+        self.input_shape = (3, image_size, image_size)
         self._plan: NetworkPlan = plan
         self._build_stem(plan.stem, plan.norm)
         self.cells = nn.ModuleList(Cell(cell, plan.norm) for cell in plan.cells)

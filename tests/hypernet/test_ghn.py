@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import ghn_fast
+from ghn_fast.deepnets import SampledNets
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.hypernet import propagate
 from networks import Branches, Shared, SmallCNN, Unsupported
@@ -136,6 +137,18 @@ def test_other_dtypes_are_kept(dtype: torch.dtype) -> None:
     for name, value in values(model).items():
         assert value.dtype == dtype
         assert torch.equal(value, values(reference)[name].to(dtype)), name
+
+
+@pytest.mark.filterwarnings("ignore:.*parameters were not predicted:UserWarning")
+@pytest.mark.parametrize("size", [32, 40])
+def test_networks_of_deepnets_say_their_input_shape(size: int) -> None:
+    item = SampledNets("test", 10, 0)[3]
+    network, reference = item.build(image_size=size), item.build(image_size=size)
+    ghn = make()
+    ghn(network)
+    ghn(reference, graph=item.graph_for(num_classes=10, image_size=size))
+    for name in ghn.predict(network).predicted:
+        assert torch.equal(values(network)[name], values(reference)[name]), name
 
 
 def test_parameters_on_meta_are_reported() -> None:
