@@ -71,7 +71,7 @@ def extensions() -> tuple[list[Extension], dict[str, type[Command]]]:
         import torch
         from torch.utils import cpp_extension
     except Exception as error:
-        without_extension(f"torch cannot be imported ({error}); with torch installed, use pip's ")
+        without_extension(f"{error}; install torch first, then this with --no-build-isolation")
         return [], {}
     try:
         return [native_extension(torch, cpp_extension, cpu)], {

@@ -260,6 +260,14 @@ def info(
     _print(statistics_table(found))
 
 
+@app.command()
+def doctor() -> None:
+    """Print versions, devices, compiled back ends, and which back end each op uses."""
+    from ghn_fast.doctor import report
+
+    typer.echo(report())
+
+
 def _check_device(name: str) -> None:
     import torch
 
