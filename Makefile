@@ -35,7 +35,9 @@ clean: ## Remove build products, caches and demo-out/ (.venv stays)
 
 # An interpreter is taken only if it runs and is new enough: a name on the PATH may be a launcher
 # for a version that is not installed. An environment whose interpreter is gone is made anew.
-$(STAMP): pyproject.toml setup.py
+# torch comes first, and the package is then built against it, not in an environment of pip's own:
+# the compiled ops have to be made for the torch that they run with.
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	@set -e; found=; \
 	new_enough() { "$$@" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
 	if ! new_enough $(BIN)/python; then \
@@ -54,5 +56,13 @@ $(STAMP): pyproject.toml setup.py
 	  }; \
 	fi; \
 	echo "Installing ghn_fast and what it needs into $(VENV); torch is large, so this takes a few minutes"; \
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'; \
+	pip="$(BIN)/python -m pip install -qq --disable-pip-version-check"; \
+	$(BIN)/python -c 'import tomllib; \
+	  project = tomllib.load(open("pyproject.toml", "rb")); \
+	  print("ninja", *project["build-system"]["requires"], sep="\n"); \
+	  print(*(r for r in project["project"]["dependencies"] if r.startswith("torch>")))' \
+	  | $$pip --requirement /dev/stdin; \
+	$$pip --no-build-isolation --editable '.[dev]'; \
+	$(BIN)/python -c 'from ghn_fast.ops.backend import extension_problem as problem; \
+	  print("Compiled ops:", problem() or "yes")'; \
 	touch $@

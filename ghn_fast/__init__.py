@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         save_pretrained,
     )
     from ghn_fast.hypernet.batchnorm import track_running_statistics, use_batch_statistics
+    from ghn_fast.ops.backend import backend
 
 # Loaded at first use, so that importing the package costs little more than importing torch.
 _HOME = {
@@ -37,6 +38,7 @@ _HOME = {
     "ArchGraph": "ghn_fast.graph",
     "CaptureError": "ghn_fast.graph",
     "PredictionReport": "ghn_fast.hypernet",
+    "backend": "ghn_fast.ops.backend",
     "capture": "ghn_fast.graph",
     "from_pretrained": "ghn_fast.hypernet",
     "propagators": "ghn_fast.hypernet",
@@ -55,6 +57,7 @@ __all__ = [
     "GHNConfig",
     "PredictionReport",
     "__version__",
+    "backend",
     "capture",
     "deepnets",
     "from_pretrained",

@@ -272,6 +272,14 @@ def info(
     _print(statistics_table(found))
 
 
+@app.command()
+def doctor() -> None:
+    """Print versions, devices, compiled back ends, and which back end each op uses."""
+    from ghn_fast.doctor import report
+
+    typer.echo(report())
+
+
 def _splits_or_none(folder: Path) -> list[str]:
     from ghn_fast.deepnets import splits_in
 

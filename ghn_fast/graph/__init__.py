@@ -1,4 +1,4 @@
-"""Architecture graphs: capture from modules, batches, level schedules."""
+"""Architecture graphs: capture from modules, and batches of them."""
 
 from ghn_fast.graph.arch_graph import ArchGraph, Target, graph_from_nodes
 from ghn_fast.graph.capture import CaptureError, capture

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
 from ghn_fast.graph.raw import NodeGraph, RawNode, node_type_of_kind
-from ghn_fast.graph.schedule import LevelSchedule, level_schedule
 from ghn_fast.ops.shortest_distances import shortest_distances
 
 
@@ -71,11 +70,6 @@ class ArchGraph:
     def num_edges(self) -> int:
         """Number of edges, virtual edges included."""
         return len(self.edges)
-
-    @cached_property
-    def schedule(self) -> LevelSchedule:
-        """Levels of nodes that can be updated together, computed once and kept."""
-        return level_schedule(self.edges, self.num_nodes)
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:

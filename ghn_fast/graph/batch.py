@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ghn_fast.graph.arch_graph import ArchGraph
-from ghn_fast.ops.gated_gnn import SweepPlan, plan_sweep
+from ghn_fast.ops.plan import GraphPlan
 
 
 class GraphBatch:
@@ -21,8 +21,7 @@ class GraphBatch:
         op_types: Long tensor (N,) of node types, N nodes in all graphs together.
         offsets: Number of the first node of each graph, and N at the end (B + 1 integers).
         edges: Long tensor (M, 3) of rows (from, to, distance), nodes numbered through.
-        forward: Plan of the forward sweep (along the edges).
-        backward: Plan of the backward sweep (against the edges).
+        plan: Plan of message passing along and against the edges.
 
     Raises:
         ValueError: If ``graphs`` is empty.
@@ -41,11 +40,7 @@ class GraphBatch:
             shift = torch.tensor([offset, offset, 0])
             shifted.append(graph.edges + shift)
         self.edges = torch.cat(shifted)
-        sources, targets, distances = self.edges.unbind(1)
-        levels = torch.cat([graph.schedule.forward for graph in self.graphs])
-        self.forward: SweepPlan = plan_sweep(sources, targets, distances, levels)
-        levels = torch.cat([graph.schedule.backward for graph in self.graphs])
-        self.backward: SweepPlan = plan_sweep(targets, sources, distances, levels)
+        self.plan = GraphPlan(self.edges, self.offsets)
 
     @property
     def num_nodes(self) -> int:
@@ -61,8 +56,7 @@ class GraphBatch:
         """Move the tensors to a device, in place; returns the batch."""
         self.op_types = self.op_types.to(device)
         self.edges = self.edges.to(device)
-        self.forward = self.forward.to(device)
-        self.backward = self.backward.to(device)
+        self.plan = self.plan.to(device)
         return self
 
     def __len__(self) -> int:

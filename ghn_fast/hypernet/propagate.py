@@ -73,7 +73,7 @@ class GatedGNN(nn.Module):
         gru = self.update
         return gated_gnn(
             x,
-            (batch.forward, batch.backward),
+            batch.plan,
             _weights(self.message),
             None if self.virtual_message is None else _weights(self.virtual_message),
             GRUWeights(gru.weight_ih, gru.weight_hh, gru.bias_ih, gru.bias_hh),

@@ -15,15 +15,19 @@ updated together, over all graphs of the batch.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ghn_fast.ops.backend import cuda_problem, extension_problem, register_op, resolve
+from ghn_fast.ops.plan import GraphPlan, SweepPlan
+
 
 class MLPWeights(NamedTuple):
-    """Weights of a two-layer perceptron: (hid_1, C), (hid_1,), (C, hid_1), (C,)."""
+    """Weights of a two-layer perceptron: (H, C), (H,), (C, H), (C,)."""
 
     weight_0: Tensor
     bias_0: Tensor
@@ -40,94 +44,9 @@ class GRUWeights(NamedTuple):
     bias_hh: Tensor
 
 
-class SweepPlan(NamedTuple):
-    """Order of one sweep. Nodes are renumbered by level; the plan speaks in those numbers.
-
-    Attributes:
-        order: Long tensor (N,), the node at each place.
-        level_sizes: Number of nodes of each level.
-        hop_source: Sender of each edge, as its place within its level, sorted by level.
-        hop_target: Receiver of each edge, as its place.
-        hop_sizes: Number of edges that leave each level.
-        all_source: As ``hop_source``, for edges and virtual edges together.
-        all_target: As ``hop_target``, likewise.
-        all_weight: 1 / distance, float32.
-        all_sizes: As ``hop_sizes``, likewise.
-    """
-
-    order: Tensor
-    level_sizes: list[int]
-    hop_source: Tensor
-    hop_target: Tensor
-    hop_sizes: list[int]
-    all_source: Tensor
-    all_target: Tensor
-    all_weight: Tensor
-    all_sizes: list[int]
-
-    def to(self, device: torch.device | str) -> SweepPlan:
-        """The plan with its tensors on a device."""
-        moved = [v.to(device) if isinstance(v, Tensor) else v for v in self]
-        return SweepPlan._make(moved)
-
-
-def plan_sweep(sources: Tensor, targets: Tensor, distances: Tensor, levels: Tensor) -> SweepPlan:
-    """Plan a sweep in which messages run from ``sources`` to ``targets``.
-
-    Args:
-        sources: Long tensor (M,), sender of each edge or virtual edge.
-        targets: Long tensor (M,), receiver of each.
-        distances: Long tensor (M,), shortest-path distance of each, at least 1.
-        levels: Long tensor (N,), level of each node; a sender's level is below its receiver's.
-
-    Raises:
-        ValueError: If an index is out of range, a distance is below 1 or an edge does not lead to a
-            higher level.
-    """
-    num_nodes = len(levels)
-    if sources.numel() > 0:
-        for name, index in (("sources", sources), ("targets", targets)):
-            low, high = int(index.min()), int(index.max())
-            if low < 0 or high >= num_nodes:
-                raise ValueError(
-                    f"{name}: got nodes from {low} to {high}, needs nodes from 0 to {num_nodes - 1}"
-                )
-        if int(distances.min()) < 1:
-            raise ValueError(f"distances: got {int(distances.min())}, needs at least 1")
-        if bool((levels[sources] >= levels[targets]).any()):
-            raise ValueError("levels: an edge does not lead to a higher level; is there a cycle?")
-    order = torch.argsort(levels, stable=True)
-    sizes = torch.bincount(levels) if num_nodes else levels
-    place = torch.empty_like(order)
-    place[order] = torch.arange(num_nodes)
-    start = torch.cumsum(sizes, 0) - sizes
-
-    def edges(mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-        s, t, d = (v if mask is None else v[mask] for v in (sources, targets, distances))
-        by_level = torch.argsort(levels[s], stable=True)
-        s, t, d = s[by_level], t[by_level], d[by_level]
-        level = levels[s]
-        counts = torch.bincount(level, minlength=len(sizes)).tolist()
-        return place[s] - start[level], place[t], d.to(torch.float32).reciprocal(), counts
-
-    hop_source, hop_target, _, hop_sizes = edges(distances == 1)
-    all_source, all_target, all_weight, all_sizes = edges(None)
-    return SweepPlan(
-        order,
-        sizes.tolist(),
-        hop_source,
-        hop_target,
-        hop_sizes,
-        all_source,
-        all_target,
-        all_weight,
-        all_sizes,
-    )
-
-
 def gated_gnn(
     x: Tensor,
-    plans: tuple[SweepPlan, SweepPlan],
+    plans: GraphPlan,
     mlp: MLPWeights,
     mlp_ve: MLPWeights | None,
     gru: GRUWeights,
@@ -135,33 +54,51 @@ def gated_gnn(
 ) -> Tensor:
     """Propagate node features: ``steps`` times a forward and a backward sweep.
 
+    Runs on the back ends ``reference``, ``cpu`` and ``cuda`` (see :mod:`ghn_fast.ops.backend`). The
+    compiled ones compute in float32 or float64; narrower features pass through float32. They are
+    differentiable once, the reference any number of times.
+
     Args:
         x: Node features (N, C).
-        plans: Plans of the forward and of the backward sweep.
+        plans: Plan of the batch, on the device of ``x``.
         mlp: Weights of the message along edges.
         mlp_ve: Weights of the message along edges and virtual edges; ``None`` for GHN-1.
         gru: Weights of the node update.
         steps: Number of rounds T.
 
     Returns:
-        Updated node features (N, C), differentiable in ``x`` and all weights. Deterministic on CPU.
+        Updated node features (N, C), differentiable in ``x`` and all weights; (0, C) for a batch
+        without nodes. Deterministic, and independent of the number of threads, on the compiled back
+        ends; deterministic on CPU on the reference.
 
     Raises:
-        TypeError: If ``x`` is not a floating-point tensor.
-        ValueError: If shapes do not fit.
+        TypeError: If ``x`` is not a floating-point tensor or a weight differs from it in dtype.
+        ValueError: If shapes or devices do not fit, or the back end that is asked for cannot run.
     """
-    if not x.is_floating_point():
-        raise TypeError(f"x: got {x.dtype}, needs a floating-point tensor")
-    if x.ndim != 2 or len(plans[0].order) != len(x):
-        raise ValueError(f"x: got shape {tuple(x.shape)}, needs ({len(plans[0].order)}, C)")
-    if gru.weight_ih.shape != (3 * x.shape[1], x.shape[1]):
-        got = tuple(gru.weight_ih.shape)
-        raise ValueError(f"gru: got weight_ih of shape {got}, needs {(3 * x.shape[1], x.shape[1])}")
-    if steps < 1:
-        raise ValueError(f"steps: got {steps}, needs at least 1")
+    _check(x, plans, mlp, mlp_ve, gru, steps)
+    if resolve("gated_gnn", x.device.type) == "reference":
+        return reference(x, plans.sweeps, mlp, mlp_ve, gru, steps)
+    weights = [*mlp, *(mlp_ve or ()), *gru]
+    dtype = x.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        x, weights = x.float(), [weight.float() for weight in weights]
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
+    out, _ = torch.ops.ghn_fast.gated_gnn_forward(x, plans.packed, weights, steps, save)
+    return out.to(dtype)
+
+
+def reference(
+    x: Tensor,
+    sweeps: tuple[SweepPlan, SweepPlan],
+    mlp: MLPWeights,
+    mlp_ve: MLPWeights | None,
+    gru: GRUWeights,
+    steps: int = 1,
+) -> Tensor:
+    """:func:`gated_gnn` in plain PyTorch, level by level; differentiable any number of times."""
     for _ in range(steps):
-        for plan in plans:
-            x = _sweep(x, plan, mlp, mlp_ve, gru)
+        for sweep in sweeps:
+            x = _sweep(x, sweep, mlp, mlp_ve, gru)
     return x
 
 
@@ -176,7 +113,7 @@ def _sweep(
     pairs = zip(
         plan.all_source.split(plan.all_sizes),
         plan.all_target.split(plan.all_sizes),
-        plan.all_weight.to(x.dtype).unsqueeze(1).split(plan.all_sizes),
+        plan.all_distance.to(x.dtype).reciprocal().unsqueeze(1).split(plan.all_sizes),
         strict=True,
     )
     updated = []
@@ -203,3 +140,99 @@ def _sweep(
 def _perceptron(x: Tensor, weights: MLPWeights) -> Tensor:
     hidden = F.relu(F.linear(x, weights.weight_0, weights.bias_0))
     return F.relu(F.linear(hidden, weights.weight_1, weights.bias_1))
+
+
+def _check(
+    x: Tensor,
+    plans: GraphPlan,
+    mlp: MLPWeights,
+    mlp_ve: MLPWeights | None,
+    gru: GRUWeights,
+    steps: int,
+) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"x: got {x.dtype}, needs a floating-point tensor")
+    if x.ndim != 2 or x.shape[0] != plans.num_nodes:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, needs ({plans.num_nodes}, C)")
+    if x.device.type != plans.device.type:
+        raise ValueError(f"plans: got plans on {plans.device}, needs them on {x.device}, as x is")
+    if steps < 1:
+        raise ValueError(f"steps: got {steps}, needs at least 1")
+    channels = x.shape[1]
+    shapes: tuple[tuple[int, ...], ...]
+    for name, mlp_weights in (("mlp", mlp), ("mlp_ve", mlp_ve)):
+        if mlp_weights is not None:
+            hidden = len(mlp_weights.bias_0)
+            shapes = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
+            _check_weights(x, name, mlp_weights._asdict(), shapes)
+    gates = 3 * channels
+    shapes = ((gates, channels), (gates, channels), (gates,), (gates,))
+    _check_weights(x, "gru", gru._asdict(), shapes)
+
+
+def _check_weights(
+    x: Tensor, name: str, weights: dict[str, Tensor], shapes: Sequence[tuple[int, ...]]
+) -> None:
+    for (field, tensor), shape in zip(weights.items(), shapes, strict=True):
+        if tensor.shape != shape:
+            raise ValueError(f"{name}.{field}: got shape {tuple(tensor.shape)}, needs {shape}")
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{name}.{field}: got {tensor.dtype}, needs {x.dtype}, as x has")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{name}.{field}: got a tensor on {tensor.device}, needs it on {x.device}"
+            )
+
+
+def _padded(width: Any) -> Any:
+    return (width + 15) // 16 * 16
+
+
+def _saved_width(channels: Any, hidden: Sequence[Any]) -> Any:
+    """Elements that the forward keeps per node and sweep (Record in csrc/common/plan.h)."""
+    return (6 + len(hidden)) * _padded(channels) + sum(_padded(h) for h in hidden)
+
+
+def _forward_fake(
+    x: Tensor, plan: Tensor, weights: Sequence[Tensor], steps: int, save: bool
+) -> tuple[Tensor, Tensor]:
+    hidden = [weights[i].shape[0] for i in range(0, len(weights) - 4, 4)]
+    out = x.new_empty(x.shape)
+    if not save:
+        return out, x.new_empty(0)
+    return out, x.new_empty(2 * steps, x.shape[0], _saved_width(x.shape[1], hidden))
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, plan: Tensor, weights: Sequence[Tensor], saved: Tensor, steps: int
+) -> tuple[Tensor, list[Tensor]]:
+    return x.new_empty(x.shape), [weight.new_empty(weight.shape) for weight in weights]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, plan, weights, ctx.steps, ctx.save = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, plan, output[1], *weights)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    x, plan, saved, *weights = ctx.saved_tensors
+    if grad is None:
+        return None, None, [None] * len(weights), None, None
+    if not ctx.save:
+        raise RuntimeError("gated_gnn_forward: to be differentiated, it needs save=True")
+    grad_x, grad_weights = torch.ops.ghn_fast.gated_gnn_backward(
+        grad, x, plan, weights, saved, ctx.steps
+    )
+    return grad_x, None, grad_weights, None, None
+
+
+if extension_problem() is None:
+    torch.library.register_fake("ghn_fast::gated_gnn_forward", _forward_fake)
+    torch.library.register_fake("ghn_fast::gated_gnn_backward", _backward_fake)
+    torch.library.register_autograd(
+        "ghn_fast::gated_gnn_forward", _backward, setup_context=_setup_context
+    )
+
+register_op("gated_gnn", {"cpu": extension_problem, "cuda": cuda_problem})

@@ -1,13 +1,57 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import ghn_fast
 import naive
-from ghn_fast.graph.schedule import level_schedule
-from ghn_fast.ops.gated_gnn import GRUWeights, MLPWeights, SweepPlan, gated_gnn, plan_sweep
+from ghn_fast.ops import backend
+from ghn_fast.ops.gated_gnn import GRUWeights, MLPWeights, gated_gnn
+from ghn_fast.ops.plan import GraphPlan
 from tolerances import assert_close
+
+WITHOUT_EXTENSION = backend.extension_problem()
+needs_extension = pytest.mark.skipif(
+    WITHOUT_EXTENSION is not None, reason=f"the compiled ops are not here: {WITHOUT_EXTENSION}"
+)
+BACKENDS = ["reference", pytest.param("cpu", marks=needs_extension)]
+
+
+class Network(NamedTuple):
+    """Modules with the weights of the op."""
+
+    mlp: nn.Sequential
+    mlp_ve: nn.Sequential | None
+    gru: nn.GRUCell
+
+    def parameters(self) -> list[Tensor]:
+        modules = [m for m in self if m is not None]
+        return [p for module in modules for p in module.parameters()]
+
+    def propagate(self, x: Tensor, plan: GraphPlan, steps: int = 1) -> Tensor:
+        mlp_ve = None if self.mlp_ve is None else mlp_weights(self.mlp_ve)
+        return gated_gnn(x, plan, mlp_weights(self.mlp), mlp_ve, gru_weights(self.gru), steps)
+
+
+def network(
+    hid: int = 8, hidden: int = 4, *, virtual: bool = True, dtype: torch.dtype = torch.float32
+) -> Network:
+    mlps = [naive.mlp(hid, hidden, dtype) for _ in range(2)]
+    return Network(mlps[0], mlps[1] if virtual else None, nn.GRUCell(hid, hid, dtype=dtype))
+
+
+def mlp_weights(mlp: nn.Sequential) -> MLPWeights:
+    return MLPWeights(mlp[0].weight, mlp[0].bias, mlp[2].weight, mlp[2].bias)
+
+
+def gru_weights(gru: nn.GRUCell) -> GRUWeights:
+    return GRUWeights(gru.weight_ih, gru.weight_hh, gru.bias_ih, gru.bias_hh)
 
 
 def make_rows(edges: list[tuple[int, int]], num_nodes: int, cutoff: int) -> Tensor:
@@ -15,21 +59,36 @@ def make_rows(edges: list[tuple[int, int]], num_nodes: int, cutoff: int) -> Tens
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
 
 
-def plans(rows: Tensor, num_nodes: int) -> tuple[SweepPlan, SweepPlan]:
-    schedule = level_schedule(rows, num_nodes)
-    source, target, distance = rows.unbind(1)
-    return (
-        plan_sweep(source, target, distance, schedule.forward),
-        plan_sweep(target, source, distance, schedule.backward),
-    )
+def random_rows(num_nodes: int, density: float, cutoff: int = 50) -> Tensor:
+    return make_rows(naive.random_dag(num_nodes, density, seed=num_nodes), num_nodes, cutoff)
 
 
-def weights(mlp: nn.Sequential) -> MLPWeights:
-    return MLPWeights(mlp[0].weight, mlp[0].bias, mlp[2].weight, mlp[2].bias)
+def batch_of(sizes: list[int], density: float = 0.2, cutoff: int = 50) -> GraphPlan:
+    offsets, parts = [0], []
+    for size in sizes:
+        shift = torch.tensor([offsets[-1], offsets[-1], 0])
+        parts.append(random_rows(size, density, cutoff) + shift)
+        offsets.append(offsets[-1] + size)
+    return GraphPlan(torch.cat(parts), offsets)
 
 
-def gru_weights(gru: nn.GRUCell) -> GRUWeights:
-    return GRUWeights(gru.weight_ih, gru.weight_hh, gru.bias_ih, gru.bias_hh)
+def results(net: Network, x: Tensor, run: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+    """Value and all gradients of a function of x, for one fixed direction."""
+    x = x.detach().requires_grad_()
+    out = run(x)
+    probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    inputs = [x, *net.parameters()]
+    return [out, *torch.autograd.grad((out * probe).sum(), inputs, allow_unused=True)]
+
+
+def assert_same_results(actual: list[Tensor | None], expected: list[Tensor | None]) -> None:
+    for index, (have, need) in enumerate(zip(actual, expected, strict=True)):
+        name = f"gradient {index - 1}" if index else "output"
+        if need is None or not need.any():
+            # Messages that nobody receives: exactly no gradient.
+            assert have is None or not have.any(), name
+        else:
+            assert_close(have, need, context="gradient" if index else "op", name=name)
 
 
 CASES = [
@@ -41,102 +100,316 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize(("num_nodes", "density", "cutoff"), CASES)
 @pytest.mark.parametrize("virtual", [True, False])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_values_and_gradients_equal_the_node_by_node_loop(
-    num_nodes: int, density: float, cutoff: int, virtual: bool, steps: int
+    name: str, num_nodes: int, density: float, cutoff: int, virtual: bool, steps: int
 ) -> None:
-    hid = 8
-    edges = naive.random_dag(num_nodes, density, seed=num_nodes)
-    rows = make_rows(edges, num_nodes, cutoff)
-    mlp, mlp_ve, gru = naive.mlp(hid, 4), naive.mlp(hid, 4), nn.GRUCell(hid, hid)
-    used = [mlp, gru, *([mlp_ve] if virtual else [])]
-    params = [p for module in used for p in module.parameters()]
-    x = torch.randn(num_nodes, hid, requires_grad=True)
-    probe = torch.randn(num_nodes, hid)
-
-    expected = naive.gated_gnn(x, rows.tolist(), mlp, mlp_ve if virtual else None, gru, steps)
-    want = torch.autograd.grad((expected * probe).sum(), [x, *params], allow_unused=True)
-    actual = gated_gnn(
-        x,
-        plans(rows, num_nodes),
-        weights(mlp),
-        weights(mlp_ve) if virtual else None,
-        gru_weights(gru),
-        steps,
+    rows = random_rows(num_nodes, density, cutoff)
+    net = network(virtual=virtual)
+    x = torch.randn(num_nodes, 8)
+    expected = results(
+        net, x, lambda x: naive.gated_gnn(x, rows.tolist(), net.mlp, net.mlp_ve, net.gru, steps)
     )
-    got = torch.autograd.grad((actual * probe).sum(), [x, *params], allow_unused=True)
-
-    assert_close(actual, expected, context="op")
-    for index, (have, need) in enumerate(zip(got, want, strict=True)):
-        if need is None:
-            assert have is None or not have.any()
-        else:
-            assert_close(have, need, context="gradient", name=f"gradient {index}")
+    plan = GraphPlan(rows, [0, num_nodes])
+    with ghn_fast.backend(name):
+        actual = results(net, x, lambda x: net.propagate(x, plan, steps))
+    assert_same_results(actual, expected)
 
 
-def test_gradcheck_in_double_precision() -> None:
-    hid, num_nodes = 4, 7
-    rows = make_rows(naive.random_dag(num_nodes, 0.4, 5), num_nodes, 50)
-    tensors = [torch.randn(num_nodes, hid)]
-    for mlp in (naive.mlp(hid, 2), naive.mlp(hid, 2)):
-        tensors += list(weights(mlp))
-    tensors += list(gru_weights(nn.GRUCell(hid, hid)))
-    inputs = [t.detach().double().requires_grad_() for t in tensors]
-    sweep = plans(rows, num_nodes)
-
-    def function(*values: Tensor) -> Tensor:
-        mlp, mlp_ve = MLPWeights(*values[1:5]), MLPWeights(*values[5:9])
-        return gated_gnn(values[0], sweep, mlp, mlp_ve, GRUWeights(*values[9:]))
-
-    assert torch.autograd.gradcheck(function, inputs)
-
-
-def test_every_output_is_written(nan_empty: None) -> None:
-    rows = make_rows(naive.random_dag(40, 0.1, 2), 40, 50)
-    mlp, gru = naive.mlp(8, 4), nn.GRUCell(8, 8)
-    out = gated_gnn(torch.randn(40, 8), plans(rows, 40), weights(mlp), None, gru_weights(gru))
-    assert out.isfinite().all()
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("hid", "hidden"), [(8, 4), (12, 6), (32, 16), (32, 32), (40, 20), (64, 32), (128, 64), (7, 3)]
+)
+def test_every_width_equals_the_reference(dtype: torch.dtype, hid: int, hidden: int) -> None:
+    plan = batch_of([5, 40, 1, 23])
+    net = network(hid, hidden, dtype=dtype)
+    x = torch.randn(plan.num_nodes, hid, dtype=dtype)
+    with ghn_fast.backend("reference"):
+        expected = results(net, x, lambda x: net.propagate(x, plan))
+    with ghn_fast.backend("cpu"):
+        actual = results(net, x, lambda x: net.propagate(x, plan))
+    assert_same_results(actual, expected)
 
 
-def test_non_contiguous_features() -> None:
-    rows = make_rows(naive.random_dag(9, 0.3, 2), 9, 50)
-    mlp, gru = naive.mlp(8, 4), nn.GRUCell(8, 8)
+@needs_extension
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    density=st.sampled_from((0.0, 0.03, 0.1, 0.4)),
+    cutoff=st.sampled_from((1, 2, 50)),
+    virtual=st.booleans(),
+    steps=st.integers(1, 3),
+    seed=st.integers(0, 10_000),
+)
+def test_random_batches_equal_the_reference(
+    sizes: list[int], density: float, cutoff: int, virtual: bool, steps: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    plan = batch_of(sizes, density, cutoff)
+    net = network(virtual=virtual, dtype=torch.float64)
+    x = torch.randn(plan.num_nodes, 8, dtype=torch.float64)
+    with ghn_fast.backend("reference"):
+        expected = results(net, x, lambda x: net.propagate(x, plan, steps))
+    with ghn_fast.backend("cpu"):
+        actual = results(net, x, lambda x: net.propagate(x, plan, steps))
+    assert_same_results(actual, expected)
+
+
+@needs_extension
+def test_a_large_graph_equals_the_reference() -> None:
+    num_nodes = 2000
+    steps = torch.randint(1, 9, (num_nodes,)).tolist()
+    edges = {(v - 1, v) for v in range(1, num_nodes)}
+    edges |= {(max(v - s, 0), v) for v, s in enumerate(steps) if v > s}
+    plan = GraphPlan(make_rows(sorted(edges), num_nodes, 6), [0, num_nodes])
+    # Errors of single precision grow along a path of hundreds of nodes.
+    net = network(16, 8, dtype=torch.float64)
+    x = torch.randn(num_nodes, 16, dtype=torch.float64)
+    with ghn_fast.backend("reference"):
+        expected = results(net, x, lambda x: net.propagate(x, plan))
+    with ghn_fast.backend("cpu"):
+        actual = results(net, x, lambda x: net.propagate(x, plan))
+    assert_same_results(actual, expected)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("virtual", [True, False])
+def test_gradcheck_in_double_precision(name: str, virtual: bool) -> None:
+    plan = batch_of([7, 3], density=0.4)
+    net = network(4, 2, virtual=virtual, dtype=torch.float64)
+    split = 8 if virtual else 4
+    x = torch.randn(plan.num_nodes, 4, dtype=torch.float64, requires_grad=True)
+
+    def function(x: Tensor, *values: Tensor) -> Tensor:
+        mlp_ve = MLPWeights(*values[4:8]) if virtual else None
+        return gated_gnn(x, plan, MLPWeights(*values[:4]), mlp_ve, GRUWeights(*values[split:]), 2)
+
+    with ghn_fast.backend(name):
+        assert torch.autograd.gradcheck(function, [x, *net.parameters()])
+
+
+@needs_extension
+@pytest.mark.parametrize("virtual", [True, False])
+def test_opcheck(virtual: bool) -> None:
+    plan = batch_of([9, 1, 12])
+    net = network(virtual=virtual)
+    weights = net.parameters()
+    x = torch.randn(plan.num_nodes, 8, requires_grad=True)
+    forward = torch.ops.ghn_fast.gated_gnn_forward
+    torch.library.opcheck(forward.default, (x, plan.packed, weights, 2, True))
+    x, weights = x.detach(), [w.detach() for w in weights]
+    torch.library.opcheck(forward.default, (x, plan.packed, weights, 1, False))
+    out, saved = forward(x, plan.packed, weights, 1, True)
+    backward = torch.ops.ghn_fast.gated_gnn_backward
+    torch.library.opcheck(backward.default, (out, x, plan.packed, weights, saved, 1))
+
+
+@needs_extension
+def test_compiles_into_one_graph() -> None:
+    plan = batch_of([9, 12])
+    net = network()
+    x = torch.randn(plan.num_nodes, 8)
+    expected = results(net, x, lambda x: 2 * net.propagate(x, plan))
+    compiled = torch.compile(
+        lambda x: 2 * net.propagate(x, plan), fullgraph=True, backend="aot_eager"
+    )
+    assert_same_results(results(net, x, compiled), expected)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_features(name: str, dtype: torch.dtype) -> None:
+    plan = batch_of([9, 12])
+    wide = network()
+    x = torch.randn(plan.num_nodes, 8).to(dtype)
+    net = Network(*(m.to(dtype) for m in wide))
+    with ghn_fast.backend(name):
+        actual = net.propagate(x, plan)
+        expected = Network(*(m.float() for m in net)).propagate(x.float(), plan)
+    assert actual.dtype == dtype
+    # Up to 17 updates in a row, each of which rounds once more on the reference.
+    assert_close(actual, expected, dtype=dtype, context="ghn")
+
+
+def on_threads(count: int, run: Callable[[], list[Tensor | None]]) -> list[Tensor | None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return run()
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_extension
+@pytest.mark.parametrize("sizes", [[90, 3, 41, 60, 7], [300]], ids=["batch", "wide levels"])
+def test_bits_do_not_depend_on_threads_or_repetition(sizes: list[int]) -> None:
+    plan = batch_of(sizes, density=0.01)
+    net = network(32, 16)
+    x = torch.randn(plan.num_nodes, 32)
+
+    def run() -> list[Tensor | None]:
+        with ghn_fast.backend("cpu"):
+            return results(net, x, lambda x: net.propagate(x, plan))
+
+    first = on_threads(1, run)
+    for count in (1, 2, 3):
+        for have, need in zip(on_threads(count, run), first, strict=True):
+            assert torch.equal(have, need)
+
+
+@needs_extension
+def test_a_graph_gives_the_same_bits_alone_and_in_a_batch() -> None:
+    net = network(32, 16)
+    sizes = [20, 33, 8]
+    x = torch.randn(sum(sizes), 32)
+    with ghn_fast.backend("cpu"):
+        together = net.propagate(x, batch_of(sizes)).split(sizes)
+        for size, rows, out in zip(sizes, x.split(sizes), together, strict=True):
+            assert torch.equal(net.propagate(rows, batch_of([size])), out)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_output_is_written(name: str, nan_empty: None) -> None:
+    plan = batch_of([40, 3], density=0.1)
+    net = network(12, 6)
+    with ghn_fast.backend(name):
+        found = results(net, torch.randn(43, 12), lambda x: net.propagate(x, plan))
+    assert all(tensor is not None and tensor.isfinite().all() for tensor in found)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_non_contiguous_inputs(name: str) -> None:
+    plan = batch_of([9])
+    net = network()
     x = torch.randn(8, 9).T
-    arguments = (plans(rows, 9), weights(mlp), None, gru_weights(gru))
-    assert torch.equal(gated_gnn(x, *arguments), gated_gnn(x.contiguous(), *arguments))
+    with ghn_fast.backend(name):
+        expected = net.propagate(x.contiguous(), plan)
+        assert torch.equal(net.propagate(x, plan), expected)
+        net.gru.weight_ih = nn.Parameter(net.gru.weight_ih.detach().T.contiguous().T)
+        assert not net.gru.weight_ih.is_contiguous()
+        assert_close(net.propagate(x, plan), expected)
+        out = net.propagate(x, plan)
+        # expand: a gradient with strides of zero
+        out.backward(torch.ones(()).expand_as(out))
+    assert net.gru.weight_ih.grad is not None
+    assert net.gru.weight_ih.grad.isfinite().all()
 
 
-def test_empty_graph() -> None:
-    rows = torch.zeros(0, 3, dtype=torch.int64)
-    mlp, gru = naive.mlp(8, 4), nn.GRUCell(8, 8)
-    out = gated_gnn(torch.zeros(0, 8), plans(rows, 0), weights(mlp), None, gru_weights(gru))
-    assert out.shape == (0, 8)
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("offsets", [[0], [0, 0], [0, 0, 0]])
+def test_no_nodes(name: str, offsets: list[int]) -> None:
+    plan = GraphPlan(torch.zeros(0, 3, dtype=torch.int64), offsets)
+    net = network()
+    with ghn_fast.backend(name):
+        assert net.propagate(torch.zeros(0, 8), plan).shape == (0, 8)
+        out = net.propagate(torch.zeros(0, 8, requires_grad=True), plan)
+        out.sum().backward()
 
 
-def test_bad_arguments_are_named() -> None:
-    rows = make_rows([(0, 1)], 2, 50)
-    mlp, gru, sweep = naive.mlp(8, 4), nn.GRUCell(8, 8), plans(rows, 2)
-    rest = (weights(mlp), None, gru_weights(gru))
-    with pytest.raises(ValueError, match=r"x: got shape \(3, 8\), needs \(2, C\)"):
-        gated_gnn(torch.zeros(3, 8), sweep, *rest)
-    with pytest.raises(TypeError, match=r"x: got torch\.int64"):
-        gated_gnn(torch.zeros(2, 8, dtype=torch.int64), sweep, *rest)
-    with pytest.raises(ValueError, match="weight_ih"):
-        gated_gnn(torch.zeros(2, 4), sweep, *rest)
-    with pytest.raises(ValueError, match="steps: got 0"):
-        gated_gnn(torch.zeros(2, 8), sweep, *rest, steps=0)
+@needs_extension
+def test_what_needs_no_gradient_keeps_nothing() -> None:
+    plan = batch_of([9])
+    net = network()
+    weights = [w.detach() for w in net.parameters()]
+    out, saved = torch.ops.ghn_fast.gated_gnn_forward(torch.randn(9, 8), plan.packed, weights, 1, 0)
+    assert saved.numel() == 0
+    assert not out.requires_grad
+    out, _ = torch.ops.ghn_fast.gated_gnn_forward(
+        torch.randn(9, 8), plan.packed, net.parameters(), 1, False
+    )
+    with pytest.raises(RuntimeError, match="save=True"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_bad_arguments_are_named(name: str) -> None:
+    plan = batch_of([2], density=1.0)
+    net = network()
+    rest = (plan, mlp_weights(net.mlp), None, gru_weights(net.gru))
+    with ghn_fast.backend(name):
+        with pytest.raises(ValueError, match=r"x: got shape \(3, 8\), needs \(2, C\)"):
+            gated_gnn(torch.zeros(3, 8), *rest)
+        with pytest.raises(TypeError, match=r"x: got torch\.int64"):
+            gated_gnn(torch.zeros(2, 8, dtype=torch.int64), *rest)
+        with pytest.raises(ValueError, match=r"mlp.weight_0: got shape \(4, 8\), needs \(4, 4\)"):
+            gated_gnn(torch.zeros(2, 4), *rest)
+        with pytest.raises(ValueError, match=r"gru.weight_ih: got shape"):
+            bad = rest[3]._replace(weight_ih=torch.zeros(8, 8))
+            gated_gnn(torch.zeros(2, 8), *rest[:3], bad)
+        with pytest.raises(TypeError, match=r"mlp.weight_0: got torch.float32, needs torch.f"):
+            gated_gnn(torch.zeros(2, 8, dtype=torch.float64), *rest)
+        with pytest.raises(ValueError, match="steps: got 0"):
+            gated_gnn(torch.zeros(2, 8), *rest, steps=0)
+    with pytest.raises(ValueError, match="plans: got plans on cpu, needs them on meta"):
+        gated_gnn(torch.zeros(2, 8, device="meta"), *rest)
+
+
+@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_extension), False])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((1, 0, 1), "topological order"),
+        ((1, 1, 1), "topological order"),
+        ((0, 4, 1), "needs nodes from 0 to 3"),
+        ((-1, 1, 1), "needs nodes from 0 to 3"),
+        ((0, 1, 0), "distance.*needs 1 to 4"),
+        ((0, 1, 5), "distance.*needs 1 to 4"),
+        ((0, 2, 1), "different graphs"),
+    ],
+)
+def test_bad_edges_are_named(
+    native: bool, row: tuple[int, int, int], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr("ghn_fast.ops.plan.extension_problem", lambda: "not compiled")
+    with pytest.raises(ValueError, match=message):
+        GraphPlan(torch.tensor([(0, 1, 1), row]), [0, 2, 4])
 
 
 def test_bad_plans_are_named() -> None:
-    def plan(source: int, target: int, distance: int) -> SweepPlan:
-        edge = [torch.tensor([value]) for value in (source, target, distance)]
-        return plan_sweep(*edge, torch.tensor([0, 1]))
+    rows = torch.tensor([(0, 1, 1)])
+    with pytest.raises(TypeError, match=r"edges: got torch.float32"):
+        GraphPlan(rows.float(), [0, 2])
+    with pytest.raises(ValueError, match=r"edges: got shape \(1, 2\), needs \(M, 3\)"):
+        GraphPlan(rows[:, :2], [0, 2])
+    for offsets in ([], [1, 2], [0, 2, 1]):
+        with pytest.raises(ValueError, match="offsets: got"):
+            GraphPlan(rows, offsets)
 
-    with pytest.raises(ValueError, match="higher level"):
-        plan(1, 0, 1)
-    with pytest.raises(ValueError, match="targets: got nodes from 2"):
-        plan(0, 2, 1)
-    with pytest.raises(ValueError, match="distances: got 0"):
-        plan(0, 1, 0)
+
+@needs_extension
+def test_no_plan_makes_the_op_read_outside_its_memory() -> None:
+    plan = batch_of([12, 5]).packed
+    assert plan is not None
+    weights = [w.detach() for w in network().parameters()]
+
+    def call(plan: Tensor, x: Tensor | None = None) -> None:
+        x = torch.randn(17, 8) if x is None else x
+        out, saved = torch.ops.ghn_fast.gated_gnn_forward(x, plan, weights, 1, True)
+        torch.ops.ghn_fast.gated_gnn_backward(out, x, plan, weights, saved, 1)
+
+    call(plan)
+    with pytest.raises(ValueError, match="that is no plan"):
+        call(plan[:-1])
+    with pytest.raises(ValueError, match="that is no plan"):
+        call(torch.zeros(0, dtype=torch.int32))
+    with pytest.raises(TypeError, match="plan: got Long, needs Int"):
+        call(plan.long())
+    with pytest.raises(ValueError, match="x: got 16 nodes, needs 17"):
+        call(plan, torch.randn(16, 8))
+    # Any one number replaced by a wild one is refused, or it is harmless.
+    refused = 0
+    for index in range(len(plan)):
+        for value in (-1, 10_000, 2**31 - 1):
+            wild = plan.clone()
+            wild[index] = value
+            try:
+                call(wild)
+            except ValueError as error:
+                assert "plan: " in str(error) or "x: got" in str(error)
+                refused += 1
+    assert refused >= 3 * (len(plan) - 8)

@@ -1,0 +1,17 @@
+// Every schema of the native ops. The back ends implement them in cpu/ and cuda/; fake kernels and
+// gradients are in ghn_fast/ops/, beside the public functions.
+#include <torch/library.h>
+
+TORCH_LIBRARY(ghn_fast, m) {
+  // edges (M, 3) of rows (from, to, distance), offsets (B + 1) -> packed plan, int32.
+  m.def("gated_gnn_plan(Tensor edges, Tensor offsets) -> Tensor");
+
+  // weights: weight and bias of both layers of mlp, the same of mlp_ve where virtual edges are
+  // used, weight_ih, weight_hh, bias_ih, bias_hh of the GRU. `saved` is empty unless `save`.
+  m.def(
+      "gated_gnn_forward(Tensor x, Tensor plan, Tensor[] weights, int steps, bool save)"
+      " -> (Tensor out, Tensor saved)");
+  m.def(
+      "gated_gnn_backward(Tensor grad, Tensor x, Tensor plan, Tensor[] weights, Tensor saved,"
+      " int steps) -> (Tensor grad_x, Tensor[] grad_weights)");
+}

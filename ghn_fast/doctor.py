@@ -1,0 +1,74 @@
+"""What of the package can run on this machine, in words: ``ghn-fast doctor``."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import torch
+
+from ghn_fast._version import __version__
+from ghn_fast.ops import backend, gated_gnn  # noqa: F401  (the ops register themselves)
+
+
+def report() -> str:
+    """Versions, devices, compiled back ends, and which back end each op uses on which device."""
+    lines = [
+        f"ghn_fast    {__version__}",
+        f"Python      {platform.python_version()} ({sys.executable})",
+        f"torch       {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}",
+        f"CUDA        {_cuda()}",
+        f"extension   {_extension()}",
+        f"triton      {_triton()}",
+        f"back end    {_requested()}",
+    ]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for op in backend.ops():
+        lines += [f"{op} on {device}: {_choice(op, device)}" for device in devices]
+    return "\n".join(lines)
+
+
+def _cuda() -> str:
+    if torch.version.cuda is None:
+        return "torch was built without CUDA"
+    if not torch.cuda.is_available():
+        return f"torch was built for CUDA {torch.version.cuda}, which finds no device here"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{torch.version.cuda}, {', '.join(names)}"
+
+
+def _extension() -> str:
+    problem = backend.extension_problem()
+    if problem is not None:
+        return f"no: {problem}"
+    module = backend.extension.module
+    parts = "CPU and CUDA" if module.has_cuda else "CPU only"
+    return f"{parts}, compiled for torch {module.torch_version} ({module.__file__})"
+
+
+def _triton() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "not installed"
+    return str(triton.__version__)
+
+
+def _requested() -> str:
+    try:
+        return backend.requested()
+    except ValueError as error:
+        return str(error)
+
+
+def _choice(op: str, device: str) -> str:
+    try:
+        name = backend.requested()
+    except ValueError:
+        name = "auto"
+    if name != "auto":
+        problem = backend.problem_of(op, name, device)
+        return name if problem is None else f"{name} is asked for and cannot run: {problem}"
+    name, problem = backend.automatic(op, device)
+    return name if problem is None else f"{name} ({problem})"

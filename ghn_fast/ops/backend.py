@@ -1,0 +1,189 @@
+"""Which back end an op runs on: the choice, how to force it, and what is there.
+
+Back ends are ``reference`` (plain PyTorch, always there, defines the result), ``cpu`` (C++),
+``cuda`` and ``triton``. By default, ``auto``, an op runs on the fastest one that can run where its
+tensors are. The environment variable ``GHN_FAST_BACKEND`` or
+
+    with ghn_fast.backend("reference"):
+        ...
+
+forces one for every op inside; the innermost ``with`` wins over the variable, and is seen by the
+thread (or task) that entered it alone. A back end that was asked for by name and cannot run raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+VARIABLE = "GHN_FAST_BACKEND"
+
+# The fastest first, by the type of the device that the tensors are on.
+_PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+
+_forced: ContextVar[str | None] = ContextVar("ghn_fast_backend", default=None)
+# op -> back end -> why it cannot run here, or None if it can
+_implementations: dict[str, dict[str, Callable[[], str | None]]] = {}
+_warned = False
+
+
+class Extension(NamedTuple):
+    """The compiled module, or the reason why it is not there."""
+
+    module: Any
+    problem: str | None
+
+
+def _load_extension() -> Extension:
+    try:
+        module = importlib.import_module("ghn_fast._C")
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError):
+            return Extension(None, "the package was installed without it")
+        return Extension(None, f"it does not load ({error}); was it compiled for another torch?")
+    built, running = (v.split("+")[0] for v in (module.torch_version, torch.__version__))
+    if built.split(".")[:2] != running.split(".")[:2]:
+        return Extension(None, f"it was compiled for torch {built}, and this is torch {running}")
+    return Extension(module, None)
+
+
+extension: Extension = _load_extension()
+
+
+def extension_problem() -> str | None:
+    """Why the compiled ops cannot be used, or ``None`` where they can."""
+    return extension.problem
+
+
+def cuda_problem() -> str | None:
+    """Why the compiled CUDA ops cannot be used, or ``None`` where they can."""
+    if extension.problem is not None:
+        return extension.problem
+    if not extension.module.has_cuda:
+        return "the extension was compiled without CUDA"
+    return None if torch.cuda.is_available() else "CUDA finds no device"
+
+
+def register_op(op: str, backends: dict[str, Callable[[], str | None]]) -> None:
+    """Tell which back ends an op has, beside its reference.
+
+    Args:
+        op: Name of the op.
+        backends: For each back end a function that gives the reason why it cannot run, or ``None``.
+
+    Raises:
+        ValueError: If a name is not that of a back end.
+    """
+    for name in backends:
+        if name not in BACKENDS:
+            raise ValueError(f"backends: got {name!r}, needs one of {', '.join(BACKENDS)}")
+    _implementations[op] = {"reference": lambda: None, **backends}
+
+
+def ops() -> list[str]:
+    """Names of the ops that have been registered."""
+    return sorted(_implementations)
+
+
+def requested() -> str:
+    """The back end that is asked for: of the innermost ``with``, the environment, or ``auto``.
+
+    Raises:
+        ValueError: If the environment names none.
+    """
+    forced = _forced.get()
+    if forced is not None:
+        return forced
+    return _checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every op inside on one back end.
+
+    Args:
+        name: ``reference``, ``cpu``, ``cuda``, ``triton``, or ``auto`` for the fastest that can
+            run.
+
+    Raises:
+        ValueError: If there is no such back end. An op raises it, too, where the back end that is
+            asked for cannot run.
+    """
+    token = _forced.set(_checked(name, "name"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+# A function that is traced by torch.compile keeps the back end that it was traced with.
+@torch.compiler.assume_constant_result
+def resolve(op: str, device_type: str) -> str:
+    """The back end that an op runs on.
+
+    Args:
+        op: Name of a registered op.
+        device_type: ``cpu``, ``cuda``, ... of its tensors.
+
+    Raises:
+        ValueError: If a back end was asked for that does not exist or cannot run.
+    """
+    global _warned
+    name = requested()
+    there = _implementations[op]
+    if name == "auto":
+        chosen, problem = automatic(op, device_type)
+        if problem is not None and not _warned:
+            _warned = True
+            warnings.warn(
+                f"ghn_fast runs {op} on its slow plain-PyTorch reference: {problem}. "
+                "`ghn-fast doctor` says more.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return chosen
+    usable = [b for b in there if problem_of(op, b, device_type) is None]
+    if name not in usable:
+        reason = problem_of(op, name, device_type)
+        raise ValueError(
+            f"back end {name!r} cannot run {op} on {device_type} tensors: {reason}; "
+            f"available are {', '.join(['auto', *usable])}"
+        )
+    return name
+
+
+def automatic(op: str, device_type: str) -> tuple[str, str | None]:
+    """What ``auto`` chooses, and why no compiled back end if it is the reference."""
+    problem = None
+    for name in _PREFERENCE.get(device_type, ()):
+        if name not in _implementations[op]:
+            continue
+        reason = problem_of(op, name, device_type)
+        if reason is None:
+            return name, None
+        problem = problem or f"back end {name!r}: {reason}"
+    return "reference", problem
+
+
+def problem_of(op: str, name: str, device_type: str) -> str | None:
+    """Why an op cannot run on a back end for tensors on a device, or ``None`` if it can."""
+    there = _implementations[op]
+    if name not in there:
+        return "there is no such implementation of it"
+    if name != "reference" and name not in _PREFERENCE.get(device_type, ()):
+        return "it is for other devices"
+    return there[name]()
+
+
+def _checked(name: str, argument: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"{argument}: got {name!r}, needs one of {', '.join(('auto', *BACKENDS))}")
+    return name
