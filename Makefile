@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 CANDIDATES := $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format clean
+.PHONY: help venv demo test lint format sanitize clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP) ## Create .venv and install the package into it (once, and when its metadata changes)
 
@@ -28,6 +28,11 @@ lint: $(STAMP) ## Check style, formatting and types
 format: $(STAMP) ## Format the code and fix what can be fixed by itself
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+sanitize: $(STAMP) ## Run the C++ tests under address and undefined-behaviour sanitizers (needs cmake)
+	@cmake -S . -B build/sanitize -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DGHN_FAST_SANITIZE=ON
+	@cmake --build build/sanitize
+	@ctest --test-dir build/sanitize --output-on-failure
 
 clean: ## Remove build products, caches and demo-out/ (.venv stays)
 	@rm -rf build dist *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,7 +14,9 @@ GHN_FAST_NATIVE=0 leaves the extension out.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,14 +44,15 @@ def sources(patterns: list[str]) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
-def find_nvcc() -> str | None:
-    """The compiler for CUDA: of CUDA_HOME, on the path, or where toolkits are installed."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    places = [Path(home) / "bin" / "nvcc"] if home else []
+def find_toolkit() -> Path | None:
+    """Folder of the CUDA toolkit: CUDA_HOME, that of the nvcc on the path, or the usual place."""
+    places = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     on_path = shutil.which("nvcc")
-    places += [Path(on_path)] if on_path else []
-    places.append(Path("/usr/local/cuda/bin/nvcc"))
-    return next((str(place) for place in places if place.is_file()), None)
+    places += [Path(on_path).resolve().parent.parent] if on_path else []
+    places.append(Path("/usr/local/cuda"))
+    # An nvcc on the path may be a script that calls the real one.
+    needed = ("bin/nvcc", "include/cuda_runtime.h")
+    return next((p for p in places if all((p / file).is_file() for file in needed)), None)
 
 
 def extensions() -> tuple[list[Extension], dict[str, type[Command]]]:
@@ -74,32 +77,67 @@ def extensions() -> tuple[list[Extension], dict[str, type[Command]]]:
         without_extension(f"{error}; install torch first, then this with --no-build-isolation")
         return [], {}
     try:
-        return [native_extension(torch, cpp_extension, cpu)], {
-            "build_ext": build_command(cpp_extension)
-        }
+        cuda = prepare_cuda(torch, cpp_extension)
+        extension = native_extension(cpp_extension, cpu, cuda)
+        return [extension], {"build_ext": build_command(cpp_extension, cpu)}
     except Exception as error:
         without_extension(error)
         return [], {}
 
 
-def native_extension(torch: Any, cpp_extension: Any, cpu: list[str]) -> Extension:
-    """ghn_fast._C with the CPU sources."""
-    return cpp_extension.CppExtension(
+def prepare_cuda(torch: Any, cpp_extension: Any) -> list[str]:
+    """The CUDA sources, with torch's builder pointed at nvcc; empty where they cannot be built."""
+    found = sources(CUDA_SOURCES)
+    toolkit = find_toolkit()
+    if not found or toolkit is None or torch.version.cuda is None:
+        return []
+    answer = subprocess.check_output([toolkit / "bin" / "nvcc", "--version"], text=True)
+    version = re.search(r"release (\d+)\.", answer)
+    if version is None or version[1] != torch.version.cuda.split(".")[0]:
+        has = "an unknown release" if version is None else version[1]
+        print(
+            f"warning: ghn_fast is compiled without CUDA: nvcc is CUDA {has}, and torch was built "
+            f"for CUDA {torch.version.cuda}",
+            file=sys.stderr,
+        )
+        return []
+    cpp_extension.CUDA_HOME = os.fspath(toolkit)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    return found
+
+
+def native_extension(cpp_extension: Any, cpu: list[str], cuda: list[str]) -> Extension:
+    """ghn_fast._C with the CPU sources, and those for CUDA if there are any."""
+    kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+    return kind(
         "ghn_fast._C",
-        cpu,
-        extra_compile_args={"cxx": CXX_FLAGS},
+        [*cpu, *cuda],
+        define_macros=[("GHN_FAST_CUDA", "1")] if cuda else [],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
         extra_link_args=["-s"],
         optional=True,
     )
 
 
-def build_command(cpp_extension: Any) -> type[Command]:
-    """torch's build command; a failed compilation leaves the extension out."""
+def build_command(cpp_extension: Any, cpu: list[str]) -> type[Command]:
+    """torch's build command; what fails to compile is left out, CUDA first."""
 
     class BuildNative(cpp_extension.BuildExtension):  # type: ignore[misc, name-defined]
         def run(self) -> None:
+            before = {name: getattr(self, name) for name in ("compiler", "inplace")}
             try:
-                super().run()
+                try:
+                    super().run()
+                except (Exception, SystemExit) as error:
+                    if not any(source.endswith(".cu") for source in self.extensions[0].sources):
+                        raise
+                    text = " ".join(str(error).split())[:300]
+                    print(f"warning: ghn_fast is compiled without CUDA: {text}", file=sys.stderr)
+                    without_cuda = vars(native_extension(cpp_extension, cpu, []))
+                    vars(self.extensions[0]).update(without_cuda)
+                    # The first run has put a compiler in the place of its name, among others.
+                    vars(self).update(before)
+                    super().run()
             except (Exception, SystemExit) as error:
                 without_extension(f"compiling failed: {error}")
 

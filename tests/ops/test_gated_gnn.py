@@ -136,6 +136,34 @@ def test_every_width_equals_the_reference(dtype: torch.dtype, hid: int, hidden: 
 
 
 @needs_extension
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("hid", "hidden", "sizes"),
+    [(8, 4, [5, 40, 1, 0, 23]), (32, 16, [90] * 300), (32, 32, [700]), (128, 64, [60, 400])],
+    ids=["small", "more graphs than blocks", "beyond shared memory", "wide"],
+)
+@pytest.mark.parametrize("virtual", [True, False])
+def test_cuda_equals_the_cpu_and_repeats_its_bits(
+    dtype: torch.dtype, hid: int, hidden: int, sizes: list[int], virtual: bool
+) -> None:
+    plan = batch_of(sizes, density=3 / max(sizes))
+    net = network(hid, hidden, virtual=virtual, dtype=dtype)
+    x = torch.randn(plan.num_nodes, hid, dtype=dtype)
+    with ghn_fast.backend("cpu"):
+        expected = results(net, x, lambda x: net.propagate(x, plan, 2))
+    plan, x = plan.to("cuda"), x.cuda()
+    net = Network(*(None if m is None else m.cuda() for m in net))
+    with ghn_fast.backend("cuda"):
+        actual = results(net, x, lambda x: net.propagate(x, plan, 2))
+        again = results(net, x, lambda x: net.propagate(x, plan, 2))
+        with torch.no_grad():
+            assert torch.equal(net.propagate(x, plan, 2), actual[0])
+    assert_same_results(actual, expected)
+    assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
+
+
+@needs_extension
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5),
