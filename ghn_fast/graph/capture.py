@@ -9,10 +9,15 @@ changes: values, BatchNorm statistics, random state and hooks stay as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from ghn_fast.graph.arch_graph import ArchGraph, graph_from_nodes
 from ghn_fast.graph.contract import contract
@@ -99,6 +104,10 @@ def _meta_state(
                 if new:
                     tensors[name] = tensors[aliases[name]]
                 continue
+            if is_lazy(parameter):
+                raise CaptureError(
+                    f"model: parameter '{name}' has no shape yet; run the network once before"
+                )
             first_name[id(parameter)] = name
             tensors[name] = _meta(parameter).requires_grad_(parameter.is_floating_point())
             params[name] = describe_parameter(module, attribute, name, tuple(parameter.shape))
@@ -119,9 +128,55 @@ def _forward(
     dtype = next(floating, torch.get_default_dtype())
     # A batch of one: with more images reshapes turn into copies, which look like attention.
     image = torch.empty(1, *input_shape, dtype=dtype, device="meta")
-    with torch.enable_grad(), torch.device("meta"):
-        output = torch.func.functional_call(model, dict(tensors), (image,), tie_weights=False)
+    modes: list[Any] = [torch.device("meta")]
+    while True:
+        try:
+            with torch.enable_grad(), _batch_norm_in_eval_mode(model), ExitStack() as stack:
+                for mode in modes:
+                    stack.enter_context(mode)
+                output = torch.func.functional_call(
+                    model, dict(tensors), (image,), tie_weights=False
+                )
+            break
+        except RuntimeError as error:
+            # Tensors that are neither parameters nor buffers are found in this way only; the mode
+            # that replaces them makes every call slower.
+            if "meta" not in str(error) or len(modes) > 1:
+                raise
+            modes.append(_EverythingOnMeta())
     return next((t for t in _tensors(output) if t.grad_fn is not None), None)
+
+
+@contextmanager
+def _batch_norm_in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorm take one image of one pixel, which it refuses where it needs statistics."""
+    saved = []
+    try:
+        for module in model.modules():
+            if not isinstance(module, _BatchNorm):
+                continue
+            saved.append((module, module.training, module.running_mean, module.running_var))
+            module.training = False
+            if module.running_mean is None:
+                module.running_mean = torch.zeros(module.num_features, device="meta")
+                module.running_var = torch.ones(module.num_features, device="meta")
+        yield
+    finally:
+        for module, training, mean, variance in saved:
+            module.training = training
+            module.running_mean = mean
+            module.running_var = variance
+
+
+class _EverythingOnMeta(TorchFunctionMode):
+    """Replaces every tensor that an operation reads by a stand-in on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def move(value: Any) -> Any:
+            is_real = isinstance(value, Tensor) and not value.is_meta
+            return _meta(value) if is_real else value
+
+        return func(*tree_map(move, args), **tree_map(move, kwargs or {}))
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -215,8 +270,13 @@ def _explain_failure(
             hook.remove()
     path = names.get(id(where)) or "the network itself"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    hint = "If the network expects another input size, pass it, for example input_shape=(3, 32, 32)"
+    if "meta" in reason:
+        hint = (
+            "The capture has shapes but no values: a forward pass that depends on values, or "
+            f"moves tensors between devices, cannot be captured. {hint}"
+        )
     return (
         f"model: the forward pass failed in layer '{path}' ({type(where).__name__}) on an input of "
-        f"shape {(1, *input_shape)}: {reason}. If the network expects another input size, pass it, "
-        "for example input_shape=(3, 32, 32)"
+        f"shape {(1, *input_shape)}: {reason}. {hint}"
     )

@@ -8,6 +8,9 @@ from torch import nn
 
 from ghn_fast.graph.raw import RawParam
 
+PARAMETER_TYPES = ("conv", "sep_conv", "dil_conv", "bias", "bn", "ln", "pos_enc")
+"""Node types that stand for a parameter."""
+
 
 def describe_parameter(
     module: nn.Module, attribute: str, name: str, shape: tuple[int, ...]
@@ -23,8 +26,15 @@ def describe_parameter(
         name: Name of the parameter in the network.
         shape: Its shape.
     """
+    if 0 in shape:
+        return RawParam(name, shape, None, reason="it has no elements")
     declared = getattr(module, "ghn_node_types", None)
     if declared is not None and attribute in declared:
+        if declared[attribute] not in PARAMETER_TYPES:
+            raise ValueError(
+                f"{type(module).__name__}.ghn_node_types[{attribute!r}]: got "
+                f"{declared[attribute]!r}, needs one of {', '.join(PARAMETER_TYPES)}"
+            )
         return RawParam(name, shape, declared[attribute])
     for layer, describe in _LAYERS:
         if isinstance(module, layer) and attribute in ("weight", "bias"):
@@ -56,7 +66,10 @@ def _norm(
     def describe(module: nn.Module, attribute: str, name: str, shape: tuple[int, ...]) -> RawParam:
         if attribute == "bias":
             # The node of the scale yields the shift, too.
-            return RawParam(name, shape, None)
+            reason = None
+            if len(shape) != 1:
+                reason = f"a shift of shape {shape} cannot be predicted, needs one dimension"
+            return RawParam(name, shape, None, reason=reason)
         if len(shape) != 1:
             return RawParam(
                 name,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -189,7 +188,9 @@ def _read_file(path: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
         )
     try:
         values: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler raises nearly anything on foreign bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from error
     if not is_published(values):
@@ -198,7 +199,10 @@ def _read_file(path: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
             f"{path}: not a checkpoint in the published layout, needs 'state_dict' and 'config', "
             f"got {found}"
         )
+    state = values["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: entry 'state_dict' needs to be a mapping from names to tensors")
     try:
-        return published_config(values["config"]), published_state(values["state_dict"])
+        return published_config(values["config"]), published_state(state)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from ghn_fast.hypernet.settings import checked
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,4 @@ class GHNConfig:
         Raises:
             ValueError: If a name is unknown or a value is not valid.
         """
-        known = {field.name for field in fields(GHNConfig)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"config: unknown entry {unknown[0]!r}, known are {sorted(known)}")
-        values = dict(values)
-        if "max_shape" in values:
-            values["max_shape"] = tuple(int(size) for size in values["max_shape"])
-        try:
-            return GHNConfig(**values)
-        except TypeError as error:
-            raise ValueError(f"config: {error}") from error
+        return GHNConfig(**checked(GHNConfig, values, "entry"))

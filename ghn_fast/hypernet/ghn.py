@@ -109,6 +109,12 @@ class GHN(nn.Module):
             graphs = [model]
         else:
             graphs = list(model)
+            for graph in graphs:
+                if not isinstance(graph, ArchGraph):
+                    raise TypeError(
+                        f"model: got a sequence with {type(graph).__name__}, needs a network, an "
+                        "ArchGraph or a sequence of ArchGraphs"
+                    )
         with torch.no_grad():
             return self.node_embeddings(GraphBatch(graphs).to(self.device))
 

@@ -8,11 +8,13 @@ It is written under another name and renamed when it is complete.
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ghn_fast.hypernet.checkpoint import WEIGHTS_FILE, load_weights, save_pretrained
@@ -64,13 +66,23 @@ def load_checkpoint(folder: Path, ghn: GHN, optimizer: torch.optim.Optimizer) ->
     Raises:
         ValueError: If the checkpoint is damaged or of another hypernetwork.
     """
-    load_weights(ghn, load_file(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
-    path = folder / _TRAINER_FILE
+    path = folder / WEIGHTS_FILE
     try:
+        weights = load_file(path)
+        path = folder / _TRAINER_FILE
         state: dict[str, Any] = torch.load(path, map_location=ghn.device, weights_only=True)
+        load_weights(ghn, weights, str(folder / WEIGHTS_FILE))
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        IndexError,
+        TypeError,
+    ) as error:
         raise ValueError(
             f"{path}: damaged, remove {folder} to resume from the one before"
         ) from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.hypernet.settings import checked
 
 SCHEDULES = ("multistep", "cosine")
 # Settings that a run may change when it is continued: none of them changes a step that was done.
@@ -152,21 +153,10 @@ class TrainConfig:
         Raises:
             ValueError: If a name is unknown or a value is not valid.
         """
-        known = {field.name for field in fields(TrainConfig)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(
-                f"config: unknown setting {unknown[0]!r}, known are {', '.join(sorted(known))}"
-            )
-        clean: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        if "deepnets" in clean:
-            clean["deepnets"] = str(clean["deepnets"])
-        try:
-            return TrainConfig(**clean)
-        except TypeError as error:
-            raise ValueError(f"config: a value has the wrong type: {error}") from error
+        values = dict(values)
+        if type(values.get("deepnets")) is int:
+            values["deepnets"] = str(values["deepnets"])
+        return TrainConfig(**checked(TrainConfig, values, "setting"))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -184,6 +174,8 @@ def read_config(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+    if values is None:
+        return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: got a {type(values).__name__}, needs settings as 'name: value'")
     return values

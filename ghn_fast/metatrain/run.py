@@ -68,12 +68,12 @@ def train(
     nets = _architectures(config)
     torch.manual_seed(config.seed)
     ghn = GHN(config.ghn_config(splits.num_classes, splits.image_size))
-    if config.init is not None:
+    done = list_checkpoints(out)
+    if config.init is not None and not done:
         load_weights(ghn, from_pretrained(config.init).state_dict(), config.init)
     ghn = ghn.to(config.device).train()
     optimizer = torch.optim.Adam(ghn.parameters(), config.lr, weight_decay=config.weight_decay)
     total = config.total_steps(max(len(splits.train) // config.batch_size, 1))
-    done = list_checkpoints(out)
     step = load_checkpoint(done[-1], ghn, optimizer) if done else 0
     if step >= total:
         return RunResult(step, total, False, done[-1])
@@ -155,7 +155,7 @@ def check_settings(config: TrainConfig, out: Path) -> None:
 
 def _architectures(config: TrainConfig) -> DeepNets | SampledNets:
     source = config.deepnets
-    if source.isdigit():
+    if source.lstrip("+-").isdigit():
         if int(source) < 1:
             raise ValueError(f"deepnets: got {source}, needs at least 1 architecture")
         return SampledNets(

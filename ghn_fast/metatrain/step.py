@@ -95,8 +95,12 @@ def meta_step(
     if losses:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parts]
         flat.backward(torch.cat(gradients))
-        nn.utils.clip_grad_norm_(ghn.parameters(), grad_clip)
-        optimizer.step()
+        norm = nn.utils.clip_grad_norm_(ghn.parameters(), grad_clip)
+        if bool(norm.isfinite()):
+            optimizer.step()
+        else:
+            # Clipping by an infinite norm would turn every weight into NaN.
+            losses, correct = [], 0
     count = max(len(losses), 1)
     return StepResult(
         loss=sum(losses) / count if losses else math.nan,

@@ -3,12 +3,14 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
+import ghn_fast
 from ghn_fast.graph import NODE_TYPES, ArchGraph, CaptureError, capture
 from networks import Branches, Shared, SmallCNN, Tied, Unsupported
 
@@ -162,6 +164,63 @@ def test_half_precision_and_dict_outputs() -> None:
 
     graph = capture(Wrapped().half())
     assert graph.num_nodes == 12
+
+
+def test_one_pixel_features_in_training_mode() -> None:
+    model = nn.Sequential(SmallCNN(), nn.BatchNorm1d(10), nn.Linear(10, 5)).train()
+    assert capture(model, (3, 24, 24)).num_nodes == 14
+    small = torchvision.models.resnet18(num_classes=10).train()
+    graph = capture(small, (3, 32, 32))
+    assert torch.equal(graph.edges, capture(small.eval(), (3, 224, 224)).edges)
+    ghn_fast.use_batch_statistics(small)
+    assert torch.equal(graph.edges, capture(small, (3, 32, 32)).edges)
+    assert small.bn1.running_mean is None
+
+
+def test_plain_tensors_of_a_network() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
+            self.body = SmallCNN()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x - self.mean)
+
+    assert torch.equal(capture(Shifted()).edges, capture(SmallCNN()).edges)
+
+
+def test_declared_node_types() -> None:
+    class Scale(nn.Module):
+        ghn_node_types: ClassVar[dict[str, str]] = {"gain": "conv"}
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(3, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.gain
+
+    graph = capture(nn.Sequential(Scale(), SmallCNN()))
+    assert graph.names[1] == "0.gain"
+    Scale.ghn_node_types = {"gain": "sum"}
+    with pytest.raises(ValueError, match="got 'sum', needs one of conv, sep_conv"):
+        capture(nn.Sequential(Scale(), SmallCNN()))
+
+
+def test_lazy_and_empty_parameters() -> None:
+    with pytest.raises(CaptureError, match="run the network once"):
+        capture(nn.Sequential(nn.LazyConv2d(4, 3)))
+    with pytest.warns(UserWarning, match="zero-element"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 0))
+    assert capture(model, (3, 8, 8)).skipped["2.weight"] == "it has no elements"
+
+
+def test_shift_that_cannot_be_predicted_says_why() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LayerNorm([8, 6, 6]))
+    skipped = capture(model, (3, 8, 8)).skipped
+    assert "needs one dimension" in skipped["1.weight"]
+    assert "needs one dimension" in skipped["1.bias"]
 
 
 def test_output_without_parameters() -> None:

@@ -144,6 +144,16 @@ def test_damaged_checkpoint_is_named(reference: Path, tmp_path: Path) -> None:
         train(longer, run)
 
 
+def test_damaged_weights_are_named(reference: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    path = run / "checkpoints" / "step-00000004" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    longer = TrainConfig.from_dict({**TINY.to_dict(), "steps": 6})
+    with pytest.raises(ValueError, match=r"model.safetensors: damaged, remove"):
+        train(longer, run)
+
+
 def test_mistakes_leave_no_run_behind(tmp_path: Path) -> None:
     bad = TrainConfig.from_dict({**TINY.to_dict(), "dataset": "mnist9"})
     with pytest.raises(ValueError, match="digits"):
@@ -168,7 +178,12 @@ def test_starting_weights(reference: Path, tmp_path: Path) -> None:
         ({"steps": 3, "epochs": 2}, "got both"),
         ({"max_channels": 8}, "min_channels"),
         ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
-        ({"batch_size": "many"}, "wrong type"),
+        ({"batch_size": "many"}, "batch_size: got 'many', needs an integer"),
+        ({"batch_size": True}, "batch_size: got True, needs an integer"),
+        ({"normalize": "false"}, "normalize: got 'false', needs true or false"),
+        ({"milestones": 0.5}, "milestones: got 0.5, needs a list"),
+        ({"steps": 1.5}, r"steps: got 1\.5, needs an integer or nothing"),
+        ({"dataset": 5}, "dataset: got 5, needs a text"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
@@ -197,6 +212,10 @@ def test_config_files(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("hid: 16\nmilestones: [0.5]\n")
     assert TrainConfig.from_dict(read_config(path)).milestones == (0.5,)
+    path.write_text("lr: 1e-3\nweight_decay: 0\n")
+    assert TrainConfig.from_dict(read_config(path)).lr == 1e-3
+    path.write_text("")
+    assert read_config(path) == {}
     path.write_text("- 1\n")
     with pytest.raises(ValueError, match="needs settings as 'name: value'"):
         read_config(path)

@@ -1,0 +1,80 @@
+"""Checking plain values against the types that a configuration declares."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+def checked(kind: type, values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Values for the fields of a dataclass, from JSON or YAML.
+
+    A list becomes a tuple, an integer a float where one is declared, and a text such as ``1e-3``
+    (which YAML does not take for a number) the number that it says.
+
+    Args:
+        kind: The dataclass.
+        values: Name of each field to its value.
+        what: What the message calls a field.
+
+    Raises:
+        ValueError: If a name is unknown or a value has another type than declared; the message
+            names it, says what it got and what it needs.
+    """
+    hints = get_type_hints(kind)
+    known = [field.name for field in fields(kind)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"config: unknown {what} {unknown[0]!r}, known are {sorted(known)}")
+    result = {}
+    for name, value in values.items():
+        ok, converted = _convert(value, hints[name])
+        if not ok:
+            raise ValueError(f"{name}: got {value!r}, needs {_describe(hints[name])}")
+        result[name] = converted
+    return result
+
+
+def _convert(value: Any, hint: Any) -> tuple[bool, Any]:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        for option in get_args(hint):
+            ok, converted = _convert(value, option)
+            if ok:
+                return True, converted
+        return False, value
+    if origin is tuple:
+        return _convert_tuple(value, get_args(hint))
+    if hint is float and isinstance(value, str):
+        try:
+            return True, float(value)
+        except ValueError:
+            return False, value
+    if hint is float and type(value) is int:
+        return True, float(value)
+    return (value is None if hint is type(None) else type(value) is hint), value
+
+
+def _convert_tuple(value: Any, hints: tuple[Any, ...]) -> tuple[bool, Any]:
+    if not isinstance(value, (list, tuple)):
+        return False, value
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        hints = (hints[0],) * len(value)
+    if len(hints) != len(value):
+        return False, value
+    pairs = [_convert(item, hint) for item, hint in zip(value, hints, strict=True)]
+    return all(ok for ok, _ in pairs), tuple(converted for _, converted in pairs)
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_describe(option) for option in get_args(hint))
+    if get_origin(hint) is tuple:
+        hints = get_args(hint)
+        if hints[1:] == (Ellipsis,):
+            return f"a list, each {_describe(hints[0])}"
+        return f"a list of {len(hints)}, each {_describe(hints[0])}"
+    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+    return names.get(hint, "nothing")
