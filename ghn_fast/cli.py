@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -114,6 +115,7 @@ def train(
         values.pop("epochs", None)
     settings = TrainConfig.from_dict({**values, **given})
     _check_device(settings.device)
+    _check_out(out)
     with _progress() as progress:
         task = progress.add_task("meta-training", total=None, info="")
 
@@ -122,7 +124,8 @@ def train(
             progress.update(task, completed=metrics["step"], total=total, info=info)
 
         result = run(settings, out, on_step=on_step)
-    typer.echo(f"step {result.step} of {result.total}, checkpoint {result.checkpoint}")
+    checkpoint = result.checkpoint or "none yet"
+    typer.echo(f"step {result.step} of {result.total}, checkpoint: {checkpoint}")
     if result.interrupted:
         typer.echo("interrupted; the same command continues the run")
         raise typer.Exit(INTERRUPTED)
@@ -150,6 +153,7 @@ def evaluate(
     from ghn_fast.reports import evaluate_split, print_evaluation
 
     _check_device(device)
+    _check_out(out)
     ghn = from_pretrained(ckpt, device=device)
     name = split.value
     count = limit or _PUBLISHED_COUNT.get(name, 100)
@@ -173,7 +177,9 @@ def evaluate(
             device=device,
             on_result=on_result,
         )
-    stem = f"{name}-{dataset.partition(':')[0]}"
+    kind, _, folder = dataset.partition(":")
+    stem = "-".join(filter(None, (name, kind, Path(folder).name)))
+    report.ckpt, report.split = ckpt, name
     out.mkdir(parents=True, exist_ok=True)
     report.to_json(out / f"{stem}.json")
     print_evaluation(report, f"{ckpt} on {name}")
@@ -201,12 +207,18 @@ def predict(
     """Predict all parameters of a torchvision model."""
     from ghn_fast.reports import predict_torchvision, print_prediction
 
+    if out is not None:
+        _check_out(out.parent)
     network, report = predict_torchvision(model, ckpt, num_classes, input_size)
     print_prediction(model, network, report)
     if out is not None:
-        from safetensors.torch import save_model
+        from safetensors.torch import save
 
-        save_model(network, str(out))
+        from ghn_fast.hypernet.checkpoint import write_atomically
+
+        state = {name: value.contiguous() for name, value in network.named_parameters()}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, save(state))
         typer.echo(f"written: {out}")
 
 
@@ -219,6 +231,7 @@ def demo(
     """Predict ResNet-50 and unseen architectures, and evaluate them on held-out digits."""
     from ghn_fast.reports import run_demo
 
+    _check_out(out)
     run_demo(ckpt, count, out)
 
 
@@ -289,6 +302,15 @@ def _splits_or_none(folder: Path) -> list[str]:
         return []
 
 
+def _check_out(folder: Path) -> None:
+    """Refuse a place for results before the work, not after it."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--out: got {folder}, but {existing} is a file; needs a folder")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"--out: got {folder}, but {existing} cannot be written to")
+
+
 def _check_device(name: str) -> None:
     import torch
 
@@ -299,6 +321,10 @@ def _check_device(name: str) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device: got {name!r}, but there is no CUDA GPU that torch can use; use cpu"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: got {name!r}, but there are {torch.cuda.device_count()} CUDA GPUs"
         )
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: got {name!r}, needs cpu, cuda or cuda:N")
@@ -337,7 +363,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (ValueError, TypeError, OSError) as error:
-        if "--debug" in sys.argv:
+        if os.environ.get("GHN_FAST_DEBUG"):
             raise
         typer.echo(f"ghn-fast: error: {error}", err=True)
         sys.exit(2)

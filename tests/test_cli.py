@@ -108,6 +108,7 @@ def test_train_and_evaluate_on_generated_files(run: Run, tmp_path: Path) -> None
         ((*TRAIN, "--steps", "4", "--out", "x", "--lr", "0"), "lr: got 0.0"),
         ((*TRAIN, "--steps", "4", "--out", "x", "--dataset", "mnist"), "cifar10"),
         ((*TRAIN, "--steps", "4", "--out", "x", "--deepnets", "0"), "at least 1 architecture"),
+        ((*TRAIN, "--steps", "4", "--out", "x", "--deepnets", "-5"), "at least 1 architecture"),
         ((*TRAIN, "--steps", "4", "--out", "x", "--deepnets", "nowhere"), "nowhere"),
         ((*TRAIN, "--steps", "4", "--out", "x", "--config", "none.yaml"), "no such configuration"),
         (("deepnets", "info", "nowhere"), "nowhere"),
@@ -149,6 +150,34 @@ def test_signal_in_training_leaves_a_checkpoint(tmp_path: Path, number: signal.S
     assert "the same command continues the run" in printed
     steps = len(metrics.read_text().splitlines())
     assert (out / "checkpoints" / f"step-{steps:08d}" / "trainer.pt").is_file()
+
+
+def test_output_that_is_a_file_is_refused_before_the_work(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for arguments in (
+        ("evaluate", "--ckpt", "ghn2-digits", "--out", file),
+        ("demo", "--out", file / "deeper"),
+        ("predict", "resnet18", "--out", file / "x.safetensors"),
+        (*TRAIN, "--steps", "1", "--out", file),
+    ):
+        status, printed, error = run(*arguments)
+        assert status == 2
+        assert "--out: got" in error
+        assert "needs a folder" in error
+        assert not printed
+
+
+def test_predict_saves_all_parameters(run: Run, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    out = tmp_path / "new" / "resnet18.safetensors"
+    status, printed, error = run("predict", "resnet18", "--input-size", "32", "--out", out)
+    assert status == 0, error
+    assert "62 tensors" in printed
+    saved = load_file(out)
+    assert len(saved) == 62
+    assert saved["fc.weight"].shape == (10, 512)
 
 
 def test_module_and_command_are_the_same() -> None:

@@ -35,13 +35,13 @@ class RunResult:
         step: Steps done in all.
         total: Steps of the whole run.
         interrupted: Whether a signal ended it early.
-        checkpoint: The newest checkpoint.
+        checkpoint: The newest checkpoint, ``None`` if there is none yet.
     """
 
     step: int
     total: int
     interrupted: bool
-    checkpoint: Path
+    checkpoint: Path | None
 
 
 def train(
@@ -96,7 +96,7 @@ def train(
     settings = json.dumps(config.to_dict(), indent=2) + "\n"
     write_atomically(out / _SETTINGS_FILE, settings.encode())
     log = MetricsLog(out, step)
-    checkpoint = done[-1] if done else out
+    checkpoint = done[-1] if done else None
     saved = step
     with _stop_requests() as stop:
         try:

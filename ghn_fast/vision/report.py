@@ -79,8 +79,8 @@ class EvaluationReport:
     """Results of `evaluate_networks`.
 
     predicted, random: summaries of top-1 over the architectures that have one, None without any;
-    predicted_top5 likewise. images: the split the `num_images` images come from. batch_norm says
-    how BatchNorm layers normalised.
+    predicted_top5 likewise. ckpt, split: what was evaluated, if the caller says so. images: the
+    split the `num_images` images come from. batch_norm says how BatchNorm layers normalised.
     """
 
     dataset: str
@@ -95,6 +95,8 @@ class EvaluationReport:
     predicted_top5: Summary | None = field(init=False)
     random: Summary | None = field(init=False)
     batch_norm: str = "batch statistics"
+    ckpt: str | None = None
+    split: str | None = None
 
     def __post_init__(self) -> None:
         self.predicted = _summary([r.top1 for r in self.records])
