@@ -53,7 +53,8 @@ class EvaluationSplit(StrEnum):
     train = "train"
 
 
-_PUBLISHED_COUNT = {"val": 500, "test": 500, "wide": 100, "deep": 100, "dense": 100, "bnfree": 100}
+# Architectures that `evaluate` takes of the large splits unless it is told otherwise.
+_MOST = 500
 
 Dataset = Annotated[
     str,
@@ -149,6 +150,7 @@ def evaluate(
     device: Device = "cpu",
 ) -> None:
     """Accuracy of predicted networks on held-out images."""
+    from ghn_fast.deepnets import SPLIT_SIZES
     from ghn_fast.hypernet import from_pretrained
     from ghn_fast.reports import evaluate_split, print_evaluation
 
@@ -156,7 +158,7 @@ def evaluate(
     _check_out(out)
     ghn = from_pretrained(ckpt, device=device)
     name = split.value
-    count = limit or _PUBLISHED_COUNT.get(name, 100)
+    count = limit or min(SPLIT_SIZES.get(name, _MOST), _MOST)
     with _progress() as progress:
         task = progress.add_task(f"{name} architectures", total=None, info="")
 

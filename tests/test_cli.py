@@ -43,6 +43,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
+def test_choices_are_the_splits_that_exist() -> None:
+    assert set(cli.EvaluationSplit) == set(ghn_fast.deepnets.SPLITS)
+    assert set(cli.Split) == set(ghn_fast.deepnets.SPLITS) - {"predefined"}
+
+
 def test_generate_and_info(run: Run, tmp_path: Path) -> None:
     arguments = ("--split", "val", "--count", "5", "--out", tmp_path, "--seed", "2")
     status, out, _ = run("deepnets", "generate", *arguments)

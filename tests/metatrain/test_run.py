@@ -134,23 +134,17 @@ def test_failed_save_keeps_the_checkpoint_before(
     assert ghn_fast.from_pretrained(tmp_path).config.hid == 8
 
 
-def test_damaged_checkpoint_is_named(reference: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["trainer.pt", "model.safetensors"])
+@pytest.mark.parametrize("content", [None, b"garbage"])
+def test_damaged_checkpoint_is_named(
+    reference: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(reference, run)
-    path = run / "checkpoints" / "step-00000004" / "trainer.pt"
-    path.write_bytes(path.read_bytes()[:100])
+    path = run / "checkpoints" / "step-00000004" / name
+    path.write_bytes(path.read_bytes()[:500] if content is None else content)
     longer = TrainConfig.from_dict({**TINY.to_dict(), "steps": 6})
-    with pytest.raises(ValueError, match=r"trainer.pt: damaged, remove"):
-        train(longer, run)
-
-
-def test_damaged_weights_are_named(reference: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(reference, run)
-    path = run / "checkpoints" / "step-00000004" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:500])
-    longer = TrainConfig.from_dict({**TINY.to_dict(), "steps": 6})
-    with pytest.raises(ValueError, match=r"model.safetensors: damaged, remove"):
+    with pytest.raises(ValueError, match=rf"{name}: damaged, remove"):
         train(longer, run)
 
 

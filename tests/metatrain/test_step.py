@@ -94,6 +94,18 @@ def test_architecture_without_finite_loss_is_left_out() -> None:
     assert all(p.isfinite().all() for p in ghn.parameters())
 
 
+def test_infinite_gradient_of_the_hypernetwork_changes_nothing() -> None:
+    images, targets = batch()
+    ghn, optimizer = make()
+    ghn.encoder.op.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = [p.detach().clone() for p in ghn.parameters()]
+    architectures = [Fixed(SmallCNN, width=8)]
+    result = meta_step(ghn, optimizer, architectures, images, targets, grad_clip=5.0)
+    assert result.skipped == 1
+    assert math.isnan(result.loss)
+    assert all(torch.equal(a, b) for a, b in zip(before, ghn.parameters(), strict=True))
+
+
 def test_nothing_changes_when_no_loss_is_finite() -> None:
     images, targets = batch()
     ghn, optimizer = make()
