@@ -14,4 +14,15 @@ TORCH_LIBRARY(ghn_fast, m) {
   m.def(
       "gated_gnn_backward(Tensor grad, Tensor x, Tensor plan, Tensor[] weights, Tensor saved,"
       " int steps) -> (Tensor grad_x, Tensor[] grad_weights)");
+
+  // table (R, 13), int64 on the CPU: the rows of a plan (csrc/common/expand_params_args.h), in the
+  // order of their offsets in the flat result of `numel` elements. packed: the same with the order
+  // of work, made by expand_params_pack and moved to the device of the blocks; CUDA needs it.
+  m.def("expand_params(Tensor[] blocks, Tensor table, Tensor? packed, int numel) -> Tensor");
+  m.def(
+      "expand_params_backward(Tensor grad, Tensor[] blocks, Tensor table, Tensor? packed)"
+      " -> Tensor[]");
+  m.def("expand_params_pack(Tensor table, Tensor[] blocks, int numel) -> Tensor");
+  // Row r goes to out[r], of any floating-point type, instead of its offset.
+  m.def("expand_params_into(Tensor[] blocks, Tensor table, Tensor(a!)[] out) -> ()");
 }

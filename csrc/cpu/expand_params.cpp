@@ -1,0 +1,317 @@
+// Expansion of decoded blocks into parameters on CPU.
+//
+// Forward: every element is written once and its block comes from the cache, so the floor is the
+// memory's bandwidth for writing. Outputs that no cache can hold are written past it (streaming
+// stores), which saves reading each line before it is overwritten. Threads share the elements of
+// all parameters evenly, wherever a parameter begins.
+//
+// Backward: every gradient is read once. An element of a block is the sum over its copies in the
+// order of the parameter, whatever the number of threads.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <cstring>
+#include <type_traits>
+
+#include "../common/expand_params_args.h"
+#include "streaming.h"
+
+namespace ghn {
+namespace {
+
+// More than this is not expected to be in a cache when it is read.
+constexpr int64_t kStreamBytes = int64_t(16) << 20;
+// Elements that are worth a thread.
+constexpr int64_t kGrain = int64_t(1) << 15;
+// Elements of a block whose gradient is summed at a time: they stay in the first cache.
+constexpr int64_t kPiece = 2048;
+
+// Writes elements [begin, end) of one parameter to `to`, which is where element 0 goes.
+template <class T, class Out>
+class Writer {
+ public:
+  Writer(const ExpandRow& row, const T* block, bool stream)
+      : row_(row),
+        block_(block + row.source),
+        scale_(row.kind == kWeight ? T(row.scale) : T(1)),
+        stream_(stream),
+        // Values that cost more than a product are made once per row of the block, then copied.
+        direct_(std::is_same_v<T, Out> && row.kind <= kWeight) {}
+
+  void operator()(Out* to, int64_t begin, int64_t end) {
+    if (!row_.linear) {
+      for (int64_t e = begin; e < end; ++e) {
+        to[e] = static_cast<Out>(normalise<T>(row_.kind, block_[row_.from(e)], scale_));
+      }
+      return;
+    }
+    int64_t row = begin / row_.row_length % row_.rows, t = begin % row_.row_length;
+    int64_t column = t % row_.period;
+    while (begin < end) {
+      const int64_t n =
+          std::min({row_.period - column, row_.row_length - t, end - begin});
+      piece(to + begin, row, column, n);
+      begin += n, t += n, column += n;
+      if (column == row_.period) column = 0;
+      if (t == row_.row_length) {
+        t = column = 0;
+        if (++row == row_.rows) row = 0;
+      }
+    }
+  }
+
+ private:
+  void piece(Out* to, int64_t row, int64_t column, int64_t n) {
+    const T* from = block_ + row * row_.stride + column;
+    if constexpr (std::is_same_v<T, Out>) {
+      if (direct_) {
+        stream_ ? stream_scaled(to, from, n, scale_) : copy_scaled(to, from, n, scale_);
+        return;
+      }
+    }
+    if (n < row_.period && row != made_) {
+      for (int64_t k = 0; k < n; ++k) {
+        to[k] = static_cast<Out>(normalise<T>(row_.kind, from[k], scale_));
+      }
+      return;
+    }
+    if (row != made_) {
+      values_.resize(size_t(row_.period));
+      for (int64_t k = 0; k < row_.period; ++k) {
+        values_[size_t(k)] =
+            static_cast<Out>(normalise<T>(row_.kind, (from - column)[k], scale_));
+      }
+      made_ = row;
+    }
+    std::memcpy(to, values_.data() + column, size_t(n) * sizeof(Out));
+  }
+
+  const ExpandRow& row_;
+  const T* block_;
+  T scale_;
+  bool stream_, direct_;
+  std::vector<Out> values_;
+  int64_t made_ = -1;
+};
+
+template <class T>
+std::vector<const T*> pointers(const std::vector<at::Tensor>& tensors) {
+  std::vector<const T*> result;
+  for (const at::Tensor& tensor : tensors) result.push_back(tensor.const_data_ptr<T>());
+  return result;
+}
+
+std::vector<at::Tensor> contiguous(at::TensorList tensors) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& tensor : tensors) result.push_back(tensor.contiguous());
+  return result;
+}
+
+// Calls f with a value of the type that the tensors have.
+template <class F>
+void with_type(at::ScalarType type, const char* what, F f) {
+  switch (type) {
+    case at::kFloat: return f(float{});
+    case at::kDouble: return f(double{});
+    case at::kHalf: return f(at::Half{});
+    case at::kBFloat16: return f(at::BFloat16{});
+    default: TORCH_CHECK_TYPE(false, what, ": got ", type,
+                              ", needs float32, float64, float16 or bfloat16");
+  }
+}
+
+template <class F>
+void with_block_type(at::ScalarType type, F f) {
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble, "blocks: got ", type,
+                   ", needs float32 or float64 on CPU");
+  type == at::kFloat ? f(float{}) : f(double{});
+}
+
+template <class T>
+void expand_rows(const std::vector<ExpandRow>& rows, const std::vector<const T*>& blocks,
+                 const std::vector<void*>& to, const std::vector<at::ScalarType>& types) {
+  std::vector<int64_t> first = {0};
+  int64_t bytes = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    first.push_back(first.back() + rows[i].size);
+    bytes += rows[i].size * int64_t(c10::elementSize(types[i]));
+  }
+  const bool stream = bytes > kStreamBytes;
+  at::parallel_for(0, first.back(), kGrain, [&](int64_t begin, int64_t end) {
+    // The last row that begins at or before `begin` is the one with the element: rows without
+    // elements begin where the next one does.
+    size_t i = size_t(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
+    for (; i < rows.size() && first[i] < end; ++i) {
+      const int64_t from = std::max(begin, first[i]) - first[i];
+      const int64_t until = std::min(end, first[i + 1]) - first[i];
+      if (from >= until) continue;
+      with_type(types[i], "out", [&](auto type) {
+        using Out = decltype(type);
+        Writer<T, Out> write(rows[i], blocks[size_t(rows[i].block)], stream);
+        write(static_cast<Out*>(to[i]), from, until);
+      });
+    }
+    if (stream) finish_streaming();
+  });
+}
+
+template <class T>
+struct Piece {
+  const Chain* chain;
+  int64_t begin, end;  // elements of the chain's block tensor
+};
+
+// Adds up the gradient of elements [begin, end) of a block row, counted from its source.
+template <class T>
+void sum_linear(const ExpandRow& row, const T* grad, const T* block, int64_t begin, int64_t end,
+                T* to) {
+  T sum[kPiece];
+  const T scale = T(row.scale);
+  while (begin < end) {
+    const int64_t b = begin / row.stride, t = begin % row.stride;
+    if (b >= row.rows) return;
+    if (t >= row.period) {
+      begin = (b + 1) * row.stride;
+      continue;
+    }
+    const int64_t n = std::min({row.period - t, end - begin, kPiece});
+    std::fill_n(sum, n, T(0));
+    for (int64_t o = b; o < row.channels; o += row.rows) {
+      const T* from = grad + o * row.row_length;
+      for (int64_t column = t; column < row.row_length; column += row.period) {
+        const int64_t m = std::min(n, row.row_length - column);
+        for (int64_t k = 0; k < m; ++k) sum[k] += from[column + k];
+      }
+    }
+    for (int64_t k = 0; k < n; ++k) {
+      to[begin + k] += sum[k] * normalise_slope<T>(row.kind, block[begin + k], scale);
+    }
+    begin += n;
+  }
+}
+
+template <class T>
+void sum_copies(const ExpandRow& row, const T* grad, const T* block, int64_t begin, int64_t end,
+                T* to) {
+  if (row.linear) return sum_linear(row, grad, block, begin, end, to);
+  for (int64_t s = begin; s < end; ++s) {
+    const T sum = row.gather<int64_t>(grad, s, 0, 1);
+    to[s] += sum * normalise_slope<T>(row.kind, block[s], T(row.scale));
+  }
+}
+
+template <class T>
+void backward_rows(const std::vector<ExpandRow>& rows, const T* grad,
+                   const std::vector<const T*>& blocks, std::vector<at::Tensor>& grads) {
+  const Chains found = find_chains(rows);
+  std::vector<Piece<T>> pieces;
+  std::vector<int64_t> work = {0};  // gradients read up to each piece
+  for (const Chain& chain : found.chains) {
+    for (int64_t begin = chain.begin; begin < chain.end; begin += kPiece) {
+      const int64_t end = std::min(begin + kPiece, chain.end);
+      int64_t reads = 0;
+      for (int64_t i = chain.first; i < chain.last; ++i) {
+        const ExpandRow& row = rows[size_t(found.order[size_t(i)])];
+        reads += row.size * (end - begin) / row.block_size;
+      }
+      pieces.push_back({&chain, begin, end});
+      work.push_back(work.back() + reads + (end - begin));
+    }
+  }
+  at::parallel_for(0, work.back(), kGrain, [&](int64_t begin, int64_t end) {
+    // A piece belongs to the thread in whose share it begins.
+    size_t p = size_t(std::lower_bound(work.begin(), work.end(), begin) - work.begin());
+    for (; p < pieces.size() && work[p] < end; ++p) {
+      const Chain& chain = *pieces[p].chain;
+      T* to = grads[size_t(chain.block)].template data_ptr<T>();
+      for (int64_t i = chain.first; i < chain.last; ++i) {
+        const ExpandRow& row = rows[size_t(found.order[size_t(i)])];
+        const int64_t s0 = std::max(pieces[p].begin - row.source, int64_t(0));
+        const int64_t s1 = std::min(pieces[p].end - row.source, row.block_size);
+        if (s0 < s1) {
+          sum_copies<T>(row, grad + row.offset, blocks[size_t(row.block)] + row.source, s0, s1,
+                        to + row.source);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+at::Tensor expand_params_cpu(at::TensorList blocks, const at::Tensor& table,
+                             const std::optional<at::Tensor>&, int64_t numel) {
+  TORCH_CHECK_VALUE(numel >= 0, "numel: got ", numel, ", needs at least 0");
+  const std::vector<ExpandRow> rows = read_table(table, blocks, numel);
+  const std::vector<at::Tensor> from = contiguous(blocks);
+  at::Tensor out = at::empty({numel}, blocks[0].options());
+  with_block_type(out.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    T* data = out.data_ptr<T>();
+    std::vector<void*> to;
+    for (const ExpandRow& row : rows) {
+      to.push_back(data + row.offset);
+      std::fill_n(data + row.offset + row.size, row.padded - row.size, T(0));
+    }
+    const std::vector<at::ScalarType> types(rows.size(), out.scalar_type());
+    expand_rows<T>(rows, pointers<T>(from), to, types);
+  });
+  return out;
+}
+
+void expand_params_into_cpu(at::TensorList blocks, const at::Tensor& table, at::TensorList out) {
+  const std::vector<ExpandRow> rows = read_table(table, blocks, -1);
+  TORCH_CHECK_VALUE(out.size() == rows.size(), "out: got ", out.size(), " tensors, needs ",
+                    rows.size(), ", one for each row of the plan");
+  std::vector<at::Tensor> scratch(out.size());
+  std::vector<void*> to;
+  std::vector<at::ScalarType> types;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    check_device(out[i], at::kCPU, "out");
+    TORCH_CHECK_VALUE(out[i].numel() == rows[i].size, "out[", i, "]: got a tensor of shape ",
+                      out[i].sizes(), ", needs ", rows[i].size, " elements");
+    with_type(out[i].scalar_type(), "out", [](auto) {});
+    // Elements in another order than the shape's go through a tensor that is in order.
+    if (!out[i].is_contiguous()) scratch[i] = at::empty_like(out[i], at::MemoryFormat::Contiguous);
+    const at::Tensor& target = scratch[i].defined() ? scratch[i] : out[i];
+    to.push_back(target.data_ptr());
+    types.push_back(target.scalar_type());
+  }
+  const std::vector<at::Tensor> from = contiguous(blocks);
+  with_block_type(blocks[0].scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    expand_rows<T>(rows, pointers<T>(from), to, types);
+  });
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (scratch[i].defined()) out[i].copy_(scratch[i]);
+  }
+}
+
+std::vector<at::Tensor> expand_params_backward_cpu(const at::Tensor& grad, at::TensorList blocks,
+                                                   const at::Tensor& table,
+                                                   const std::optional<at::Tensor>&) {
+  TORCH_CHECK_VALUE(grad.dim() == 1, "grad: got shape ", grad.sizes(), ", needs one dimension");
+  const std::vector<ExpandRow> rows = read_table(table, blocks, grad.numel());
+  check_dtype(grad, blocks[0].scalar_type(), "grad");
+  check_device(grad, blocks[0].device(), "grad");
+  const at::Tensor values = grad.contiguous();
+  const std::vector<at::Tensor> from = contiguous(blocks);
+  std::vector<at::Tensor> grads;
+  for (const at::Tensor& block : from) grads.push_back(at::zeros_like(block));
+  with_block_type(grad.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    backward_rows<T>(rows, values.const_data_ptr<T>(), pointers<T>(from), grads);
+  });
+  return grads;
+}
+
+TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
+  m.impl("expand_params", &expand_params_cpu);
+  m.impl("expand_params_into", &expand_params_into_cpu);
+  m.impl("expand_params_backward", &expand_params_backward_cpu);
+}
+
+}  // namespace ghn
