@@ -4,12 +4,14 @@ from ghn_fast.hypernet.bind import PredictionReport
 from ghn_fast.hypernet.checkpoint import from_pretrained, save_pretrained
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.ghn import GHN
+from ghn_fast.hypernet.predictor import Predictor
 from ghn_fast.hypernet.propagate import propagators, register_propagator
 
 __all__ = [
     "GHN",
     "GHNConfig",
     "PredictionReport",
+    "Predictor",
     "from_pretrained",
     "propagators",
     "register_propagator",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from ghn_fast.graph.arch_graph import ArchGraph
@@ -54,34 +53,32 @@ def check_graph(model: nn.Module, graph: ArchGraph) -> None:
             )
 
 
-def write_parameters(
-    model: nn.Module,
-    graph: ArchGraph,
-    flat: Tensor,
-    ranges: Mapping[str, tuple[int, tuple[int, ...]]],
-    report: PredictionReport,
-) -> None:
-    """Write predicted parameters into the network's own storage and complete the report.
+def find_destinations(
+    model: nn.Module, graph: ArchGraph, names: Sequence[str], report: PredictionReport
+) -> list[Tensor | None]:
+    """The tensors of a network that predicted parameters go to, and the report of what they are.
 
     Args:
         model: The network; dtypes, devices and strides of its parameters stay as they are.
         graph: Its graph, for the reasons of what is left out.
-        flat: Flat buffer of predicted values.
-        ranges: Name of each parameter to (offset, shape) in the buffer.
+        names: Names of the predicted parameters.
         report: Gets ``predicted`` and ``skipped``.
+
+    Returns:
+        For each name the parameter, or ``None`` where it has no storage to fill.
     """
-    values = {graph.aliases.get(name, name): place for name, place in ranges.items()}
-    with torch.no_grad():
-        for name, param in model.named_parameters():
-            place = values.get(graph.aliases.get(name, name))
-            if place is None:
-                report.skipped[name] = graph.skipped.get(name, _NOT_IN_GRAPH)
-            elif param.is_meta:
-                report.skipped[name] = "it is on the meta device and has no storage to fill"
-            else:
-                offset, shape = place
-                param.copy_(flat[offset : offset + param.numel()].view(shape))
-                report.predicted.append(name)
+    place = {graph.aliases.get(name, name): index for index, name in enumerate(names)}
+    out: list[Tensor | None] = [None] * len(names)
+    for name, param in model.named_parameters():
+        index = place.get(graph.aliases.get(name, name))
+        if index is None:
+            report.skipped[name] = graph.skipped.get(name, _NOT_IN_GRAPH)
+        elif param.is_meta:
+            report.skipped[name] = "it is on the meta device and has no storage to fill"
+        else:
+            out[index] = param
+            report.predicted.append(name)
+    return out
 
 
 def warn_skipped(report: PredictionReport) -> None:

@@ -38,17 +38,22 @@ class NodeEncoder(nn.Module):
         self.kernel = nn.Embedding(int(self._kernels.max()) + 2, hid // 4)
         self.channel = nn.Embedding(int(self._channels.max()) + 2, hid // 4)
 
-    def forward(self, op_types: Tensor, shapes: Sequence[tuple[int, ...] | None]) -> Tensor:
+    def forward(
+        self, op_types: Tensor, shapes: Sequence[tuple[int, ...] | None] | Tensor
+    ) -> Tensor:
         """Embed N nodes.
 
         Args:
             op_types: Long tensor (N,).
-            shapes: N shapes, or ``None`` for a node without one.
+            shapes: N shapes, or ``None`` for a node without one; or what :meth:`shape_index` made
+                of them, on the device of ``op_types``.
 
         Returns:
             Node features (N, C).
         """
-        index = self.shape_index(shapes).to(op_types.device)
+        index = shapes
+        if not isinstance(index, Tensor):
+            index = self.shape_index(index).to(op_types.device)
         parts = [
             self.channel(index[:, 0]),
             self.channel(index[:, 1]),

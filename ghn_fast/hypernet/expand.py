@@ -17,6 +17,9 @@ from ghn_fast.ops.expand_params import Kind, ParamPlan, PlanRow
 _VECTOR = "vector"
 _HEAD_WEIGHT = "head weight"
 _HEAD_BIAS = "head bias"
+# Parameters begin at multiples of so many elements of the flat buffer (64 bytes of float32): whole
+# cache lines, and 16-byte accesses on a GPU.
+_ALIGNMENT = 16
 
 
 @dataclass
@@ -32,6 +35,25 @@ class DecodePlan:
     groups: dict[tuple[str, tuple[int, ...]], list[int]] = field(default_factory=dict)
     params: ParamPlan = field(default_factory=lambda: ParamPlan([], 0))
     ranges: list[dict[str, tuple[int, tuple[int, ...]]]] = field(default_factory=list)
+    _indices: dict[torch.device, list[Tensor]] = field(default_factory=dict, repr=False)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Begin and end of each graph's part of the flat buffer; the parts fill it."""
+        begins = [next(iter(places.values()), (None,))[0] for places in self.ranges]
+        ends, end = [], self.params.numel
+        for begin in reversed(begins):
+            ends.append(end)
+            end = end if begin is None else begin
+        ends.reverse()
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def indices(self, device: torch.device) -> list[Tensor]:
+        """The nodes of each group as long tensors on a device; kept for the next call."""
+        if device not in self._indices:
+            self._indices[device] = [
+                torch.tensor(nodes, dtype=torch.int64).to(device) for nodes in self.groups.values()
+            ]
+        return self._indices[device]
 
 
 def plan_decoding(
@@ -64,7 +86,7 @@ def plan_decoding(
             row = _row(target, key, index, numbers[key], is_position, end, config)
             rows.append(row)
             ranges[target.name] = (end, target.shape)
-            end += _numel(target.shape)
+            end += -(-_numel(target.shape) // _ALIGNMENT) * _ALIGNMENT
         plan.ranges.append(ranges)
         first_node += graph.num_nodes
     plan.groups = {key: list(place) for key, place in places.items()}
@@ -77,8 +99,8 @@ def decode(
 ) -> list[Tensor]:
     """Decode the blocks of all groups of a plan from node embeddings (N, C)."""
     result = []
-    for (decoder, shape), nodes in plan.groups.items():
-        nodes_x = x[torch.tensor(nodes, device=x.device)]
+    for (decoder, shape), index in zip(plan.groups, plan.indices(x.device), strict=True):
+        nodes_x = x[index]
         if decoder == _VECTOR:
             block = vectors(nodes_x)
         elif decoder == _HEAD_BIAS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,18 +10,25 @@ from torch import Tensor, nn
 
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.graph.capture import capture
+from ghn_fast.graph.cache import cached_capture
 from ghn_fast.hypernet.batchnorm import use_batch_statistics
 from ghn_fast.hypernet.bind import (
     PredictionReport,
     check_graph,
+    find_destinations,
     warn_skipped,
-    write_parameters,
 )
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder
 from ghn_fast.hypernet.encode import NodeEncoder
 from ghn_fast.hypernet.expand import DecodePlan, decode, plan_decoding
+from ghn_fast.hypernet.predictor import (
+    Clock,
+    Predictor,
+    explain_head,
+    prepare,
+    run_prepared,
+)
 from ghn_fast.hypernet.propagate import build_propagator
 from ghn_fast.ops.expand_params import expand_params
 
@@ -147,19 +154,70 @@ class GHN(nn.Module):
         ``torch.func.functional_call``.
         """
         flat, plan = self.predict_flat(graphs)
-        result = []
-        sizes = [
-            row.shape[0] * row.shape[1] * row.shape[2] * row.shape[3] for row in plan.params.rows
+        # One split instead of a slice for each: its backward pass fills one buffer. Between two
+        # parameters there is a gap, which may be empty.
+        sizes, end = [], 0
+        for row in plan.params.rows:
+            size = math.prod(row.shape)
+            sizes += [row.offset - end, size]
+            end = row.offset + size
+        pieces = iter(flat.split([*sizes, flat.numel() - end])[1::2])
+        return [
+            {name: next(pieces).view(shape) for name, (_, shape) in ranges.items()}
+            for ranges in plan.ranges
         ]
-        pieces = iter(flat.split(sizes))
-        for ranges in plan.ranges:
-            result.append({name: next(pieces).view(shape) for name, (_, shape) in ranges.items()})
-        return result
+
+    def compile_plan(
+        self,
+        model: nn.Module,
+        graph: ArchGraph | None = None,
+        *,
+        input_shape: Sequence[int] | None = None,
+        batch_statistics: bool = True,
+        head: bool = True,
+        cuda_graph: bool = True,
+    ) -> Predictor:
+        """Prepare repeated prediction for one network, while the hypernetwork changes.
+
+        Args:
+            model, graph, input_shape, batch_statistics, head: As in :meth:`predict`.
+            cuda_graph: Whether to replay a CUDA graph where that is possible.
+
+        Returns:
+            A :class:`Predictor`; calling it fills the parameters of ``model``.
+
+        Raises:
+            As :meth:`predict`.
+        """
+        graph, _ = self._graph_of(model, graph, input_shape)
+        return Predictor(
+            self,
+            model,
+            graph,
+            batch_statistics=batch_statistics,
+            head=head,
+            cuda_graph=cuda_graph,
+        )
 
     def _capture(self, model: nn.Module, input_shape: Sequence[int] | None) -> ArchGraph:
         if input_shape is None:
             input_shape = getattr(model, "input_shape", _DEFAULT_INPUT)
-        return capture(model, input_shape, self.config.virtual_edges)
+        return cached_capture(model, input_shape, self.config.virtual_edges)
+
+    def _graph_of(
+        self, model: nn.Module, graph: ArchGraph | None, input_shape: Sequence[int] | None
+    ) -> tuple[ArchGraph, bool]:
+        """The graph of a network, and whether it is one that nobody else can change."""
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: got {type(model).__name__}, needs a torch.nn.Module")
+        if graph is None:
+            return self._capture(model, input_shape), True
+        if not isinstance(graph, ArchGraph):
+            raise TypeError(f"graph: got {type(graph).__name__}, needs an ArchGraph")
+        check_graph(model, graph)
+        if graph.virtual_edges != self.config.virtual_edges:
+            graph = graph.with_virtual_edges(self.config.virtual_edges)
+        return graph, False
 
     def _predict(
         self,
@@ -170,49 +228,16 @@ class GHN(nn.Module):
         head: bool,
     ) -> PredictionReport:
         report = PredictionReport()
-        clock = _Clock(report.seconds)
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: got {type(model).__name__}, needs a torch.nn.Module")
-        if graph is None:
-            graph = self._capture(model, input_shape)
-        elif not isinstance(graph, ArchGraph):
-            raise TypeError(f"graph: got {type(graph).__name__}, needs an ArchGraph")
-        else:
-            check_graph(model, graph)
-            if graph.virtual_edges != self.config.virtual_edges:
-                graph = graph.with_virtual_edges(self.config.virtual_edges)
+        clock = Clock(report.seconds)
+        graph, ours = self._graph_of(model, graph, input_shape)
+        prepared = prepare(self, graph, head, keep=ours)
         clock.lap("capture")
-        with torch.no_grad():
-            batch = GraphBatch([graph]).to(self.device)
-            x = self.encoder(batch.op_types, batch.shapes)
-            clock.lap("encode")
-            x = self.norm(self.propagator(x, batch))
-            clock.lap("propagate")
-            plan = plan_decoding(batch.graphs, self.config, head=head)
-            decoded = decode(x, plan, self.blocks, self.vectors)
-            clock.lap("decode")
-            flat = expand_params(decoded, plan.params)
-            clock.lap("expand")
-        write_parameters(model, graph, flat, plan.ranges[0], report)
-        if not head:
-            for target in graph.targets:
-                if target.head and target.name in report.skipped:
-                    report.skipped[target.name] = "the classifier was not asked for (head=False)"
+        out = find_destinations(model, graph, prepared.names, report)
+        explain_head(graph, head, report)
+        clock.lap("bind")
+        run_prepared(self, prepared, out, clock)
         if batch_statistics:
             report.batch_statistics = use_batch_statistics(model)
         clock.lap("bind")
         report.seconds["total"] = sum(report.seconds.values())
         return report
-
-
-class _Clock:
-    """Adds the seconds since the last lap to a record."""
-
-    def __init__(self, record: dict[str, float]) -> None:
-        self.record = record
-        self.last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.record[stage] = now - self.last
-        self.last = now

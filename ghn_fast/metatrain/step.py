@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -72,16 +73,19 @@ def meta_step(
     ]
     optimizer.zero_grad(set_to_none=True)
     flat, plan = ghn.predict_flat(graphs)
-    sizes = [sum(_numel(shape) for _, shape in ranges.values()) for ranges in plan.ranges]
+    spans = plan.spans()
+    sizes = [end - begin for begin, end in spans]
     parts = [part.requires_grad_() for part in flat.detach().split(sizes)]
 
     losses: list[float] = []
     correct = 0
-    for architecture, part, ranges in zip(architectures, parts, plan.ranges, strict=True):
+    for architecture, part, ranges, (begin, _) in zip(
+        architectures, parts, plan.ranges, spans, strict=True
+    ):
         with torch.device("meta"):
             network = architecture.build(num_classes=num_classes, image_size=size).train()
         use_batch_statistics(network)
-        logits = torch.func.functional_call(network, _views(part, ranges), (images,))
+        logits = torch.func.functional_call(network, _views(part, ranges, begin), (images,))
         loss = F.cross_entropy(logits, targets)
         if not math.isfinite(float(loss.detach())):
             continue
@@ -109,13 +113,13 @@ def meta_step(
     )
 
 
-def _views(part: Tensor, ranges: dict[str, tuple[int, tuple[int, ...]]]) -> dict[str, Tensor]:
-    pieces = part.split([_numel(shape) for _, shape in ranges.values()])
+def _views(
+    part: Tensor, ranges: dict[str, tuple[int, tuple[int, ...]]], begin: int
+) -> dict[str, Tensor]:
+    # Each piece with the gap behind it: one split, whose backward pass fills one buffer.
+    offsets = [offset - begin for offset, _ in ranges.values()] + [len(part)]
+    pieces = part.split([after - before for before, after in pairwise(offsets)])
     return {
-        name: piece.view(shape)
+        name: piece[: math.prod(shape)].view(shape)
         for piece, (name, (_, shape)) in zip(pieces, ranges.items(), strict=True)
     }
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)

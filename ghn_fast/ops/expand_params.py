@@ -15,7 +15,8 @@ repeated. f depends on the kind of the parameter (arXiv 2110.13100, section 4.2)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,9 +27,10 @@ from torch import Tensor
 
 from ghn_fast.ops.backend import cuda_problem, extension_problem, register_op, resolve
 
-
 # Block tensors that a launch on CUDA takes (csrc/cuda/expand_params.h); more are joined first.
 _MOST_BLOCKS = 160
+# Elements that are expanded at a time where outputs cannot be written directly.
+_PIECE = 1 << 24
 
 
 class Kind(IntEnum):
@@ -88,7 +90,7 @@ class ParamPlan:
             try:
                 table[:, :12] = rows
             except OverflowError as error:
-                raise ValueError(f"plan.rows: got a number that needs more than 64 bits: {error}")
+                raise ValueError(f"plan.rows: a number needs more than 64 bits: {error}") from error
             table[:, 12] = np.array([r.scale for r in self.rows], np.float64).view(np.int64)
         return torch.from_numpy(table)
 
@@ -193,10 +195,13 @@ def expand_params_into(
                 blocks = [block.float() for block in blocks]
             torch.ops.ghn_fast.expand_params_into(blocks, table, to)
             return
-        flat = expand_params(blocks, plan)
-        torch._foreach_copy_(
-            to, [_slice(flat, plan.rows[i]).view(out_.shape) for i, out_ in zip(wanted, to)]
-        )
+        for rows, tensors in _pieces(plan, wanted, to):
+            flat = expand_params(blocks, ParamPlan(rows, _end(rows[-1])))
+            values = [
+                flat[row.offset : _end(row)].view(tensor.shape)
+                for row, tensor in zip(rows, tensors, strict=True)
+            ]
+            torch._foreach_copy_(tensors, values)
 
 
 def reference(blocks: Sequence[Tensor], plan: ParamPlan) -> Tensor:
@@ -222,12 +227,42 @@ def _joined(blocks: Sequence[Tensor], plan: ParamPlan) -> tuple[list[Tensor], Pa
     return [torch.cat([block.reshape(-1) for block in blocks])], ParamPlan(rows, plan.numel)
 
 
-def _slice(flat: Tensor, row: PlanRow) -> Tensor:
-    return flat[row.offset : row.offset + _numel(row.shape)]
+def _pieces(
+    plan: ParamPlan, wanted: Sequence[int], out: Sequence[Tensor]
+) -> Iterator[tuple[list[PlanRow], list[Tensor]]]:
+    """The wanted rows in portions of bounded size, large rows in parts, with where they go."""
+    rows: list[PlanRow] = []
+    tensors: list[Tensor] = []
+    end = 0
+    for index, tensor in zip(wanted, out, strict=True):
+        row = plan.rows[index]
+        channels = row.shape[0]
+        # Parts begin at a multiple of the block's channels: each is a parameter like the whole.
+        per_channel = max(_numel(row.shape[1:]), 1)
+        step = max(_PIECE // per_channel // row.block_shape[0], 1) * row.block_shape[0]
+        if step < channels:
+            try:
+                tensor = tensor.view(row.shape)
+            except RuntimeError:  # strides that do not allow it
+                step = channels
+        for first in range(0, channels, max(step, 1)):
+            part = (min(step, channels - first), *row.shape[1:])
+            if rows and end + _numel(part) > _PIECE:
+                yield rows, tensors
+                rows, tensors, end = [], [], 0
+            rows.append(row._replace(shape=part, offset=end))
+            tensors.append(tensor if part == row.shape else tensor[first : first + part[0]])
+            end += _numel(part)
+    if rows:
+        yield rows, tensors
 
 
-def _numel(shape: tuple[int, int, int, int]) -> int:
-    return shape[0] * shape[1] * shape[2] * shape[3]
+def _end(row: PlanRow) -> int:
+    return row.offset + _numel(row.shape)
+
+
+def _numel(shape: Sequence[int]) -> int:
+    return math.prod(shape)
 
 
 def _expand(blocks: Tensor, row: PlanRow) -> Tensor:

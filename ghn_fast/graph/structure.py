@@ -1,0 +1,193 @@
+"""Keys of networks: equal keys mean equal structure, so that a graph need not be captured again.
+
+A key lists everything that the forward pass of a network can read: the classes of all modules and
+their ``forward``, names, shapes and dtypes of parameters and buffers and which of them are shared,
+and every other attribute, down to functions by identity. Keys are compared element by element, not
+by a hash alone. A network with an attribute that cannot be listed (a tensor outside of parameters
+and buffers, an object of an unknown class, a hook) has no key and is captured every time.
+
+What a forward pass reads from outside of the network, a global variable say, no key can know.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+
+# Listed by value together with their class, since 1 == 1.0 == True.
+_PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), type(...), range))
+_BY_VALUE = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+_HOOKS = frozenset(
+    name for name in vars(nn.Module()) if "hook" in name and not name.startswith("_is_")
+)
+# Concern loading and saving alone.
+_IGNORED = frozenset(
+    (
+        "_parameters",
+        "_buffers",
+        "_modules",
+        "_state_dict_hooks",
+        "_state_dict_pre_hooks",
+        "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+    )
+)
+
+
+class _NoKey(Exception):
+    """Something that a key cannot list."""
+
+
+def structural_key(model: nn.Module, inputs: Any) -> tuple[Any, ...] | None:
+    """Key of a network together with the inputs that it is captured with.
+
+    Args:
+        model: The network.
+        inputs: Shapes, tensors (their shape and dtype count) or plain values, nested.
+
+    Returns:
+        A hashable key, or ``None`` for a network that has none. It keeps classes and functions
+        alive, not the network.
+    """
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        return None
+    key = _Key()
+    try:
+        key.module(model)
+        key.value(inputs, tensors=True)
+        result = tuple(key.items)
+        hash(result)
+    except (_NoKey, TypeError, RecursionError):
+        return None
+    return result
+
+
+class _Key:
+    """Collects the items of a key; a flat list in which every container says its length."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        # Objects that were listed, to their number; kept alive so that no identity comes again.
+        self.seen: dict[int, tuple[int, Any]] = {}
+        self.in_closure = False
+
+    def is_new(self, item: Any) -> bool:
+        """Number an object; one that was listed before is listed by its number."""
+        number = self.seen.get(id(item))
+        if number is not None:
+            self.items.append(number[0])
+            return False
+        self.seen[id(item)] = (len(self.seen), item)
+        return True
+
+    def module(self, module: nn.Module) -> None:
+        if self.in_closure:  # the key would keep the network alive with the function
+            raise _NoKey
+        cls = type(module)
+        items = self.items
+        items.append(cls)
+        if not self.is_new(module):
+            return
+        items.append(cls.forward)
+        attributes = vars(module)
+        items.append(len(attributes))
+        for name, value in attributes.items():
+            kind = type(value)
+            if kind in _PLAIN:
+                items.append(name)
+                items.append(kind)
+                items.append(value)
+            elif name in _HOOKS or name in _IGNORED:
+                if name not in _IGNORED and value:
+                    raise _NoKey
+            else:
+                items.append(name)
+                self.value(value)
+        tensors: tuple[Mapping[str, Tensor | None], ...] = (module._parameters, module._buffers)
+        for named in tensors:
+            items.append(len(named))
+            for name, tensor in named.items():
+                items.append(name)
+                items.append(type(tensor))
+                if tensor is not None and self.is_new(tensor):
+                    items.append(tensor.shape)
+                    items.append(tensor.dtype)
+        items.append(len(module._modules))
+        for name, child in module._modules.items():
+            items.append(name)
+            if child is None:
+                items.append(None)
+            else:
+                self.module(child)
+
+    def value(self, value: Any, *, tensors: bool = False) -> None:
+        kind = type(value)
+        items = self.items
+        items.append(kind)
+        if kind in _PLAIN or isinstance(value, (*_BY_VALUE, type, Enum)):
+            items.append(value)
+        elif kind in (tuple, list, torch.Size):
+            items.append(len(value))
+            for item in value:
+                self.value(item, tensors=tensors)
+        elif kind in (dict, OrderedDict):
+            items.append(len(value))
+            for name, item in value.items():
+                self.value(name)
+                self.value(item, tensors=tensors)
+        elif kind in (set, frozenset):
+            if not all(type(item) in _PLAIN for item in value):
+                raise _NoKey
+            items.append(frozenset((type(item), item) for item in value))
+        elif isinstance(value, nn.Module):
+            self.module(value)
+        elif tensors and isinstance(value, Tensor):
+            items.append(value.shape)
+            items.append(value.dtype)
+        elif kind is types.FunctionType:
+            self.function(value)
+        elif kind is types.BuiltinFunctionType:
+            if not isinstance(value.__self__, (types.ModuleType, type, type(None))):
+                raise _NoKey
+            items.append(value)
+        elif kind is functools.partial:
+            self.value(value.func)
+            self.value(value.args)
+            self.value(value.keywords)
+        elif kind is types.MethodType:
+            self.value(value.__func__)
+            self.value(value.__self__)
+        elif is_dataclass(value):
+            self.value(vars(value) if hasattr(value, "__dict__") else None)
+            if hasattr(kind, "__slots__"):
+                raise _NoKey
+        else:
+            raise _NoKey
+
+    def function(self, function: Callable[..., Any]) -> None:
+        self.items.append(function)
+        self.items.append(function.__code__)
+        if not self.is_new(function):
+            return
+        before, self.in_closure = self.in_closure, True
+        for cell in function.__closure__ or ():
+            try:
+                content = cell.cell_contents
+            except ValueError:  # an empty cell
+                raise _NoKey from None
+            self.value(content)
+        self.value(function.__defaults__)
+        self.value(function.__kwdefaults__)
+        self.value(vars(function))
+        self.in_closure = before

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import ghn_fast
+from ghn_fast.graph import cache_info, capture, clear_cache
+from ghn_fast.hypernet.predictor import Predictor
+from networks import SmallCNN
+from tolerances import assert_close
+
+CONFIG = ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 5, 5))
+
+
+@pytest.fixture
+def ghn() -> ghn_fast.GHN:
+    clear_cache()
+    return ghn_fast.GHN(CONFIG).eval()
+
+
+def small() -> nn.Module:
+    return SmallCNN()
+
+
+def parameters(model: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def assert_same_parameters(a: nn.Module, b: nn.Module) -> None:
+    for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
+        assert torch.equal(x, y), name
+
+
+def test_a_cached_structure_gives_the_same_parameters(ghn: ghn_fast.GHN) -> None:
+    models = [small() for _ in range(3)]
+    for model in models[:2]:
+        ghn.predict(model)
+    assert cache_info().hits == 1
+    ghn.predict(models[2], capture(models[2]))
+    assert_same_parameters(models[0], models[1])
+    assert_same_parameters(models[0], models[2])
+
+
+def test_the_flat_buffer_has_the_same_values(ghn: ghn_fast.GHN) -> None:
+    model = small()
+    ghn.predict(model)
+    (tensors,) = ghn.predict_tensors([capture(model)])
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, tensors[name])
+
+
+def test_parts_of_the_flat_buffer_are_aligned_and_fill_it(ghn: ghn_fast.GHN) -> None:
+    graphs = [capture(small()), capture(torchvision.models.squeezenet1_0(num_classes=10))]
+    flat, plan = ghn.predict_flat(graphs)
+    spans = plan.spans()
+    assert [spans[0][0], spans[0][1], spans[1][1]] == [0, spans[1][0], len(flat)]
+    for (begin, end), ranges in zip(spans, plan.ranges, strict=True):
+        for offset, shape in ranges.values():
+            assert begin <= offset
+            assert offset + math.prod(shape) <= end
+            assert offset % 16 == 0
+
+
+def test_compiled_plans_follow_the_hypernetwork(ghn: ghn_fast.GHN) -> None:
+    bound, plain = small(), small()
+    predictor = ghn.compile_plan(bound)
+    assert isinstance(predictor, Predictor)
+    assert predictor.report.predicted == [name for name, _ in bound.named_parameters()]
+    for _ in range(3):
+        with torch.no_grad():
+            for weight in ghn.parameters():
+                weight.add_(0.1 * torch.randn_like(weight))
+        report = predictor()
+        assert report.predicted == ghn.predict(plain).predicted
+        assert_same_parameters(bound, plain)
+
+
+def test_compiled_plans_follow_the_network(ghn: ghn_fast.GHN) -> None:
+    bound, plain = small(), small()
+    predictor = ghn.compile_plan(bound)
+    predictor()
+    ghn.predict(plain)
+    want = parameters(plain)
+    bound.double()
+    predictor()
+    for got, expected in zip(bound.parameters(), want, strict=True):
+        assert got.dtype == torch.float64
+        assert_close(got.float(), expected)
+    bound.to("meta")
+    assert len(predictor().skipped) == len(want)
+
+
+def test_compiled_plans_take_the_options_of_predict(ghn: ghn_fast.GHN) -> None:
+    model = small()
+    before = parameters(model)
+    report = ghn.compile_plan(model, head=False, batch_statistics=False)()
+    assert report.batch_statistics == []
+    assert [n for n, r in report.skipped.items() if "head=False" in r] == list(report.skipped)
+    kept = set(report.skipped)
+    for (name, now), old in zip(model.named_parameters(), before, strict=True):
+        assert torch.equal(now, old) == (name in kept)
+    with pytest.raises(ValueError, match="made for another network"):
+        ghn.compile_plan(nn.Linear(3, 4), capture(small()))
+    with pytest.raises(TypeError, match="model: got int"):
+        ghn.compile_plan(3)  # type: ignore[arg-type]
+
+
+def test_a_changed_graph_of_the_user_is_read_again(ghn: ghn_fast.GHN) -> None:
+    model, other = small(), small()
+    graph = capture(model)
+    ghn.predict(model, graph)
+    graph.op_types[1:3] = graph.op_types[1:3].flip(0)
+    ghn.predict(other, graph)
+    assert any(
+        not torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
+
+
+def test_predictions_from_several_threads_at_once(ghn: ghn_fast.GHN) -> None:
+    makers = [
+        small,
+        lambda: torchvision.models.squeezenet1_1(num_classes=10),
+        lambda: torchvision.models.mobilenet_v2(num_classes=10),
+    ]
+    expected = []
+    for make in makers:
+        expected.append(make())
+        ghn.predict(expected[-1])
+    clear_cache()
+    problems: list[str] = []
+
+    def work(start: int) -> None:
+        try:
+            for turn in range(3):
+                index = (start + turn) % len(makers)
+                model = makers[index]()
+                ghn.predict(model)
+                assert_same_parameters(model, expected[index])
+        except Exception as error:
+            problems.append(f"{type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+
+
+def test_channels_last_and_half_precision_networks(ghn: ghn_fast.GHN) -> None:
+    plain = small()
+    ghn.predict(plain)
+    ordered = small().to(memory_format=torch.channels_last)
+    ghn.predict(ordered)
+    assert_same_parameters(ordered, plain)
+    assert any(not p.is_contiguous() for p in ordered.parameters())
+    half = small().half()
+    ghn.predict(half)
+    for got, want in zip(half.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(got, want.half())
+
+
+@pytest.mark.cuda
+def test_replayed_graphs_on_cuda(ghn: ghn_fast.GHN) -> None:
+    ghn = ghn.cuda()
+    bound, plain = small().cuda(), small().cuda()
+    predictor = ghn.compile_plan(bound)
+    for _ in range(3):
+        with torch.no_grad():
+            for weight in ghn.parameters():
+                weight.add_(0.1 * torch.randn_like(weight))
+        predictor()
+        ghn.predict(plain)
+        for got, want in zip(bound.parameters(), plain.parameters(), strict=True):
+            assert_close(got, want, context="ghn")
