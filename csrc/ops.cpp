@@ -14,4 +14,7 @@ TORCH_LIBRARY(ghn_fast, m) {
   m.def(
       "gated_gnn_backward(Tensor grad, Tensor x, Tensor plan, Tensor[] weights, Tensor saved,"
       " int steps) -> (Tensor grad_x, Tensor[] grad_weights)");
+
+  // edges (E, 2) of pairs (from, to), from < to -> (M, 3) of rows (from, to, distance), int64.
+  m.def("shortest_distances(Tensor edges, int num_nodes, int cutoff) -> Tensor");
 }
