@@ -10,6 +10,7 @@ import torch
 from ghn_fast._version import __version__
 from ghn_fast.ops import (  # the ops register themselves
     backend,
+    collate_edges,  # noqa: F401
     gated_gnn,  # noqa: F401
     shortest_distances,  # noqa: F401
 )
