@@ -5,9 +5,12 @@
 // bytes where the cutoff fits in them. Tiles know nothing of each other: threads take them in turn.
 // Every pair has its place in the output, whoever writes it.
 //
-// Floor: 24 bytes are written per pair, and every edge takes the minimum of one byte per target
-// that it leads to. For a deep network of 1,000 nodes the output is megabytes, the row operations
-// are a hundredth of that in time, so the floor is the bandwidth of writing the output.
+// Floor: 24 bytes are written per pair, and every edge takes the minimum of a byte per target that
+// it leads to. For a network of 947 nodes, 1,055 edges and cutoff 50 these are 4.8 MB and 0.2 M
+// minima of bytes, 32 or more to an instruction, so the output is what counts. Filling as much warm
+// memory takes 0.05 ms on one core (AVX-512 server CPU), this takes 0.28 ms: 1.4 ns per pair, to
+// compact the targets that are reached and to store three separate numbers for each. In fresh memory
+// both wait for its pages.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -170,8 +173,8 @@ struct Distances {
 template <class F>
 void in_turn(int64_t count, const F& f) {
   std::atomic<int64_t> taken{0};
-  // Two tiles are done sooner than a second thread wakes up.
-  const int64_t threads = std::clamp<int64_t>(count / 2, 1, at::get_num_threads());
+  // Tiles of a network's graph take some 20 microseconds each, and waking a thread as much or more.
+  const int64_t threads = std::clamp<int64_t>(count / 8, 1, at::get_num_threads());
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t i = taken++; i < count; i = taken++) f(i);
   });

@@ -82,12 +82,13 @@ void test_distances() {
 }
 
 void test_threads() {
-  const Pairs pairs = random_graph(1500, 300, 2);
-  const at::Tensor edges = table(pairs), expected = search(pairs, 1500, 50);
+  const int64_t nodes = 3500;
+  const Pairs pairs = random_graph(nodes, 700, 2);
+  const at::Tensor edges = table(pairs), expected = search(pairs, nodes, 50);
   bool equal = true;
   for (const int threads : {1, 2, 3}) {
     at::set_num_threads(threads);
-    equal = equal && at::equal(ghn::shortest_distances_cpu(edges, 1500, 50), expected);
+    equal = equal && at::equal(ghn::shortest_distances_cpu(edges, nodes, 50), expected);
   }
   check(equal, "the same on any number of threads");
 }

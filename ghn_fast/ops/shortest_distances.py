@@ -26,8 +26,8 @@ def shortest_distances(edges: Tensor, num_nodes: int, cutoff: int) -> Tensor:
     host: edges on another device are copied there, and the result is copied back.
 
     Args:
-        edges: Tensor (E, 2) of pairs (from, to), int64 or int32, in any order. Nodes are numbered in
-            topological order, so that from < to in each pair. A repeated pair counts once.
+        edges: Tensor (E, 2) of pairs (from, to), int64 or int32, in any order. Nodes are numbered
+            in topological order, so that from < to in each pair. A repeated pair counts once.
         num_nodes: Number of nodes, at most 2^31 - 1.
         cutoff: Largest distance to list, at least 1; 1 lists only the edges.
 

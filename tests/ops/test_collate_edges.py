@@ -120,7 +120,7 @@ def test_bad_arguments_are_named(name: str) -> None:
         with pytest.raises(ValueError, match="offsets: got 3 numbers, needs 2"):
             collate_edges([graph(3)], [0, 3, 6])
         for offsets in ([1, 4], [0, -3]):
-            with pytest.raises(ValueError, match="offsets: got .*, needs numbers that ascend"):
+            with pytest.raises(ValueError, match=r"offsets: got .*, needs numbers that ascend"):
                 collate_edges([graph(3)], offsets)
 
 
