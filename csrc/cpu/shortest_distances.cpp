@@ -20,6 +20,7 @@
 #include <atomic>
 #include <limits>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "../common/checks.h"

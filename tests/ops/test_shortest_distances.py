@@ -151,7 +151,7 @@ def test_neither_order_nor_repetition_nor_layout_of_the_edges_matters(name: str)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("num_nodes", [0, 1, 7])
+@pytest.mark.parametrize("num_nodes", [0, 1, 7, 2**31 - 1])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_no_edges(name: str, num_nodes: int, dtype: torch.dtype) -> None:
     with ghn_fast.backend(name):
