@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 CANDIDATES := $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format sanitize clean
+.PHONY: help venv demo test lint format sanitize gpu-check clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP) ## Create .venv and install the package into it (once, and when its metadata changes)
 
@@ -33,6 +33,11 @@ sanitize: $(STAMP) ## Run the C++ tests under address and undefined-behaviour sa
 	@cmake -S . -B build/sanitize -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DGHN_FAST_SANITIZE=ON
 	@cmake --build build/sanitize
 	@ctest --test-dir build/sanitize --output-on-failure
+
+# VENV_PYTHON=python3 takes an interpreter that has torch already, and makes no .venv.
+# GPU_CHECK="--sanitize --commit ..." passes options on (benchmarks/gpu_check.py --help).
+gpu-check: $(if $(VENV_PYTHON),,$(STAMP)) ## Build, test and measure on this machine's GPU; writes one report
+	@$(or $(VENV_PYTHON),$(BIN)/python) benchmarks/gpu_check.py $(GPU_CHECK)
 
 clean: ## Remove build products, caches and demo-out/ (.venv stays)
 	@rm -rf build dist *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

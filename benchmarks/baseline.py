@@ -61,6 +61,14 @@ class Baseline:
                 )
             self.sweeps.append(steps)
 
+    def to(self, device: torch.device | str) -> Baseline:
+        """Move the indices to a device, in place; returns the baseline."""
+        self.sweeps = [
+            [Step._make(tensor.to(device) for tensor in step) for step in steps]
+            for steps in self.sweeps
+        ]
+        return self
+
     def __call__(
         self, x: Tensor, mlp: nn.Module, mlp_ve: nn.Module | None, gru: nn.GRUCell
     ) -> Tensor:

@@ -25,4 +25,11 @@ TORCH_LIBRARY(ghn_fast, m) {
   m.def("expand_params_pack(Tensor table, Tensor[] blocks, int numel) -> Tensor");
   // Row r goes to out[r], of any floating-point type, instead of its offset.
   m.def("expand_params_into(Tensor[] blocks, Tensor table, Tensor(a!)[] out) -> ()");
+
+  // edges (E, 2) of pairs (from, to), from < to -> (M, 3) of rows (from, to, distance), int64.
+  m.def("shortest_distances(Tensor edges, int num_nodes, int cutoff) -> Tensor");
+
+  // Per graph edges (M_g, 3) of rows (from, to, distance) -> (sum of M_g, 3), nodes shifted by
+  // offsets (B + 1).
+  m.def("collate_edges(Tensor[] edges, int[] offsets) -> Tensor");
 }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.ops.collate_edges import collate_edges
 from ghn_fast.ops.plan import GraphPlan
 
 
@@ -14,7 +15,7 @@ class GraphBatch:
     """Several architecture graphs side by side, their nodes numbered through.
 
     Args:
-        graphs: At least one graph.
+        graphs: At least one graph; their edges are on the CPU, sorted or not.
 
     Attributes:
         graphs: The graphs.
@@ -24,22 +25,27 @@ class GraphBatch:
         plan: Plan of message passing along and against the edges.
 
     Raises:
-        ValueError: If ``graphs`` is empty.
+        TypeError: If one of ``graphs`` is not an architecture graph.
+        ValueError: If ``graphs`` is empty, or the edges of a graph (``edges[i]`` in the message,
+            for ``graphs[i]``) name a node that it does not have, do not lead to a later node, or
+            have an impossible distance.
     """
 
     def __init__(self, graphs: Sequence[ArchGraph]) -> None:
         if not graphs:
             raise ValueError("graphs: got none, needs at least one architecture graph")
+        for index, graph in enumerate(graphs):
+            if not isinstance(graph, ArchGraph):
+                raise TypeError(
+                    f"graphs[{index}]: got {type(graph).__name__}, needs an ArchGraph "
+                    "(ghn_fast.capture makes one of a network)"
+                )
         self.graphs = tuple(graphs)
         self.offsets = [0]
         for graph in self.graphs:
             self.offsets.append(self.offsets[-1] + graph.num_nodes)
         self.op_types = torch.cat([graph.op_types for graph in self.graphs])
-        shifted = []
-        for graph, offset in zip(self.graphs, self.offsets, strict=False):
-            shift = torch.tensor([offset, offset, 0])
-            shifted.append(graph.edges + shift)
-        self.edges = torch.cat(shifted)
+        self.edges = collate_edges([graph.edges for graph in self.graphs], self.offsets)
         self.plan = GraphPlan(self.edges, self.offsets)
 
     @property

@@ -16,6 +16,7 @@ def ops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two ops: one with everything, one whose compiled back ends cannot run."""
     monkeypatch.delenv(backend.VARIABLE, raising=False)
     monkeypatch.setattr(backend, "_implementations", {})
+    monkeypatch.setattr(backend, "_on_host", set())
     monkeypatch.setattr(backend, "_warned", False)
     backend.register_op("all", dict.fromkeys(("cpu", "cuda", "triton"), lambda: None))
     backend.register_op("none", {"cpu": lambda: "not compiled", "cuda": lambda: "no device"})
@@ -26,6 +27,20 @@ def test_auto_takes_the_fastest_that_can_run(ops: None) -> None:
     assert backend.resolve("all", "cpu") == "cpu"
     assert backend.resolve("all", "cuda") == "cuda"
     assert backend.resolve("all", "mps") == "reference"
+
+
+def test_an_op_on_the_host_takes_no_notice_of_other_devices(ops: None) -> None:
+    backend.register_op("host", {"cpu": lambda: None}, on_host=True)
+    for device in ("cpu", "cuda"):
+        assert backend.resolve("host", device) == "cpu"
+        for name in ("cuda", "triton"):
+            with ghn_fast.backend(name):
+                assert backend.resolve("host", device) == "cpu"
+        with ghn_fast.backend("reference"):
+            assert backend.resolve("host", device) == "reference"
+    backend.register_op("host", {"cpu": lambda: "not compiled"}, on_host=True)
+    with ghn_fast.backend("cpu"), pytest.raises(ValueError, match="not compiled"):
+        backend.resolve("host", "cpu")
 
 
 def test_a_missing_extension_is_one_warning(ops: None) -> None:

@@ -1,0 +1,134 @@
+"""Expansion of a large batch on a GPU, against the bandwidth of copying there."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from measure import Clock, Measurement, cuda_seconds, seconds, spread
+from torch import Tensor
+
+import ghn_fast
+from ghn_fast.deepnets import SampledNets
+from ghn_fast.graph import ArchGraph
+from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.hypernet.expand import plan_decoding
+from ghn_fast.ops import backend
+from ghn_fast.ops.expand_params import ParamPlan, expand_params
+
+GPU_BYTES = 10**9
+# Least part of the bandwidth of a copy, both counted in bytes read and written.
+GPU_PART = 0.6
+
+
+def batch_of(size: int) -> ParamPlan:
+    """Plan of the first training networks whose float32 parameters take ``size`` bytes together."""
+    graphs: list[ArchGraph] = []
+    elements = 0
+    nets = SampledNets("train", 10**6, seed=1)
+    while 4 * elements < size:
+        graphs.append(nets[len(graphs)].graph)
+        elements += sum(prod(target.shape) for target in graphs[-1].targets)
+    return plan_decoding(graphs, GHNConfig()).params
+
+
+def wide_networks(count: int) -> ParamPlan:
+    """Plan of wide_resnet101_2, whose blocks are repeated many times, ``count`` times."""
+    from torchvision.models import wide_resnet101_2
+
+    graph = ghn_fast.capture(wide_resnet101_2(), input_shape=(3, 224, 224))
+    return plan_decoding([graph] * count, GHNConfig(num_classes=1000)).params
+
+
+def blocks_for(plan: ParamPlan, device: str) -> list[Tensor]:
+    """Random blocks that a plan can read, float32."""
+    sizes: dict[int, int] = {}
+    for row in plan.rows:
+        end = row.source + prod(row.block_shape)
+        sizes[row.block] = max(sizes.get(row.block, 0), end)
+    generator = torch.Generator(device).manual_seed(0)
+    return [
+        torch.randn(sizes.get(block, 0), generator=generator, device=device)
+        for block in range(max(sizes, default=-1) + 1)
+    ]
+
+
+def moved_bytes(plan: ParamPlan) -> int:
+    """What has to be read, each element of a block once, and written, in float32."""
+    used = {
+        (row.block, row.source): prod(map(min, row.block_shape, row.shape)) for row in plan.rows
+    }
+    return 4 * (plan.numel + sum(used.values()))
+
+
+def same(actual: Tensor, expected: Tensor, step: int = 1 << 26) -> bool:
+    """Equal within the tolerance of one float32 op, element by element; in parts, for memory."""
+    if actual.shape != expected.shape:
+        return False
+    parts = zip(actual.split(step), expected.split(step), strict=True)
+    return all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in parts)
+
+
+def copy_seconds(size: int, repeats: int, clock: Clock, device: str) -> list[float]:
+    """Times of copying ``size`` bytes on a device, after a warm-up."""
+    source = torch.ones(max(size // 4, 1), device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return [clock(lambda: target.copy_(source), 0.05) for _ in range(repeats)]
+
+
+def measure_plan(name: str, plan: ParamPlan, repeats: int, device: str) -> list[Measurement]:
+    """Forward of one plan, and its backward, in parts of the bandwidth of a copy."""
+    clock = cuda_seconds if device == "cuda" else seconds
+    blocks = blocks_for(plan, device)
+    with ghn_fast.backend("reference"):
+        expected = expand_params(blocks, plan)
+    copies = copy_seconds(4 * plan.numel, repeats, clock, device)
+    bandwidth = 2 * 4 * plan.numel / spread(copies)["median_ms"]
+    with ghn_fast.backend(device):
+        if not same(expand_params(blocks, plan), expected):
+            raise RuntimeError("results differ from the reference")
+        forward = [clock(lambda: expand_params(blocks, plan), 0.05) for _ in range(repeats)]
+        leaves = [block.requires_grad_() for block in blocks]
+        out = expand_params(leaves, plan)
+        backward = [
+            clock(lambda: torch.autograd.grad(out, leaves, expected, retain_graph=True), 0.05)
+            for _ in range(repeats)
+        ]
+    moved = moved_bytes(plan)
+    found = []
+    for what, times, least in (("forward", forward, GPU_PART), ("backward", backward, None)):
+        details = {
+            **spread(times),
+            "rows": len(plan.rows),
+            "bytes_written": 4 * plan.numel,
+            "bytes_moved": moved,
+            "copy_gb_per_s": bandwidth / 1e6,
+        }
+        part = moved / details["median_ms"] / bandwidth
+        label = f"expand_params, {name}, {what}"
+        found.append(
+            Measurement(label, part, "of the bandwidth of a copy", at_least=least, details=details)
+        )
+    return found
+
+
+def need_backend(device: str) -> None:
+    """Raise RuntimeError where the op has no compiled back end that can run on a device."""
+    if "expand_params" not in backend.ops():
+        raise RuntimeError("expand_params has no compiled back end")
+    problem = backend.problem_of("expand_params", device, device)
+    if problem is not None:
+        raise RuntimeError(f"expand_params cannot run on {device}: {problem}")
+
+
+def measure_gpu_train(repeats: int) -> list[Measurement]:
+    """Many training networks, worth 1 GB of parameters, on the GPU."""
+    need_backend("cuda")
+    return measure_plan("1 GB of train networks", batch_of(GPU_BYTES), repeats, "cuda")
+
+
+def measure_gpu_wide(repeats: int) -> list[Measurement]:
+    """Two wide_resnet101_2, worth 1 GB of parameters, on the GPU."""
+    need_backend("cuda")
+    return measure_plan("2 x wide_resnet101_2", wide_networks(2), repeats, "cuda")
