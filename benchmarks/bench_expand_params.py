@@ -1,11 +1,11 @@
-"""Expansion of a large batch on a GPU, against the bandwidth of copying there."""
+"""Expansion of parameters against the memory: filling it on CPU, copying it on a GPU."""
 
 from __future__ import annotations
 
 from math import prod
 
 import torch
-from measure import Clock, Measurement, cuda_seconds, seconds, spread
+from measure import Clock, Measurement, compare, cuda_seconds, seconds, spread
 from torch import Tensor
 
 import ghn_fast
@@ -14,8 +14,11 @@ from ghn_fast.graph import ArchGraph
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.expand import plan_decoding
 from ghn_fast.ops import backend
-from ghn_fast.ops.expand_params import ParamPlan, expand_params
+from ghn_fast.ops.expand_params import ParamPlan, expand_params, expand_params_into
 
+CPU_NETWORKS = ("resnet50", "wide_resnet101_2")
+# Least part of the bandwidth of filling the same memory.
+CPU_PART = 0.6
 GPU_BYTES = 10**9
 # Least part of the bandwidth of a copy, both counted in bytes read and written.
 GPU_PART = 0.6
@@ -111,6 +114,67 @@ def measure_plan(name: str, plan: ParamPlan, repeats: int, device: str) -> list[
             Measurement(label, part, "of the bandwidth of a copy", at_least=least, details=details)
         )
     return found
+
+
+def measure_cpu(repeats: int) -> list[Measurement]:
+    """All parameters of a network, straight into its own storage, against filling that storage.
+
+    The floor is writing every element once. The two are timed in turns; a network is filled tensor
+    by tensor.
+    """
+    found = []
+    for name in CPU_NETWORKS:
+        found += _measure_network(name, repeats)
+    return found
+
+
+def _measure_network(name: str, repeats: int) -> list[Measurement]:
+    import torchvision
+
+    model = torchvision.models.get_model(name, num_classes=10)
+    decoding = plan_decoding([ghn_fast.capture(model)], GHNConfig())
+    plan = decoding.params
+    params = dict(model.named_parameters())
+    out = [params[row] for row in decoding.ranges[0]]
+    blocks = blocks_for(plan, "cpu")
+
+    def fill() -> None:
+        with torch.no_grad():
+            for tensor in out:
+                tensor.fill_(1.0)
+
+    with ghn_fast.backend("reference"):
+        expected = expand_params(blocks, plan)
+    with ghn_fast.backend("cpu"):
+        expand_params_into(blocks, plan, out)
+        for row, tensor in zip(plan.rows, out, strict=True):
+            want = expected[row.offset : row.offset + tensor.numel()].view(tensor.shape)
+            if not same(tensor.detach(), want):
+                raise RuntimeError("results differ from the reference")
+        forward = compare(lambda: expand_params_into(blocks, plan, out), fill, repeats)
+        leaves = [block.requires_grad_() for block in blocks]
+        flat = expand_params(leaves, plan)
+        backward = compare(
+            lambda: torch.autograd.grad(flat, leaves, expected, retain_graph=True),
+            expected.sum,
+            repeats,
+        )
+    size = {"bytes": 4 * plan.numel}
+    return [
+        Measurement(
+            f"expand_params, {name}, forward",
+            forward["ratio"],
+            "of the bandwidth of filling the same memory",
+            at_least=CPU_PART,
+            details=size | forward,
+        ),
+        Measurement(
+            f"expand_params, {name}, backward",
+            backward["ratio"],
+            "of the bandwidth of summing the gradient",
+            details=size | backward,
+        ),
+    ]
 
 
 def need_backend(device: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_expand_params
 import bench_gated_gnn
 import bench_shortest_distances
 import torch
@@ -50,8 +51,24 @@ def shortest_distances(repeats: int) -> dict[str, Any]:
     return result.to_dict()
 
 
+def expand_params(repeats: int) -> dict[str, Any]:
+    """The section of the expansion of parameters."""
+    results: dict[str, Any] = {}
+    for result in bench_expand_params.measure_cpu(repeats):
+        d = result.details
+        print(result.line())
+        print(
+            f"  {d['native_ms']:.2f} ms, floor {d['baseline_ms']:.2f} ms, ratio from "
+            f"{d['ratio_least']:.2f} to {d['ratio_most']:.2f}; {d['bytes'] / 1e6:.0f} MB",
+            flush=True,
+        )
+        results[result.name] = result.to_dict()
+    return results
+
+
 SECTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "gated_gnn": gated_gnn,
+    "expand_params": expand_params,
     "shortest_distances": shortest_distances,
 }
 
