@@ -61,10 +61,10 @@ class BlockDecoder(nn.Module):
             max_out, max_in = self.max_shape[:2]
             weight = weight.view(max_out, max_in, -1)[:out, :in_].reshape(out * in_, -1)
             bias = bias.view(max_out, max_in)[:out, :in_].reshape(-1)
-        if height * width == 1:
-            blocks = F.linear(features, weight, bias)
-        else:
-            blocks = torch.matmul(weight, features.transpose(1, 2)) + bias.unsqueeze(1)
+        blocks = F.linear(features.reshape(n * height * width, -1), weight, bias)
+        if height * width > 1:
+            # One large product over all nodes and positions; positions are innermost in a kernel.
+            blocks = blocks.view(n, height * width, -1).transpose(1, 2)
         return blocks.reshape(n, out, in_, height, width)
 
     def classifier(self, x: Tensor, in_channels: int) -> Tensor:
