@@ -8,6 +8,9 @@
 // which it reads 512 back. None of that is what takes the time: a node waits for the one before it,
 // so that a sweep costs the latency of its levels, each of them four phases with a barrier behind,
 // and two more barriers where several groups of threads share the edges of a node.
+// torch's builder takes the conversions of the narrow types away; those of the kernels are explicit.
+#undef __CUDA_NO_HALF_CONVERSIONS__
+#undef __CUDA_NO_BFLOAT16_CONVERSIONS__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
