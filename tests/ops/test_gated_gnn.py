@@ -326,6 +326,10 @@ def on_threads(count: int, run: Callable[[], list[Tensor | None]]) -> list[Tenso
 
 
 @needs_extension
+@pytest.mark.skipif(
+    WITHOUT_EXTENSION is None and not backend.extension.module.has_threads,
+    reason="the extension was compiled without OpenMP",
+)
 @pytest.mark.parametrize("sizes", [[90, 3, 41, 60, 7], [300]], ids=["batch", "wide levels"])
 def test_bits_do_not_depend_on_threads_or_repetition(sizes: list[int]) -> None:
     plan = batch_of(sizes, density=0.01)
