@@ -49,7 +49,8 @@ std::vector<at::Tensor> unpack_weight_sums(const PackedWeights<T>& sums, const G
   each_weight_block<T>(args, result.pointers().data(), sums, true, [](const auto& block) {
     for (int64_t r = 0; r < block.rows; ++r) {
       for (int64_t c = 0; c < block.columns; ++c) {
-        block.given[r * block.columns + c] = block.packed[r * block.row_step + c * block.column_step];
+        block.given[r * block.columns + c] =
+            block.packed[r * block.row_step + c * block.column_step];
       }
     }
   });

@@ -2,13 +2,19 @@
 // block does is in gated_gnn_forward.h and gated_gnn_backward.h. Every sum has a fixed order, so
 // results are deterministic.
 //
-// Per node and sweep the forward does 12 C^2 + 4 C (H_1 + H_2) floating-point operations on the
-// weights and (2 or 4) C per edge: at hid 32, hidden 2 x 16 and 175 edges a node (ResNet-152) 16,400
-// and 16,900. It reads 8 bytes per edge and writes a record of 4 Record::width = 1,152 bytes, of
-// which it reads 512 back. None of that is what takes the time: a node waits for the one before it,
-// so that a sweep costs the latency of its levels, each of them four phases with a barrier behind,
-// and two more barriers where several groups of threads share the edges of a node.
-// torch's builder takes the conversions of the narrow types away; those of the kernels are explicit.
+// What it takes, per node and sweep, at hid 32, hidden 2 x 16 and 175 edges a node (ResNet-152):
+// the products with weights are 12 C^2 + 4 C (H_1 + H_2) = 16,400 floating-point operations and the
+// edges 3 C each, 16,800 together; 8 bytes are read per edge, and a record of 4 Record::width =
+// 1,152 bytes is written, of which 512 are read again. That is far below what a multiprocessor does
+// in the time it has. The floor is latency: a node waits for the ones before it, so a sweep takes
+// the time of its levels one after the other, each of them four phases with a barrier behind, and
+// two more barriers where several groups of threads share the edges of a node. Weights (34 KB) and
+// messages (256 bytes per node, so about 690 nodes in 227 KB) stay in shared memory; the record is
+// written and not waited for, and what a tile needs of it is read while the edges are.
+//
+// nvcc 13.0 for sm_90: 238 registers forward and 212 backward at single precision, 254 at double,
+// no spills. A multiprocessor holds one block, as it would for the shared memory of a large graph.
+// torch's builder takes the conversions of the narrow types away; the kernels' are explicit.
 #undef __CUDA_NO_HALF_CONVERSIONS__
 #undef __CUDA_NO_BFLOAT16_CONVERSIONS__
 #include <cuda_bf16.h>

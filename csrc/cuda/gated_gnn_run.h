@@ -1,5 +1,5 @@
-// The gated GNN on CUDA but for the launches: memory, arguments, and the gradients of the weights as
-// a few matrix products over what the backward kernel leaves per node. csrc/tests runs it on the
+// The gated GNN on CUDA but for the launches: memory, arguments, and the gradients of the weights
+// as a few matrix products over what the backward kernel leaves per node. csrc/tests runs it on the
 // host, with launches of its own.
 #pragma once
 

@@ -58,8 +58,8 @@ struct EmulatedLaunches {
     TORCH_CHECK(size * int64_t(sizeof(T)) <= most);
     for (int b = 0; b < blocks; ++b) {
       // NaN shows what is read before it has been written, the sanitizer what lies behind the end.
-      const at::Tensor shared =
-          at::full({size}, std::numeric_limits<double>::quiet_NaN(), c10::CppTypeToScalarType<T>::value);
+      const at::Tensor shared = at::full({size}, std::numeric_limits<double>::quiet_NaN(),
+                                         c10::CppTypeToScalarType<T>::value);
       emulation::Threads threads(cuda::kThreads, order);
       with_element<T>(args.problem.element, [&](auto in) {
         threads.run([&] {
@@ -142,8 +142,7 @@ void test_size(const Size& size, bool virtual_edges, at::ScalarType dtype) {
                 c10::toString(dtype), long(size.c), long(size.h), virtual_edges ? "with" : "no");
   std::printf("%s\n", what);
 
-  const double of_loop =
-      error(expected.out, loop(reference, size.steps));
+  const double of_loop = error(expected.out, loop(reference, size.steps));
   check(of_loop < 1e-12, "the CPU op equals the loop over the nodes");
   const EmulatedLaunches roomy{232448, largest_graph};
   const Results found = run(roomy, a, plan, probe, size.steps);

@@ -55,9 +55,9 @@ def gated_gnn(
     """Propagate node features: ``steps`` times a forward and a backward sweep.
 
     Runs on the back ends ``reference``, ``cpu`` and ``cuda`` (see :mod:`ghn_fast.ops.backend`). The
-    compiled ones compute float16 and bfloat16 in float32, from the first node to the last, and round
-    the result; the reference computes in the dtype of ``x`` throughout. The compiled ones are
-    differentiable once, the reference any number of times.
+    compiled ones compute float16 and bfloat16 in float32, from the first node to the last, and
+    round the result; the reference computes in the dtype of ``x`` throughout. The compiled ones
+    are differentiable once, the reference any number of times.
 
     Args:
         x: Node features (N, C) in float32, float64, float16 or bfloat16; the compiled back ends

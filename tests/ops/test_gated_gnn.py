@@ -307,9 +307,7 @@ def test_narrow_features_are_computed_in_single_precision(
     x = torch.randn(plan.num_nodes, 12).to(device, dtype)
     with ghn_fast.backend(compiled):
         actual = results(net, x, lambda x: net.propagate(x, plan, 2))
-        expected = results(
-            wide, x, lambda x: wide.propagate(x.float(), plan, 2).to(dtype)
-        )
+        expected = results(wide, x, lambda x: wide.propagate(x.float(), plan, 2).to(dtype))
     for have, need in zip(actual, expected, strict=True):
         assert have is not None and need is not None and have.dtype == dtype
         # The same arithmetic, rounded once at the end.
@@ -465,5 +463,3 @@ def test_bad_plans_are_named() -> None:
     for offsets in ([], [1, 2], [0, 2, 1]):
         with pytest.raises(ValueError, match="offsets: got"):
             GraphPlan(rows, offsets)
-
-

@@ -147,13 +147,15 @@ def test_what_is_no_plan_at_all_is_refused(device: torch.device) -> None:
     plan = packed_plan().to(device)
     call(plan, device)
     for bad in (plan[:-1], plan[:5], plan[:0], torch.cat([plan, plan])):
-        with pytest.raises(ValueError, match=f"plan: got a vector of {len(bad)} numbers that is no"):
+        with pytest.raises(
+            ValueError, match=f"plan: got a vector of {len(bad)} numbers that is no"
+        ):
             call(bad, device)
     with pytest.raises(TypeError, match="plan: got Long, needs Int"):
         call(plan.long(), device)
-    with pytest.raises(ValueError, match="plan: got shape .*needs a contiguous vector"):
+    with pytest.raises(ValueError, match=r"plan: got shape .*needs a contiguous vector"):
         call(plan.reshape(-1, 1), device)
-    with pytest.raises(ValueError, match="plan: got shape .*needs a contiguous vector"):
+    with pytest.raises(ValueError, match=r"plan: got shape .*needs a contiguous vector"):
         call(torch.stack([plan, plan], 1)[:, 0], device)
     for nodes in (0, 5, 7):
         with pytest.raises(ValueError, match=f"x: got {nodes} nodes, needs 6"):
@@ -207,8 +209,10 @@ def test_a_plan_on_another_device_is_refused(device: torch.device) -> None:
     if device.type == "cuda":
         with pytest.raises(ValueError, match="plan: got a tensor on cpu, needs it on cuda"):
             call(plan, device)
-        with pytest.raises(ValueError, match="plan: got a tensor on cuda.*, needs it on cpu"):
-            call(plan.to(device), device, torch.randn(6, CHANNELS), make_weights(torch.device("cpu")))
+        with pytest.raises(ValueError, match=r"plan: got a tensor on cuda.*, needs it on cpu"):
+            call(
+                plan.to(device), device, torch.randn(6, CHANNELS), make_weights(torch.device("cpu"))
+            )
 
 
 def test_weights_that_do_not_fit_are_refused(device: torch.device) -> None:
@@ -230,7 +234,7 @@ def test_weights_that_do_not_fit_are_refused(device: torch.device) -> None:
     for index, weight, message in cases:
         with pytest.raises(ValueError, match=message):
             call(plan, device, weights=with_weight(index, weight))
-    with pytest.raises(TypeError, match="gru.weight_hh: got Double, needs Float"):
+    with pytest.raises(TypeError, match=r"gru\.weight_hh: got Double, needs Float"):
         call(plan, device, weights=with_weight(9, torch.zeros(24, 8, dtype=torch.float64)))
     with pytest.raises(ValueError, match="weights: got 11 tensors, needs 8 or 12"):
         call(plan, device, weights=make_weights(device)[:-1])
