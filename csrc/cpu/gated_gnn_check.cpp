@@ -163,6 +163,13 @@ std::string plan_problem(const int32_t* data, int64_t size) {
   if (fingerprint(plan, plan.in, true) != fingerprint(plan, plan.out, false)) {
     return "its edges by receiver are not those by sender";
   }
+  const int32_t* const distance = plan.in.distance;
+  const int32_t largest =
+      plan.num_edges == 0 ? 0 : *std::max_element(distance, distance + plan.num_edges);
+  if (largest != plan.max_distance) {
+    return "its largest distance is " + std::to_string(largest) + ", and it tells " +
+           std::to_string(plan.max_distance);
+  }
   std::vector<int32_t> levels;
   for (int i = 0; i < 2; ++i) {
     const std::string sweep = i == 0 ? "the forward sweep" : "the backward sweep";

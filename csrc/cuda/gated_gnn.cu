@@ -8,7 +8,7 @@
 // 1,152 bytes is written, of which 512 are read again. That is far below what a multiprocessor does
 // in the time it has. The floor is latency: a node waits for the ones before it, so a sweep takes
 // the time of its levels one after the other, each of them four phases with a barrier behind, and
-// two more barriers where several groups of threads share the edges of a node. Weights (34 KB) and
+// one more where several groups of threads share the edges of a node. Weights (34 KB) and
 // messages (256 bytes per node, so about 690 nodes in 227 KB) stay in shared memory; the record is
 // written and not waited for, and what a tile needs of it is read while the edges are.
 //

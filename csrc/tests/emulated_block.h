@@ -35,18 +35,7 @@ class Threads {
   // Run `body` once on every thread.
   void run(const std::function<void()>& body) {
     body_ = &body;
-    for (size_t i = 0; i < fibers_.size(); ++i) {
-      Fiber& fiber = fibers_[i];
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.data();
-      fiber.context.uc_stack.ss_size = fiber.stack.size();
-      fiber.context.uc_link = nullptr;
-      const auto self = reinterpret_cast<uintptr_t>(this);
-      makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Threads::enter), 2,
-                  unsigned(self >> 32), unsigned(self));
-      fiber.line = 0;
-      fiber.fake_stack = nullptr;
-    }
+    for (Fiber& fiber : fibers_) prepare(fiber);
     int at = 0;
     while (at != kDone) {
       if (order_ == Order::shuffled) std::shuffle(sequence_.begin(), sequence_.end(), random_);
@@ -58,12 +47,10 @@ class Threads {
                     at, fibers_[i].line);
         std::exit(1);
       }
-      ++barriers_;
     }
   }
 
   int current() const { return current_; }
-  int64_t barriers() const { return barriers_; }
 
   void sync(int line) {
     fibers_[current_].line = line;
@@ -79,6 +66,18 @@ class Threads {
     int line;  // of the barrier at which it waits
     void* fake_stack;
   };
+
+  void prepare(Fiber& fiber) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = nullptr;
+    const auto self = reinterpret_cast<uintptr_t>(this);
+    makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Threads::enter), 2,
+                unsigned(self >> 32), unsigned(self));
+    fiber.line = 0;
+    fiber.fake_stack = nullptr;
+  }
 
   static void enter(unsigned high, unsigned low) {
     auto* const self = reinterpret_cast<Threads*>(uintptr_t(high) << 32 | uintptr_t(low));
@@ -125,7 +124,6 @@ class Threads {
   const void* host_stack_ = nullptr;
   size_t host_size_ = 0;
   int current_ = 0;
-  int64_t barriers_ = 0;
 };
 
 // What the kernels take for a block.

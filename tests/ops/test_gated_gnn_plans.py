@@ -78,6 +78,7 @@ CORRUPTIONS = [
     ("", 3, 2**31 - 1, "is no plan"),  # number of edges
     ("", 4, 1, "is no plan"),  # number of levels
     ("", 6, 7, "is no plan"),  # largest distance
+    ("", 6, 3, "largest distance is 2, and it tells 3"),
     ("graph_ptr", 1, 7, "first nodes of its graphs do not ascend"),
     ("graph_ptr", 0, 1, "first nodes of its graphs do not ascend"),
     ("in.ptr", 2, 6, "edges by receiver is out of range"),  # does not ascend
