@@ -245,8 +245,8 @@ struct EdgeRows {
 
 // The sums for all nodes of a tile; store(k, column, sums) gets those of its k-th node. Where there
 // are few nodes, several groups of threads share the edges of one, and `partial` (kThreads) holds
-// what they found; it is read until the caller's next barrier. That happens in one round only: there
-// are several groups only where a row is narrower than the block.
+// what they found; it is read until the caller's next barrier. That is in one round only: there are
+// several groups only where a row is narrower than the block.
 template <class T, class Block, class Store>
 GHN_DEVICE void over_edges(const Block& block, const SafePlan& safe, const EdgeList& list,
                            const EdgeRows<T>& rows, const Tile& tile, int64_t first, int64_t c,

@@ -104,7 +104,7 @@ class GraphPlan:
 
 
 def _same_device(asked: torch.device, have: torch.device) -> bool:
-    if asked.type == "cuda" and asked.index is None:
+    if str(asked) == "cuda":
         asked = torch.device("cuda", torch.cuda.current_device())
     return asked == have
 
