@@ -106,6 +106,20 @@ def prepare_cuda(torch: Any, cpp_extension: Any) -> list[str]:
     return found
 
 
+def openmp_flags() -> list[str]:
+    """What makes at::parallel_for use threads: without OpenMP it is a loop on one.
+
+    The runtime is the one that torch loads, so nothing is linked. That is GCC's, for which clang
+    compiles only with a runtime of its own.
+    """
+    command = [*os.environ.get("CXX", "c++").split(), "--version"]
+    try:
+        version = subprocess.run(command, capture_output=True, text=True).stdout
+    except OSError:
+        return ["-fopenmp"]  # g++ it is, then
+    return [] if "clang" in version else ["-fopenmp"]
+
+
 def native_extension(cpp_extension: Any, cpu: list[str], cuda: list[str]) -> Extension:
     """ghn_fast._C with the CPU sources, and those for CUDA if there are any."""
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
@@ -113,7 +127,7 @@ def native_extension(cpp_extension: Any, cpu: list[str], cuda: list[str]) -> Ext
         "ghn_fast._C",
         [*cpu, *cuda],
         define_macros=[("GHN_FAST_CUDA", "1")] if cuda else [],
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_compile_args={"cxx": [*CXX_FLAGS, *openmp_flags()], "nvcc": NVCC_FLAGS},
         extra_link_args=["-s"],
         optional=True,
     )

@@ -1,10 +1,15 @@
-// The Python module ghn_fast._C. Importing it registers the ops; it holds nothing else but the
-// version of torch that it was compiled for.
+// The Python module ghn_fast._C. Importing it registers the ops; it holds nothing else but what it
+// was compiled for: the version of torch, CUDA or not, threads on the CPU or not.
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
 PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = TORCH_VERSION;
+#ifdef _OPENMP
+  m.attr("has_threads") = true;
+#else
+  m.attr("has_threads") = false;
+#endif
 #ifdef GHN_FAST_CUDA
   m.attr("has_cuda") = true;
 #else

@@ -3,22 +3,27 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <array>
 #include <vector>
 
 #include "checks.h"
-#include "plan.h"
+#include "gated_gnn_layout.h"
 
 namespace ghn {
 
-struct GatedGnnArgs {
-  int64_t num_nodes, channels, hidden[2], messages;
-  Record record;
+struct GatedGnnArgs : Shape {
+  int64_t num_nodes;
+  at::ScalarType compute;           // of the arithmetic, the states and `saved`
   std::vector<at::Tensor> weights;  // contiguous
 
-  const at::Tensor& mlp(int64_t message, int64_t i) const { return weights[4 * message + i]; }
-  const at::Tensor& gru(int64_t i) const { return weights[4 * messages + i]; }
+  // As the functions of gated_gnn_layout.h take them.
+  std::vector<void*> pointers() const {
+    std::vector<void*> result;
+    for (const at::Tensor& weight : weights) result.push_back(weight.data_ptr());
+    return result;
+  }
 };
+
+inline bool is_narrow(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
 inline GatedGnnArgs gated_gnn_args(const at::Tensor& x, const at::Tensor& plan,
                                    at::TensorList weights, int64_t steps) {
@@ -26,44 +31,61 @@ inline GatedGnnArgs gated_gnn_args(const at::Tensor& x, const at::Tensor& plan,
       "mlp.weight_0",    "mlp.bias_0",      "mlp.weight_1",    "mlp.bias_1",
       "mlp_ve.weight_0", "mlp_ve.bias_0",   "mlp_ve.weight_1", "mlp_ve.bias_1",
       "gru.weight_ih",   "gru.weight_hh",   "gru.bias_ih",     "gru.bias_hh"};
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, "x: got ",
-                   x.scalar_type(), ", needs float32 or float64");
+  const at::ScalarType dtype = x.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || is_narrow(dtype), "x: got ",
+                   dtype, ", needs float32, float64, float16 or bfloat16");
   TORCH_CHECK_VALUE(x.dim() == 2, "x: got shape ", x.sizes(), ", needs (N, C)");
+  TORCH_CHECK_VALUE(x.size(1) <= kMaxChannels, "x: got ", x.size(1), " channels, needs at most ",
+                    kMaxChannels);
   TORCH_CHECK_VALUE(weights.size() == 8 || weights.size() == 12, "weights: got ", weights.size(),
                     " tensors, needs 8 or 12");
-  TORCH_CHECK_VALUE(steps >= 1, "steps: got ", steps, ", needs at least 1");
+  TORCH_CHECK_VALUE(steps >= 1 && steps < (int64_t(1) << 30), "steps: got ", steps,
+                    ", needs at least 1");
   check_dtype(plan, at::kInt, "plan");
   check_device(plan, x.device(), "plan");
   TORCH_CHECK_VALUE(plan.dim() == 1 && plan.is_contiguous(), "plan: got shape ", plan.sizes(),
-                    ", needs a contiguous vector");
+                    " and strides ", plan.strides(), ", needs a contiguous vector");
   GatedGnnArgs args;
   args.num_nodes = x.size(0);
   args.channels = x.size(1);
+  args.compute = is_narrow(dtype) ? at::kFloat : dtype;
   args.messages = weights.size() == 12 ? 2 : 1;
+  const int64_t gru = 4 * args.messages;
   for (int64_t i = 0; i < int64_t(weights.size()); ++i) {
-    const char* name = names[i < 4 * args.messages ? i : i + 12 - int64_t(weights.size())];
-    check_dtype(weights[i], x.scalar_type(), name);
+    const char* name = names[i < gru ? i : 8 + i - gru];
+    check_dtype(weights[i], dtype, name);
     check_device(weights[i], x.device(), name);
     args.weights.push_back(weights[i].contiguous());
   }
   const int64_t c = args.channels;
+  args.hidden[1] = 0;
   for (int64_t k = 0; k < args.messages; ++k) {
-    TORCH_CHECK_VALUE(args.mlp(k, 0).dim() == 2, names[4 * k], ": got shape ",
-                      args.mlp(k, 0).sizes(), ", needs (H, ", c, ")");
-    const int64_t h = args.mlp(k, 0).size(0);
-    args.hidden[k] = h;
-    check_shape(args.mlp(k, 0), {h, c}, names[4 * k]);
-    check_shape(args.mlp(k, 1), {h}, names[4 * k + 1]);
-    check_shape(args.mlp(k, 2), {c, h}, names[4 * k + 2]);
-    check_shape(args.mlp(k, 3), {c}, names[4 * k + 3]);
+    const at::Tensor* const mlp = args.weights.data() + 4 * k;
+    TORCH_CHECK_VALUE(mlp[0].dim() == 2, names[4 * k], ": got shape ", mlp[0].sizes(),
+                      ", needs (H, ", c, ")");
+    const int64_t h = args.hidden[k] = mlp[0].size(0);
+    check_shape(mlp[0], {h, c}, names[4 * k]);
+    check_shape(mlp[1], {h}, names[4 * k + 1]);
+    check_shape(mlp[2], {c, h}, names[4 * k + 2]);
+    check_shape(mlp[3], {c}, names[4 * k + 3]);
   }
-  if (args.messages == 1) args.hidden[1] = 0;
-  check_shape(args.gru(0), {3 * c, c}, names[8]);
-  check_shape(args.gru(1), {3 * c, c}, names[9]);
-  check_shape(args.gru(2), {3 * c}, names[10]);
-  check_shape(args.gru(3), {3 * c}, names[11]);
+  check_shape(args.weights[gru], {3 * c, c}, names[8]);
+  check_shape(args.weights[gru + 1], {3 * c, c}, names[9]);
+  check_shape(args.weights[gru + 2], {3 * c}, names[10]);
+  check_shape(args.weights[gru + 3], {3 * c}, names[11]);
   args.record = Record::of(c, args.hidden[0], args.hidden[1], args.messages);
   return args;
+}
+
+// The arguments that only the backward has.
+inline void check_backward_args(const GatedGnnArgs& args, const at::Tensor& grad,
+                                const at::Tensor& x, const at::Tensor& saved, int64_t steps) {
+  check_dtype(grad, x.scalar_type(), "grad");
+  check_device(grad, x.device(), "grad");
+  check_shape(grad, x.sizes(), "grad");
+  check_dtype(saved, args.compute, "saved");
+  check_device(saved, x.device(), "saved");
+  check_shape(saved, {2 * steps, args.num_nodes, args.record.width}, "saved");
 }
 
 }  // namespace ghn

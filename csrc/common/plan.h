@@ -1,4 +1,5 @@
 // The packed plan of a batch of graphs: one int32 array that host and device read alike.
+// gated_gnn_plan makes it, plan_check.h says when one is sound.
 //
 // Nodes are numbered through over the graphs; within the lists of edges and the orders a node is
 // named by its number in its own graph. The edges of a node lie together, those at distance 1
@@ -76,47 +77,6 @@ struct Plan {
   // Edges from which a node gathers in a sweep, and those along which it is gathered from.
   GHN_INLINE const EdgeList& gather(int direction) const { return direction == 0 ? in : out; }
   GHN_INLINE const EdgeList& scatter(int direction) const { return direction == 0 ? out : in; }
-};
-
-// Widths of the rows in memory: padded to 16 elements, with zeros behind the last one.
-GHN_INLINE int64_t padded(int64_t width) { return (width + 15) / 16 * 16; }
-
-// What forward keeps of a sweep: arrays with a row per node, one behind the other.
-//
-//   state (C), message (C), gates r z hn n (4 C), hidden (H_1 + H_2), sent (messages * C)
-struct Record {
-  int64_t c, h[2], messages, hidden, width;
-
-  static GHN_INLINE Record of(int64_t channels, int64_t h0, int64_t h1, int64_t messages) {
-    Record record;
-    record.c = padded(channels);
-    record.h[0] = padded(h0);
-    record.h[1] = messages > 1 ? padded(h1) : 0;
-    record.messages = messages;
-    record.hidden = record.h[0] + record.h[1];
-    record.width = 6 * record.c + record.hidden + messages * record.c;
-    return record;
-  }
-};
-
-template <class T>
-struct Fields {
-  T *state, *message, *gates, *hidden, *sent;
-
-  // `base` holds the arrays of `rows` nodes; the result points at row `first` of each.
-  static GHN_INLINE Fields at(T* base, const Record& record, int64_t rows, int64_t first) {
-    Fields f;
-    f.state = base + first * record.c;
-    base += rows * record.c;
-    f.message = base + first * record.c;
-    base += rows * record.c;
-    f.gates = base + first * 4 * record.c;
-    base += rows * 4 * record.c;
-    f.hidden = base + first * record.hidden;
-    base += rows * record.hidden;
-    f.sent = base + first * record.messages * record.c;
-    return f;
-  }
 };
 
 }  // namespace ghn

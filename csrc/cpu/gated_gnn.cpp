@@ -11,6 +11,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "../common/plan_check.h"
 #include "gated_gnn_kernels.h"
 #include "gated_gnn_pack.h"
 
@@ -20,62 +21,14 @@ namespace {
 // Nodes of a level that make a task worth handing to another thread.
 constexpr int64_t kNodesPerTask = 16;
 
-bool all_below(const int32_t* index, int64_t count, int64_t end) {
-  // Negative numbers become large ones. Without an exit, so that the loop vectorises.
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, uint32_t(index[i]));
-  return count == 0 || int64_t(largest) < end;
-}
-
-bool ascends(const int32_t* values, int64_t count, int64_t first, int64_t last) {
-  bool fine = values[0] == first && values[count - 1] == last;
-  for (int64_t i = 1; i < count; ++i) fine &= values[i - 1] <= values[i];
-  return fine;
-}
-
-bool lists_fit(const Plan& plan, const EdgeList& list) {
-  const int64_t n = plan.num_nodes;
-  if (!ascends(list.ptr, n + 1, 0, plan.num_edges)) return false;
-  for (int64_t v = 0; v < n; ++v) {
-    if (list.split[v] < list.ptr[v] || list.split[v] > list.ptr[v + 1]) return false;
-  }
-  if (!all_below(list.distance, plan.num_edges, int64_t(plan.max_distance) + 1)) return false;
-  for (int64_t g = 0; g < plan.num_graphs; ++g) {
-    const int64_t first = plan.graph_ptr[g], last = plan.graph_ptr[g + 1];
-    const int64_t begin = list.ptr[first], end = list.ptr[last];
-    if (!all_below(list.node + begin, end - begin, last - first)) return false;
-  }
-  return true;
-}
-
-bool order_fits(const Plan& plan, const SweepOrder& sweep) {
-  if (!ascends(sweep.graph_level, plan.num_graphs + 1, 0, sweep.num_levels)) return false;
-  if (!ascends(sweep.level, int64_t(sweep.num_levels) + 1, 0, plan.num_nodes)) return false;
-  for (int64_t g = 0; g < plan.num_graphs; ++g) {
-    const int64_t first = plan.graph_ptr[g], last = plan.graph_ptr[g + 1];
-    if (sweep.level[sweep.graph_level[g]] != first) return false;
-    if (!all_below(sweep.node + first, last - first, last - first)) return false;
-  }
-  return true;
-}
-
-// Every index of the plan stays inside its array; plans come from gated_gnn_plan, but anyone can
-// pass anything.
+// A plan that is sound, and whose indices are in bounds at this moment (see plan_check.h).
 Plan checked_plan(const at::Tensor& packed, int64_t num_nodes) {
+  check_plan_nodes(known_plan(packed), num_nodes);
   const int32_t* data = packed.const_data_ptr<int32_t>();
-  bool fine = packed.numel() >= Plan::kHeader && data[0] == Plan::kMagic;
-  for (int i = 1; fine && i < 7; ++i) fine = data[i] >= 0;
-  fine = fine && Plan::size(data) == packed.numel() && data[6] <= data[2];
-  TORCH_CHECK_VALUE(fine, "plan: got a vector of ", packed.numel(),
-                    " numbers that is no plan, needs the result of gated_gnn_plan");
-  const Plan plan = Plan::read(data);
-  TORCH_CHECK_VALUE(plan.num_nodes == num_nodes, "x: got ", num_nodes, " nodes, needs ",
-                    plan.num_nodes, ", as many as the plan has");
-  fine = ascends(plan.graph_ptr, int64_t(plan.num_graphs) + 1, 0, num_nodes) &&
-         lists_fit(plan, plan.in) && lists_fit(plan, plan.out) && order_fits(plan, plan.sweep[0]) &&
-         order_fits(plan, plan.sweep[1]);
-  TORCH_CHECK_VALUE(fine, "plan: an index is out of range");
-  return plan;
+  TORCH_CHECK_VALUE(plan_in_bounds(data, packed.numel()) && data[2] == num_nodes,
+                    "plan: its memory has been overwritten, needs the result of gated_gnn_plan as "
+                    "it was made");
+  return Plan::read(data);
 }
 
 template <class T>
@@ -90,7 +43,7 @@ template <class T>
 struct Call {
   const GatedGnnArgs& args;
   const Plan& plan;
-  const Packed<T>& weights;
+  const PackedWeights<T>& weights;
   const std::vector<T>& inverse;
   Kernels<T> kernels;
   int64_t sweeps;
@@ -218,7 +171,7 @@ void forward_graph(const Call<T>& call, const T* x, T* out, T* saved, int64_t gr
 }
 
 template <class T>
-void add_weight_gradients(const Call<T>& call, const Walk<T>& walk, const WeightSums<T>& sums,
+void add_weight_gradients(const Call<T>& call, const Walk<T>& walk, const PackedWeights<T>& sums,
                           bool spread) {
   const Record& r = walk.record;
   const int64_t c = r.c, n = walk.num_nodes;
@@ -231,11 +184,11 @@ void add_weight_gradients(const Call<T>& call, const Walk<T>& walk, const Weight
   };
   const Fields<T>& f = walk.fields;
   std::vector<Product> products = {
-      {sums.ih, sums.ih_b, walk.d_gates, 4 * c, f.message, c, 3 * c, c},
-      {sums.hh, sums.hh_b, walk.d_gates + c, 4 * c, walk.state, c, 3 * c, c},
-      {sums.first, sums.first_b, walk.d_hidden, r.hidden, f.state, c, r.hidden, c}};
+      {sums.ih, sums.ih_b, walk.d.gates, 4 * c, f.message, c, 3 * c, c},
+      {sums.hh, sums.hh_b, walk.d.gates + c, 4 * c, walk.state, c, 3 * c, c},
+      {sums.first, sums.first_b, walk.d.hidden, r.hidden, f.state, c, r.hidden, c}};
   for (int64_t k = 0; k < r.messages; ++k) {
-    products.push_back({sums.second[k], sums.second_b[k], walk.d_sent + k * c, r.messages * c,
+    products.push_back({sums.second[k], sums.second_b[k], walk.d.sent + k * c, r.messages * c,
                         f.hidden + (k == 0 ? 0 : r.h[0]), r.hidden, c, r.h[k]});
   }
   for (const Product& p : products) {
@@ -253,9 +206,9 @@ void backward_graph(const Call<T>& call, const T* grad, const T* x, const T* sav
   const Record& r = call.args.record;
   const int64_t rows = call.plan.num_nodes, c = call.args.channels;
   const int64_t first = call.plan.graph_ptr[graph], n = call.plan.graph_ptr[graph + 1] - first;
-  const WeightSums<T> sums = weight_sums(partial, r);
-  std::fill(partial, partial + weight_sums_size(r), T(0));
-  Buffer<T> scratch(n * (7 * r.c + r.hidden + r.messages * r.c));
+  const PackedWeights<T> sums = PackedWeights<T>::at(partial, r);
+  std::fill(partial, partial + PackedWeights<T>::size(r), T(0));
+  Buffer<T> scratch(n * (3 * r.c + Factors<T>::width(r)));
   T* const start = scratch.get();
   T* const d_state = start + n * r.c;
   copy_rows(start, r.c, x + first * c, c, n);
@@ -268,9 +221,7 @@ void backward_graph(const Call<T>& call, const T* grad, const T* x, const T* sav
     walk.state = sweep == 0 ? start : record + (sweep - 1) * rows * r.width + first * r.c;
     walk.d_state = d_state;
     walk.d_message = d_state + n * r.c;
-    walk.d_gates = walk.d_message + n * r.c;
-    walk.d_hidden = walk.d_gates + n * 4 * r.c;
-    walk.d_sent = walk.d_hidden + n * r.hidden;
+    walk.d = Factors<T>::at(walk.d_message + n * r.c, r, n, 0);
     int64_t count = 0;
     const int32_t* level = call.levels(graph, sweep, count);
     for (int64_t l = count - 1; l >= 0; --l) {
@@ -290,7 +241,7 @@ void backward_graph(const Call<T>& call, const T* grad, const T* x, const T* sav
 template <class T>
 void forward(const GatedGnnArgs& args, const Plan& plan, const at::Tensor& x, at::Tensor& out,
              at::Tensor& saved, int64_t sweeps) {
-  const PackedWeights<T> weights(args, false);
+  const WeightMemory<T> weights(args, false);
   const std::vector<T> inverse = inverse_distances<T>(plan);
   const Call<T> call{args, plan, weights.get(), inverse, kernels<T>(), sweeps};
   const T* from = x.const_data_ptr<T>();
@@ -305,10 +256,10 @@ template <class T>
 std::vector<at::Tensor> backward(const GatedGnnArgs& args, const Plan& plan, const at::Tensor& grad,
                                  const at::Tensor& x, const at::Tensor& saved, at::Tensor& grad_x,
                                  int64_t sweeps) {
-  const PackedWeights<T> weights(args, true);
+  const WeightMemory<T> weights(args, true);
   const std::vector<T> inverse = inverse_distances<T>(plan);
   const Call<T> call{args, plan, weights.get(), inverse, kernels<T>(), sweeps};
-  const int64_t size = weight_sums_size(args.record);
+  const int64_t size = PackedWeights<T>::size(args.record);
   Buffer<T> partial((plan.num_graphs + 1) * size);
   T* const total = partial.get();
   std::fill(total, total + size, T(0));
@@ -320,7 +271,13 @@ std::vector<at::Tensor> backward(const GatedGnnArgs& args, const Plan& plan, con
   for (int64_t g = 1; g <= plan.num_graphs; ++g) {
     for (int64_t i = 0; i < size; ++i) total[i] += total[g * size + i];
   }
-  return unpack_weight_sums(weight_sums(total, args.record), args);
+  return unpack_weight_sums(PackedWeights<T>::at(total, args.record), args);
+}
+
+// The kernels compute in float32 or float64.
+GatedGnnArgs in_compute_dtype(GatedGnnArgs args) {
+  for (at::Tensor& weight : args.weights) weight = weight.to(args.compute);
+  return args;
 }
 
 }  // namespace
@@ -329,43 +286,37 @@ std::tuple<at::Tensor, at::Tensor> gated_gnn_forward_cpu(const at::Tensor& x,
                                                          const at::Tensor& packed,
                                                          at::TensorList weights, int64_t steps,
                                                          bool save) {
-  const GatedGnnArgs args = gated_gnn_args(x, packed, weights, steps);
-  TORCH_CHECK_VALUE(args.record.c <= kMaxChannels, "x: got ", args.channels,
-                    " channels, needs at most ", kMaxChannels);
+  const GatedGnnArgs args = in_compute_dtype(gated_gnn_args(x, packed, weights, steps));
   const Plan plan = checked_plan(packed, args.num_nodes);
-  const at::Tensor rows = x.contiguous();
+  const at::Tensor rows = x.to(args.compute).contiguous();
   at::Tensor out = at::empty_like(rows);
-  at::Tensor saved = save ? at::empty({2 * steps, args.num_nodes, args.record.width}, x.options())
-                          : at::empty({0}, x.options());
-  if (args.channels == 0 || args.num_nodes == 0) return {out, saved};
-  if (x.scalar_type() == at::kFloat) {
+  at::Tensor saved =
+      save ? at::empty({2 * steps, args.num_nodes, args.record.width}, rows.options())
+           : at::empty({0}, rows.options());
+  if (rows.numel() == 0) return {at::empty_like(x), saved};
+  if (args.compute == at::kFloat) {
     forward<float>(args, plan, rows, out, saved, 2 * steps);
   } else {
     forward<double>(args, plan, rows, out, saved, 2 * steps);
   }
-  return {out, saved};
+  return {out.to(x.scalar_type()), saved};
 }
 
 std::tuple<at::Tensor, std::vector<at::Tensor>> gated_gnn_backward_cpu(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& packed, at::TensorList weights,
     const at::Tensor& saved, int64_t steps) {
-  const GatedGnnArgs args = gated_gnn_args(x, packed, weights, steps);
-  check_dtype(grad, x.scalar_type(), "grad");
-  check_device(grad, x.device(), "grad");
-  check_shape(grad, x.sizes(), "grad");
-  check_dtype(saved, x.scalar_type(), "saved");
-  check_device(saved, x.device(), "saved");
-  check_shape(saved, {2 * steps, args.num_nodes, args.record.width}, "saved");
-  TORCH_CHECK_VALUE(args.record.c <= kMaxChannels, "x: got ", args.channels,
-                    " channels, needs at most ", kMaxChannels);
+  const GatedGnnArgs args = in_compute_dtype(gated_gnn_args(x, packed, weights, steps));
+  check_backward_args(args, grad, x, saved, steps);
   const Plan plan = checked_plan(packed, args.num_nodes);
-  const at::Tensor d = grad.contiguous(), rows = x.contiguous(), record = saved.contiguous();
+  const at::Tensor d = grad.to(args.compute).contiguous(), rows = x.to(args.compute).contiguous();
+  const at::Tensor record = saved.contiguous();
   at::Tensor grad_x = at::empty_like(rows);
   std::vector<at::Tensor> grad_weights =
-      x.scalar_type() == at::kFloat
+      args.compute == at::kFloat
           ? backward<float>(args, plan, d, rows, record, grad_x, 2 * steps)
           : backward<double>(args, plan, d, rows, record, grad_x, 2 * steps);
-  return {grad_x, grad_weights};
+  for (at::Tensor& grad_weight : grad_weights) grad_weight = grad_weight.to(x.scalar_type());
+  return {grad_x.to(x.scalar_type()), grad_weights};
 }
 
 TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {

@@ -201,7 +201,7 @@ struct Kernel {
 
   static void visit_tile(const Walk<T>& walk, const int32_t* nodes, int count) {
     const Record& record = walk.record;
-    const Packed<T>& weights = walk.weights;
+    const PackedWeights<T>& weights = walk.weights;
     const int64_t c = record.c;
     for (int k = 0; k < count; ++k) {
       T* to = walk.fields.message + nodes[k] * c;
@@ -236,29 +236,29 @@ struct Kernel {
 
   static void visit_backward_tile(const Walk<T>& walk, const int32_t* nodes, int count) {
     const Record& record = walk.record;
-    const Packed<T>& weights = walk.weights;
+    const PackedWeights<T>& weights = walk.weights;
     const int64_t c = record.c;
     Rows d_state(walk.d_state, c, nodes, count);
-    Rows d_hidden(walk.d_hidden, record.hidden, nodes, count);
+    Rows d_hidden(walk.d.hidden, record.hidden, nodes, count);
     for (int k = 0; k < count; ++k) {
-      T* d_sent = walk.d_sent + nodes[k] * record.messages * c;
+      T* d_sent = walk.d.sent + nodes[k] * record.messages * c;
       scatter(walk, nodes[k], d_sent);
       relu_backward(d_sent, walk.fields.sent + nodes[k] * record.messages * c, record.messages * c);
       for (int64_t j = 0; j < record.hidden; j += W) store(d_hidden.at[k] + j, V{});
     }
     for (int i = 0; i < record.messages; ++i) {
-      Rows d_sent(walk.d_sent, record.messages * c, nodes, count, i * c);
-      Rows layer(walk.d_hidden, record.hidden, nodes, count, i == 0 ? 0 : record.h[0]);
-      affine(weights.second_t[i], record.h[i], nullptr, d_sent, walk.channels, layer, count);
+      Rows d_sent(walk.d.sent, record.messages * c, nodes, count, i * c);
+      Rows layer(walk.d.hidden, record.hidden, nodes, count, i == 0 ? 0 : record.h[0]);
+      affine(weights.second[i], record.h[i], nullptr, d_sent, walk.channels, layer, count);
     }
     for (int k = 0; k < count; ++k) {
       relu_backward(d_hidden.at[k], walk.fields.hidden + nodes[k] * record.hidden, record.hidden);
     }
-    affine(weights.first_t, c, nullptr, d_hidden, record.hidden, d_state, count);
+    affine(weights.first, c, nullptr, d_hidden, record.hidden, d_state, count);
     for (int k = 0; k < count; ++k) {
       const T* gate = walk.fields.gates + nodes[k] * 4 * c;
       const T* state = walk.state + nodes[k] * c;
-      T* d_gates = walk.d_gates + nodes[k] * 4 * c;
+      T* d_gates = walk.d.gates + nodes[k] * 4 * c;
       T* d_message = walk.d_message + nodes[k] * c;
       for (int64_t j = 0; j < c; j += W) {
         const auto d = Update::gru_backward(load(d_state.at[k] + j), load(state + j),
@@ -272,9 +272,9 @@ struct Kernel {
         store(d_message + j, V{});
       }
     }
-    Rows d_gates(walk.d_gates, 4 * c, nodes, count);
+    Rows d_gates(walk.d.gates, 4 * c, nodes, count);
     Rows d_message(walk.d_message, c, nodes, count);
-    affine(weights.ih_t, c, nullptr, d_gates, 3 * c, d_message, count);
+    affine(weights.ih, c, nullptr, d_gates, 3 * c, d_message, count);
   }
 
   static void visit_backward(const Walk<T>& walk, int64_t begin, int64_t end) {
@@ -290,10 +290,10 @@ struct Kernel {
       const T* x[kTile] = {};
       T* y[kTile] = {};
       for (int k = 0; k < count; ++k) {
-        x[k] = walk.d_gates + (v + k) * 4 * c + c;
+        x[k] = walk.d.gates + (v + k) * 4 * c + c;
         y[k] = walk.d_state + (v + k) * c;
       }
-      affine(walk.weights.hh_t, c, nullptr, x, 3 * c, y, count);
+      affine(walk.weights.hh, c, nullptr, x, 3 * c, y, count);
     }
   }
 

@@ -5,9 +5,6 @@
 
 namespace ghn {
 
-// Widest row of node features and of a hidden layer that the kernels hold on the stack.
-constexpr int64_t kMaxChannels = 1024;
-
 template <class T>
 Kernels<T> kernels();
 

@@ -1,6 +1,7 @@
 // The packed plan of a batch of graphs from its list of edges. Counting sorts, linear in the edges.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -8,7 +9,7 @@
 #include <vector>
 
 #include "../common/checks.h"
-#include "../common/plan.h"
+#include "../common/plan_check.h"
 
 namespace ghn {
 namespace {
@@ -162,6 +163,8 @@ at::Tensor gated_gnn_plan_cpu(const at::Tensor& edges, const at::Tensor& offsets
                                           node_levels(plan.out, false, offset, graph)};
   for (int i = 0; i < 2; ++i) draft[4 + i] = count_levels(levels[i], offset, num_graphs);
 
+  // Inference tensors have no version counter, by which writes to a plan are noticed.
+  const c10::InferenceMode guard(false);
   at::Tensor packed = at::empty({Plan::size(draft.data())}, edges.options().dtype(at::kInt));
   int32_t* data = packed.data_ptr<int32_t>();
   const int64_t lists = plan.sweep[0].node - draft.data();
@@ -171,9 +174,25 @@ at::Tensor gated_gnn_plan_cpu(const at::Tensor& edges, const at::Tensor& offsets
     const_cast<int32_t*>(plan.graph_ptr)[g] = int32_t(offset[g]);
   }
   for (int i = 0; i < 2; ++i) fill_order(plan.sweep[i], levels[i], offset, num_graphs);
+  remember_plan(packed, data);
   return packed;
 }
 
-TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) { m.impl("gated_gnn_plan", &gated_gnn_plan_cpu); }
+at::Tensor gated_gnn_plan_to(const at::Tensor& plan, const at::Device& device) {
+  check_dtype(plan, at::kInt, "plan");
+  TORCH_CHECK_VALUE(plan.dim() == 1 && plan.is_contiguous(), "plan: got shape ", plan.sizes(),
+                    " and strides ", plan.strides(), ", needs a contiguous vector");
+  check_device(plan, at::kCPU, "plan");
+  known_plan(plan);
+  const c10::InferenceMode guard(false);
+  const at::Tensor moved = plan.to(device, plan.scalar_type(), false, true);
+  remember_plan(moved, plan.const_data_ptr<int32_t>());
+  return moved;
+}
+
+TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
+  m.impl("gated_gnn_plan", &gated_gnn_plan_cpu);
+  m.impl("gated_gnn_plan_to", &gated_gnn_plan_to);
+}
 
 }  // namespace ghn

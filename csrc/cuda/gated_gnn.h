@@ -1,68 +1,82 @@
-// The launches of the gated GNN on CUDA, in plain pointers: gated_gnn.cu stays free of torch's
-// headers, which take nvcc a minute each.
+// What the CUDA kernels of the gated GNN are given. Neither torch nor the CUDA runtime is needed to
+// read this file, or those of the kernels: csrc/tests runs them on the host.
 #pragma once
 
-#include <cuda_runtime.h>
-
+#include "../common/gated_gnn_layout.h"
 #include "../common/plan.h"
 
 namespace ghn::cuda {
 
-// Sizes of the weights, and where they lie.
-struct Shape {
-  Record record;
-  int64_t num_nodes, channels, hidden[2];
-  int64_t plan_size;
+constexpr int kThreads = 256;
+
+// Type of x, the weights, the output and the gradients, against that of the arithmetic.
+enum class Element : int32_t { same, float16, bfloat16 };
+
+struct Problem {
+  Shape shape;
+  Element element;
+  int64_t num_nodes, plan_size;
   int32_t sweeps;
 };
 
 template <class T>
-struct WeightPointers {
-  const T *first[2], *first_b[2], *second[2], *second_b[2];  // as in torch.nn.Linear
-  const T *ih, *hh, *ih_b, *hh_b;
-};
-
-template <class T>
 struct ForwardArgs {
-  Shape shape;
-  const T* x;
+  Problem problem;
+  const void* x;  // (N, C)
   const int32_t* plan;
-  const T* packed;  // see pack_weights
+  const T* packed;  // PackedWeights
+  T* start;         // (N, C), padded
   T* record;        // of all sweeps, or of two that take turns
   int32_t records;
-  T* out;
+  void* out;  // (N, C)
 };
 
 template <class T>
 struct BackwardArgs {
-  Shape shape;
-  const T *grad, *x;
+  Problem problem;
+  const void *grad, *x;  // (N, C)
   const int32_t* plan;
   const T* packed;
   const T* record;
-  // (sweeps, arrays with a row per node): gates n r z hn, hidden layers, what is sent
-  T* factors;
-  T *d_state, *d_message;  // (N, C), padded
-  T* grad_x;
+  T* factors;                      // of all sweeps
+  T *start, *d_state, *d_message;  // (N, C), padded
+  void* grad_x;                    // (N, C)
 };
 
-// Elements of the packed weights.
-GHN_INLINE int64_t packed_size(const Record& r) {
-  return 6 * r.c * r.c + 6 * r.c + 2 * r.hidden * r.c + r.hidden + 2 * r.c;
+// Shared memory of a block, in elements: what it cannot do without, for a tile of so many nodes of
+// a level that go through the phases together; then the weights, and a row per node of the graph,
+// each of them in shared memory if they fit and in global memory otherwise.
+struct Footprint {
+  int64_t tile, work, weights, row;
+
+  static GHN_INLINE Footprint forward(const Record& r, int64_t tile, int64_t packed) {
+    return {tile, 2 * kThreads + tile * (6 * r.c + r.hidden), packed, r.messages * r.c};
+  }
+
+  static GHN_INLINE Footprint backward(const Record& r, int64_t tile, int64_t packed) {
+    return {tile, 2 * kThreads + tile * ((10 + r.messages) * r.c + 2 * r.hidden), packed, r.c};
+  }
+
+  // Bytes to ask for, of at most `most`, where the largest graph has so many nodes.
+  GHN_INLINE int64_t bytes(int64_t largest_graph, int64_t most, int64_t element) const {
+    int64_t elements = work;
+    if ((elements + weights) * element <= most) elements += weights;
+    if ((elements + row * largest_graph) * element <= most) elements += row * largest_graph;
+    return elements * element;
+  }
+};
+
+// The tile for a block that has so many bytes: 8 nodes, fewer for very wide rows, 0 if not even one
+// node fits.
+template <class T>
+GHN_INLINE Footprint choose_tile(const Record& r, bool backward, int64_t most) {
+  const int64_t packed = PackedWeights<T>::size(r);
+  for (int64_t tile = 8; tile > 0; tile /= 2) {
+    const Footprint f =
+        backward ? Footprint::backward(r, tile, packed) : Footprint::forward(r, tile, packed);
+    if (f.work * int64_t(sizeof(T)) <= most) return f;
+  }
+  return {0, 0, 0, 0};
 }
-
-GHN_INLINE int64_t factors_width(const Record& r) {
-  return 4 * r.c + r.hidden + r.messages * r.c;
-}
-
-template <class T>
-cudaError_t pack_weights(const Shape& shape, const WeightPointers<T>& weights, bool backward,
-                         T* packed, cudaStream_t stream);
-
-template <class T>
-cudaError_t launch_forward(const ForwardArgs<T>& args, int device, cudaStream_t stream);
-
-template <class T>
-cudaError_t launch_backward(const BackwardArgs<T>& args, int device, cudaStream_t stream);
 
 }  // namespace ghn::cuda

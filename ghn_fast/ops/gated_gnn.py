@@ -55,11 +55,13 @@ def gated_gnn(
     """Propagate node features: ``steps`` times a forward and a backward sweep.
 
     Runs on the back ends ``reference``, ``cpu`` and ``cuda`` (see :mod:`ghn_fast.ops.backend`). The
-    compiled ones compute in float32 or float64; narrower features pass through float32. They are
-    differentiable once, the reference any number of times.
+    compiled ones compute float16 and bfloat16 in float32, from the first node to the last, and
+    round the result; the reference computes in the dtype of ``x`` throughout. The compiled ones
+    are differentiable once, the reference any number of times.
 
     Args:
-        x: Node features (N, C).
+        x: Node features (N, C) in float32, float64, float16 or bfloat16; the compiled back ends
+            take up to 1,024 channels.
         plans: Plan of the batch, on the device of ``x``.
         mlp: Weights of the message along edges.
         mlp_ve: Weights of the message along edges and virtual edges; ``None`` for GHN-1.
@@ -72,19 +74,16 @@ def gated_gnn(
         ends; deterministic on CPU on the reference.
 
     Raises:
-        TypeError: If ``x`` is not a floating-point tensor or a weight differs from it in dtype.
+        TypeError: If ``x`` is not of one of these dtypes or a weight differs from it in dtype.
         ValueError: If shapes or devices do not fit, or the back end that is asked for cannot run.
     """
     _check(x, plans, mlp, mlp_ve, gru, steps)
     if resolve("gated_gnn", x.device.type) == "reference":
         return reference(x, plans.sweeps, mlp, mlp_ve, gru, steps)
     weights = [*mlp, *(mlp_ve or ()), *gru]
-    dtype = x.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        x, weights = x.float(), [weight.float() for weight in weights]
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
     out, _ = torch.ops.ghn_fast.gated_gnn_forward(x, plans.packed, weights, steps, save)
-    return out.to(dtype)
+    return out
 
 
 def reference(
@@ -150,8 +149,8 @@ def _check(
     gru: GRUWeights,
     steps: int,
 ) -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"x: got {x.dtype}, needs a floating-point tensor")
+    if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise TypeError(f"x: got {x.dtype}, needs float32, float64, float16 or bfloat16")
     if x.ndim != 2 or x.shape[0] != plans.num_nodes:
         raise ValueError(f"x: got shape {tuple(x.shape)}, needs ({plans.num_nodes}, C)")
     if x.device.type != plans.device.type:
@@ -189,23 +188,34 @@ def _padded(width: Any) -> Any:
 
 
 def _saved_width(channels: Any, hidden: Sequence[Any]) -> Any:
-    """Elements that the forward keeps per node and sweep (Record in csrc/common/plan.h)."""
+    """Elements that the forward keeps per node and sweep (Record in gated_gnn_layout.h)."""
     return (6 + len(hidden)) * _padded(channels) + sum(_padded(h) for h in hidden)
+
+
+def _check_devices(x: Tensor, plan: Tensor, weights: Sequence[Tensor]) -> None:
+    """A tensor on the meta device calls the fake kernel, wherever the others are."""
+    for name, tensor in (("plan", plan), *(("weights", weight) for weight in weights)):
+        if tensor.device != x.device:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}, needs it on {x.device}")
 
 
 def _forward_fake(
     x: Tensor, plan: Tensor, weights: Sequence[Tensor], steps: int, save: bool
 ) -> tuple[Tensor, Tensor]:
+    _check_devices(x, plan, weights)
     hidden = [weights[i].shape[0] for i in range(0, len(weights) - 4, 4)]
     out = x.new_empty(x.shape)
+    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     if not save:
-        return out, x.new_empty(0)
-    return out, x.new_empty(2 * steps, x.shape[0], _saved_width(x.shape[1], hidden))
+        return out, x.new_empty(0, dtype=dtype)
+    width = _saved_width(x.shape[1], hidden)
+    return out, x.new_empty(2 * steps, x.shape[0], width, dtype=dtype)
 
 
 def _backward_fake(
     grad: Tensor, x: Tensor, plan: Tensor, weights: Sequence[Tensor], saved: Tensor, steps: int
 ) -> tuple[Tensor, list[Tensor]]:
+    _check_devices(x, plan, weights)
     return x.new_empty(x.shape), [weight.new_empty(weight.shape) for weight in weights]
 
 

@@ -90,15 +90,23 @@ class GraphPlan:
         return self._sweeps
 
     def to(self, device: torch.device | str) -> GraphPlan:
-        """The plan on a device."""
+        """The plan on a device; from one that is not the CPU it passes through there."""
         moved = GraphPlan.__new__(GraphPlan)
         moved.num_nodes, moved._edges = self.num_nodes, self._edges
         moved.device = torch.device(device)
-        moved.packed = None if self.packed is None else self.packed.to(device)
+        moved.packed = self.packed
+        if self.packed is not None and not _same_device(moved.device, self.packed.device):
+            moved.packed = torch.ops.ghn_fast.gated_gnn_plan_to(self.packed.cpu(), moved.device)
         moved._sweeps = None
         if self._sweeps is not None:
             moved._sweeps = (self._sweeps[0].to(device), self._sweeps[1].to(device))
         return moved
+
+
+def _same_device(asked: torch.device, have: torch.device) -> bool:
+    if str(asked) == "cuda":
+        asked = torch.device("cuda", torch.cuda.current_device())
+    return asked == have
 
 
 def level_schedule(edges: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:

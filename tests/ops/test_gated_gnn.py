@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -20,7 +21,24 @@ WITHOUT_EXTENSION = backend.extension_problem()
 needs_extension = pytest.mark.skipif(
     WITHOUT_EXTENSION is not None, reason=f"the compiled ops are not here: {WITHOUT_EXTENSION}"
 )
-BACKENDS = ["reference", pytest.param("cpu", marks=needs_extension)]
+
+
+@pytest.fixture
+def compiled(device: torch.device) -> str:
+    """The compiled back end of each device in turn."""
+    problem = backend.problem_of("gated_gnn", device.type, device.type)
+    if problem is not None:
+        pytest.skip(f"back end {device.type!r} of gated_gnn: {problem}")
+    return device.type
+
+
+@pytest.fixture(params=["reference", "compiled"])
+def name(request: pytest.FixtureRequest, device: torch.device) -> str:
+    """Each back end of each device in turn."""
+    if request.param == "reference":
+        return "reference"
+    compiled: str = request.getfixturevalue("compiled")
+    return compiled
 
 
 class Network(NamedTuple):
@@ -29,6 +47,9 @@ class Network(NamedTuple):
     mlp: nn.Sequential
     mlp_ve: nn.Sequential | None
     gru: nn.GRUCell
+
+    def on(self, device: torch.device) -> Network:
+        return Network(*(None if m is None else copy.deepcopy(m).to(device) for m in self))
 
     def parameters(self) -> list[Tensor]:
         modules = [m for m in self if m is not None]
@@ -74,7 +95,7 @@ def batch_of(sizes: list[int], density: float = 0.2, cutoff: int = 50) -> GraphP
 
 def results(net: Network, x: Tensor, run: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
     """Value and all gradients of a function of x, for one fixed direction."""
-    x = x.detach().requires_grad_()
+    x = x.detach().clone().requires_grad_()
     out = run(x)
     probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     inputs = [x, *net.parameters()]
@@ -100,12 +121,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize(("num_nodes", "density", "cutoff"), CASES)
 @pytest.mark.parametrize("virtual", [True, False])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_values_and_gradients_equal_the_node_by_node_loop(
-    name: str, num_nodes: int, density: float, cutoff: int, virtual: bool, steps: int
+    name: str,
+    device: torch.device,
+    num_nodes: int,
+    density: float,
+    cutoff: int,
+    virtual: bool,
+    steps: int,
 ) -> None:
     rows = random_rows(num_nodes, density, cutoff)
     net = network(virtual=virtual)
@@ -113,26 +139,35 @@ def test_values_and_gradients_equal_the_node_by_node_loop(
     expected = results(
         net, x, lambda x: naive.gated_gnn(x, rows.tolist(), net.mlp, net.mlp_ve, net.gru, steps)
     )
-    plan = GraphPlan(rows, [0, num_nodes])
+    plan = GraphPlan(rows, [0, num_nodes]).to(device)
+    there = net.on(device)
     with ghn_fast.backend(name):
-        actual = results(net, x, lambda x: net.propagate(x, plan, steps))
+        actual = results(there, x.to(device), lambda x: there.propagate(x, plan, steps))
     assert_same_results(actual, expected)
 
 
-@needs_extension
+def compare_with_reference(
+    compiled: str, device: torch.device, net: Network, x: Tensor, plan: GraphPlan, steps: int = 1
+) -> None:
+    """Value and all gradients of a compiled back end against the reference on the CPU."""
+    with ghn_fast.backend("reference"):
+        expected = results(net, x, lambda x: net.propagate(x, plan, steps))
+    there, plan = net.on(device), plan.to(device)
+    with ghn_fast.backend(compiled):
+        actual = results(there, x.to(device), lambda x: there.propagate(x, plan, steps))
+    assert_same_results(actual, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("hid", "hidden"), [(8, 4), (12, 6), (32, 16), (32, 32), (40, 20), (64, 32), (128, 64), (7, 3)]
 )
-def test_every_width_equals_the_reference(dtype: torch.dtype, hid: int, hidden: int) -> None:
+def test_every_width_equals_the_reference(
+    compiled: str, device: torch.device, dtype: torch.dtype, hid: int, hidden: int
+) -> None:
     plan = batch_of([5, 40, 1, 23])
-    net = network(hid, hidden, dtype=dtype)
     x = torch.randn(plan.num_nodes, hid, dtype=dtype)
-    with ghn_fast.backend("reference"):
-        expected = results(net, x, lambda x: net.propagate(x, plan))
-    with ghn_fast.backend("cpu"):
-        actual = results(net, x, lambda x: net.propagate(x, plan))
-    assert_same_results(actual, expected)
+    compare_with_reference(compiled, device, network(hid, hidden, dtype=dtype), x, plan)
 
 
 @needs_extension
@@ -140,7 +175,7 @@ def test_every_width_equals_the_reference(dtype: torch.dtype, hid: int, hidden: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("hid", "hidden", "sizes"),
-    [(8, 4, [5, 40, 1, 0, 23]), (32, 16, [90] * 300), (32, 32, [700]), (128, 64, [60, 400])],
+    [(8, 4, [5, 40, 1, 0, 23]), (32, 16, [90] * 300), (32, 32, [1000]), (128, 64, [60, 400])],
     ids=["small", "more graphs than blocks", "beyond shared memory", "wide"],
 )
 @pytest.mark.parametrize("virtual", [True, False])
@@ -163,8 +198,9 @@ def test_cuda_equals_the_cpu_and_repeats_its_bits(
     assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
 
 
-@needs_extension
-@settings(max_examples=40, deadline=None)
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5),
     density=st.sampled_from((0.0, 0.03, 0.1, 0.4)),
@@ -174,21 +210,23 @@ def test_cuda_equals_the_cpu_and_repeats_its_bits(
     seed=st.integers(0, 10_000),
 )
 def test_random_batches_equal_the_reference(
-    sizes: list[int], density: float, cutoff: int, virtual: bool, steps: int, seed: int
+    compiled: str,
+    device: torch.device,
+    sizes: list[int],
+    density: float,
+    cutoff: int,
+    virtual: bool,
+    steps: int,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     plan = batch_of(sizes, density, cutoff)
     net = network(virtual=virtual, dtype=torch.float64)
     x = torch.randn(plan.num_nodes, 8, dtype=torch.float64)
-    with ghn_fast.backend("reference"):
-        expected = results(net, x, lambda x: net.propagate(x, plan, steps))
-    with ghn_fast.backend("cpu"):
-        actual = results(net, x, lambda x: net.propagate(x, plan, steps))
-    assert_same_results(actual, expected)
+    compare_with_reference(compiled, device, net, x, plan, steps)
 
 
-@needs_extension
-def test_a_large_graph_equals_the_reference() -> None:
+def test_a_large_graph_equals_the_reference(compiled: str, device: torch.device) -> None:
     num_nodes = 2000
     steps = torch.randint(1, 9, (num_nodes,)).tolist()
     edges = {(v - 1, v) for v in range(1, num_nodes)}
@@ -197,20 +235,15 @@ def test_a_large_graph_equals_the_reference() -> None:
     # Errors of single precision grow along a path of hundreds of nodes.
     net = network(16, 8, dtype=torch.float64)
     x = torch.randn(num_nodes, 16, dtype=torch.float64)
-    with ghn_fast.backend("reference"):
-        expected = results(net, x, lambda x: net.propagate(x, plan))
-    with ghn_fast.backend("cpu"):
-        actual = results(net, x, lambda x: net.propagate(x, plan))
-    assert_same_results(actual, expected)
+    compare_with_reference(compiled, device, net, x, plan)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("virtual", [True, False])
-def test_gradcheck_in_double_precision(name: str, virtual: bool) -> None:
-    plan = batch_of([7, 3], density=0.4)
-    net = network(4, 2, virtual=virtual, dtype=torch.float64)
+def test_gradcheck_in_double_precision(name: str, device: torch.device, virtual: bool) -> None:
+    plan = batch_of([7, 3], density=0.4).to(device)
+    net = network(4, 2, virtual=virtual, dtype=torch.float64).on(device)
     split = 8 if virtual else 4
-    x = torch.randn(plan.num_nodes, 4, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(plan.num_nodes, 4, dtype=torch.float64).to(device).requires_grad_()
 
     def function(x: Tensor, *values: Tensor) -> Tensor:
         mlp_ve = MLPWeights(*values[4:8]) if virtual else None
@@ -220,13 +253,13 @@ def test_gradcheck_in_double_precision(name: str, virtual: bool) -> None:
         assert torch.autograd.gradcheck(function, [x, *net.parameters()])
 
 
-@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("virtual", [True, False])
-def test_opcheck(virtual: bool) -> None:
-    plan = batch_of([9, 1, 12])
-    net = network(virtual=virtual)
+def test_opcheck(compiled: str, device: torch.device, virtual: bool, dtype: torch.dtype) -> None:
+    plan = batch_of([9, 1, 12]).to(device)
+    net = network(virtual=virtual, dtype=dtype).on(device)
     weights = net.parameters()
-    x = torch.randn(plan.num_nodes, 8, requires_grad=True)
+    x = torch.randn(plan.num_nodes, 8, dtype=dtype).to(device).requires_grad_()
     forward = torch.ops.ghn_fast.gated_gnn_forward
     torch.library.opcheck(forward.default, (x, plan.packed, weights, 2, True))
     x, weights = x.detach(), [w.detach() for w in weights]
@@ -236,11 +269,11 @@ def test_opcheck(virtual: bool) -> None:
     torch.library.opcheck(backward.default, (out, x, plan.packed, weights, saved, 1))
 
 
-@needs_extension
-def test_compiles_into_one_graph() -> None:
-    plan = batch_of([9, 12])
-    net = network()
-    x = torch.randn(plan.num_nodes, 8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiles_into_one_graph(compiled: str, device: torch.device, dtype: torch.dtype) -> None:
+    plan = batch_of([9, 12]).to(device)
+    net = network(dtype=dtype).on(device)
+    x = torch.randn(plan.num_nodes, 8, dtype=dtype).to(device)
     expected = results(net, x, lambda x: 2 * net.propagate(x, plan))
     compiled = torch.compile(
         lambda x: 2 * net.propagate(x, plan), fullgraph=True, backend="aot_eager"
@@ -248,12 +281,11 @@ def test_compiles_into_one_graph() -> None:
     assert_same_results(results(net, x, compiled), expected)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_features(name: str, dtype: torch.dtype) -> None:
-    plan = batch_of([9, 12])
-    wide = network()
-    x = torch.randn(plan.num_nodes, 8).to(dtype)
+def test_narrow_features(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    plan = batch_of([9, 12]).to(device)
+    wide = network().on(device)
+    x = torch.randn(plan.num_nodes, 8).to(device, dtype)
     net = Network(*(m.to(dtype) for m in wide))
     with ghn_fast.backend(name):
         actual = net.propagate(x, plan)
@@ -261,6 +293,25 @@ def test_narrow_features(name: str, dtype: torch.dtype) -> None:
     assert actual.dtype == dtype
     # Up to 17 updates in a row, each of which rounds once more on the reference.
     assert_close(actual, expected, dtype=dtype, context="ghn")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("virtual", [True, False])
+def test_narrow_features_are_computed_in_single_precision(
+    compiled: str, device: torch.device, dtype: torch.dtype, virtual: bool
+) -> None:
+    plan = batch_of([9, 30, 12]).to(device)
+    net = network(12, 6, virtual=virtual, dtype=dtype).on(device)
+    wide = net.on(device)
+    wide = Network(*(None if m is None else m.float() for m in wide))
+    x = torch.randn(plan.num_nodes, 12).to(device, dtype)
+    with ghn_fast.backend(compiled):
+        actual = results(net, x, lambda x: net.propagate(x, plan, 2))
+        expected = results(wide, x, lambda x: wide.propagate(x.float(), plan, 2).to(dtype))
+    for have, need in zip(actual, expected, strict=True):
+        assert have is not None and need is not None and have.dtype == dtype
+        # The same arithmetic, rounded once at the end.
+        assert torch.equal(have, need.to(dtype))
 
 
 def on_threads(count: int, run: Callable[[], list[Tensor | None]]) -> list[Tensor | None]:
@@ -273,6 +324,10 @@ def on_threads(count: int, run: Callable[[], list[Tensor | None]]) -> list[Tenso
 
 
 @needs_extension
+@pytest.mark.skipif(
+    WITHOUT_EXTENSION is None and not backend.extension.module.has_threads,
+    reason="the extension was compiled without OpenMP",
+)
 @pytest.mark.parametrize("sizes", [[90, 3, 41, 60, 7], [300]], ids=["batch", "wide levels"])
 def test_bits_do_not_depend_on_threads_or_repetition(sizes: list[int]) -> None:
     plan = batch_of(sizes, density=0.01)
@@ -289,31 +344,31 @@ def test_bits_do_not_depend_on_threads_or_repetition(sizes: list[int]) -> None:
             assert torch.equal(have, need)
 
 
-@needs_extension
-def test_a_graph_gives_the_same_bits_alone_and_in_a_batch() -> None:
-    net = network(32, 16)
+def test_a_graph_gives_the_same_bits_alone_and_in_a_batch(
+    compiled: str, device: torch.device
+) -> None:
+    net = network(32, 16).on(device)
     sizes = [20, 33, 8]
-    x = torch.randn(sum(sizes), 32)
-    with ghn_fast.backend("cpu"):
-        together = net.propagate(x, batch_of(sizes)).split(sizes)
+    x = torch.randn(sum(sizes), 32).to(device)
+    with ghn_fast.backend(compiled):
+        together = net.propagate(x, batch_of(sizes).to(device)).split(sizes)
         for size, rows, out in zip(sizes, x.split(sizes), together, strict=True):
-            assert torch.equal(net.propagate(rows, batch_of([size])), out)
+            assert torch.equal(net.propagate(rows, batch_of([size]).to(device)), out)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-def test_every_output_is_written(name: str, nan_empty: None) -> None:
-    plan = batch_of([40, 3], density=0.1)
-    net = network(12, 6)
+def test_every_output_is_written(name: str, device: torch.device, nan_empty: None) -> None:
+    plan = batch_of([40, 3], density=0.1).to(device)
+    net = network(12, 6).on(device)
+    x = torch.randn(43, 12).to(device)
     with ghn_fast.backend(name):
-        found = results(net, torch.randn(43, 12), lambda x: net.propagate(x, plan))
+        found = results(net, x, lambda x: net.propagate(x, plan))
     assert all(tensor is not None and tensor.isfinite().all() for tensor in found)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-def test_non_contiguous_inputs(name: str) -> None:
-    plan = batch_of([9])
-    net = network()
-    x = torch.randn(8, 9).T
+def test_non_contiguous_inputs(name: str, device: torch.device) -> None:
+    plan = batch_of([9]).to(device)
+    net = network().on(device)
+    x = torch.randn(8, 9).to(device).T
     with ghn_fast.backend(name):
         expected = net.propagate(x.contiguous(), plan)
         assert torch.equal(net.propagate(x, plan), expected)
@@ -322,57 +377,58 @@ def test_non_contiguous_inputs(name: str) -> None:
         assert_close(net.propagate(x, plan), expected)
         out = net.propagate(x, plan)
         # expand: a gradient with strides of zero
-        out.backward(torch.ones(()).expand_as(out))
+        out.backward(torch.ones((), device=device).expand_as(out))
     assert net.gru.weight_ih.grad is not None
     assert net.gru.weight_ih.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("offsets", [[0], [0, 0], [0, 0, 0]])
-def test_no_nodes(name: str, offsets: list[int]) -> None:
-    plan = GraphPlan(torch.zeros(0, 3, dtype=torch.int64), offsets)
-    net = network()
+def test_no_nodes(name: str, device: torch.device, offsets: list[int]) -> None:
+    plan = GraphPlan(torch.zeros(0, 3, dtype=torch.int64), offsets).to(device)
+    net = network().on(device)
     with ghn_fast.backend(name):
-        assert net.propagate(torch.zeros(0, 8), plan).shape == (0, 8)
-        out = net.propagate(torch.zeros(0, 8, requires_grad=True), plan)
+        assert net.propagate(torch.zeros(0, 8, device=device), plan).shape == (0, 8)
+        out = net.propagate(torch.zeros(0, 8, device=device, requires_grad=True), plan)
         out.sum().backward()
 
 
-@needs_extension
-def test_what_needs_no_gradient_keeps_nothing() -> None:
-    plan = batch_of([9])
-    net = network()
+def test_what_needs_no_gradient_keeps_nothing(compiled: str, device: torch.device) -> None:
+    plan = batch_of([9]).to(device)
+    net = network().on(device)
     weights = [w.detach() for w in net.parameters()]
-    out, saved = torch.ops.ghn_fast.gated_gnn_forward(torch.randn(9, 8), plan.packed, weights, 1, 0)
+    x = torch.randn(9, 8).to(device)
+    forward = torch.ops.ghn_fast.gated_gnn_forward
+    out, saved = forward(x, plan.packed, weights, 1, False)
     assert saved.numel() == 0
     assert not out.requires_grad
-    out, _ = torch.ops.ghn_fast.gated_gnn_forward(
-        torch.randn(9, 8), plan.packed, net.parameters(), 1, False
-    )
+    out, _ = forward(x, plan.packed, net.parameters(), 1, False)
     with pytest.raises(RuntimeError, match="save=True"):
         out.sum().backward()
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-def test_bad_arguments_are_named(name: str) -> None:
-    plan = batch_of([2], density=1.0)
-    net = network()
+def test_bad_arguments_are_named(name: str, device: torch.device) -> None:
+    plan = batch_of([2], density=1.0).to(device)
+    net = network().on(device)
     rest = (plan, mlp_weights(net.mlp), None, gru_weights(net.gru))
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
     with ghn_fast.backend(name):
         with pytest.raises(ValueError, match=r"x: got shape \(3, 8\), needs \(2, C\)"):
-            gated_gnn(torch.zeros(3, 8), *rest)
+            gated_gnn(zeros(3, 8), *rest)
         with pytest.raises(TypeError, match=r"x: got torch\.int64"):
-            gated_gnn(torch.zeros(2, 8, dtype=torch.int64), *rest)
+            gated_gnn(zeros(2, 8, dtype=torch.int64), *rest)
         with pytest.raises(ValueError, match=r"mlp.weight_0: got shape \(4, 8\), needs \(4, 4\)"):
-            gated_gnn(torch.zeros(2, 4), *rest)
+            gated_gnn(zeros(2, 4), *rest)
         with pytest.raises(ValueError, match=r"gru.weight_ih: got shape"):
-            bad = rest[3]._replace(weight_ih=torch.zeros(8, 8))
-            gated_gnn(torch.zeros(2, 8), *rest[:3], bad)
+            bad = rest[3]._replace(weight_ih=zeros(8, 8))
+            gated_gnn(zeros(2, 8), *rest[:3], bad)
         with pytest.raises(TypeError, match=r"mlp.weight_0: got torch.float32, needs torch.f"):
-            gated_gnn(torch.zeros(2, 8, dtype=torch.float64), *rest)
+            gated_gnn(zeros(2, 8, dtype=torch.float64), *rest)
         with pytest.raises(ValueError, match="steps: got 0"):
-            gated_gnn(torch.zeros(2, 8), *rest, steps=0)
-    with pytest.raises(ValueError, match="plans: got plans on cpu, needs them on meta"):
+            gated_gnn(zeros(2, 8), *rest, steps=0)
+    with pytest.raises(ValueError, match=f"plans: got plans on {device.type}.*needs them on meta"):
         gated_gnn(torch.zeros(2, 8, device="meta"), *rest)
 
 
@@ -407,37 +463,3 @@ def test_bad_plans_are_named() -> None:
     for offsets in ([], [1, 2], [0, 2, 1]):
         with pytest.raises(ValueError, match="offsets: got"):
             GraphPlan(rows, offsets)
-
-
-@needs_extension
-def test_no_plan_makes_the_op_read_outside_its_memory() -> None:
-    plan = batch_of([12, 5]).packed
-    assert plan is not None
-    weights = [w.detach() for w in network().parameters()]
-
-    def call(plan: Tensor, x: Tensor | None = None) -> None:
-        x = torch.randn(17, 8) if x is None else x
-        out, saved = torch.ops.ghn_fast.gated_gnn_forward(x, plan, weights, 1, True)
-        torch.ops.ghn_fast.gated_gnn_backward(out, x, plan, weights, saved, 1)
-
-    call(plan)
-    with pytest.raises(ValueError, match="that is no plan"):
-        call(plan[:-1])
-    with pytest.raises(ValueError, match="that is no plan"):
-        call(torch.zeros(0, dtype=torch.int32))
-    with pytest.raises(TypeError, match="plan: got Long, needs Int"):
-        call(plan.long())
-    with pytest.raises(ValueError, match="x: got 16 nodes, needs 17"):
-        call(plan, torch.randn(16, 8))
-    # Any one number replaced by a wild one is refused, or it is harmless.
-    refused = 0
-    for index in range(len(plan)):
-        for value in (-1, 10_000, 2**31 - 1):
-            wild = plan.clone()
-            wild[index] = value
-            try:
-                call(wild)
-            except ValueError as error:
-                assert "plan: " in str(error) or "x: got" in str(error)
-                refused += 1
-    assert refused >= 3 * (len(plan) - 8)

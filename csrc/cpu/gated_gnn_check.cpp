@@ -1,0 +1,233 @@
+// Checks of packed plans, and the memory of which tensors passed them.
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "../common/plan_check.h"
+
+namespace ghn {
+namespace {
+
+bool header_fits(const int32_t* data, int64_t size) {
+  if (size < Plan::kHeader || data[0] != Plan::kMagic || data[7] != 0) return false;
+  for (int i = 1; i < 7; ++i) {
+    if (data[i] < 0) return false;
+  }
+  return Plan::size(data) == size && data[6] <= data[2];
+}
+
+bool all_below(const int32_t* index, int64_t count, int64_t end) {
+  // Negative numbers become large ones. Without an exit, so that the loop vectorises.
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, uint32_t(index[i]));
+  return count == 0 || int64_t(largest) < end;
+}
+
+bool ascends(const int32_t* values, int64_t count, int64_t first, int64_t last) {
+  bool fine = values[0] == first && values[count - 1] == last;
+  for (int64_t i = 1; i < count; ++i) fine &= values[i - 1] <= values[i];
+  return fine;
+}
+
+bool list_in_bounds(const Plan& plan, const EdgeList& list) {
+  const int64_t n = plan.num_nodes;
+  if (!ascends(list.ptr, n + 1, 0, plan.num_edges)) return false;
+  for (int64_t v = 0; v < n; ++v) {
+    if (list.split[v] < list.ptr[v] || list.split[v] > list.ptr[v + 1]) return false;
+  }
+  if (!all_below(list.distance, plan.num_edges, int64_t(plan.max_distance) + 1)) return false;
+  for (int64_t g = 0; g < plan.num_graphs; ++g) {
+    const int64_t first = plan.graph_ptr[g], last = plan.graph_ptr[g + 1];
+    const int64_t begin = list.ptr[first], end = list.ptr[last];
+    if (!all_below(list.node + begin, end - begin, last - first)) return false;
+  }
+  return true;
+}
+
+bool order_in_bounds(const Plan& plan, const SweepOrder& sweep) {
+  if (!ascends(sweep.graph_level, plan.num_graphs + 1, 0, sweep.num_levels)) return false;
+  if (!ascends(sweep.level, int64_t(sweep.num_levels) + 1, 0, plan.num_nodes)) return false;
+  for (int64_t g = 0; g < plan.num_graphs; ++g) {
+    const int64_t first = plan.graph_ptr[g], last = plan.graph_ptr[g + 1];
+    if (sweep.level[sweep.graph_level[g]] != first) return false;
+    if (!all_below(sweep.node + first, last - first, last - first)) return false;
+  }
+  return true;
+}
+
+// Of a plan that is in bounds: distances are 1 up to `split` and above 1 behind it.
+bool distances_fit(const Plan& plan, const EdgeList& list) {
+  for (int64_t v = 0; v < plan.num_nodes; ++v) {
+    bool fine = true;
+    for (int64_t e = list.ptr[v]; e < list.split[v]; ++e) fine &= list.distance[e] == 1;
+    for (int64_t e = list.split[v]; e < list.ptr[v + 1]; ++e) fine &= list.distance[e] > 1;
+    if (!fine) return false;
+  }
+  return true;
+}
+
+// Level of each node in a sweep; false if a node comes twice, and another therefore never.
+bool node_levels(const Plan& plan, const SweepOrder& sweep, std::vector<int32_t>& levels) {
+  levels.assign(plan.num_nodes, -1);
+  for (int64_t g = 0; g < plan.num_graphs; ++g) {
+    int32_t* const of_graph = levels.data() + plan.graph_ptr[g];
+    for (int32_t l = sweep.graph_level[g]; l < sweep.graph_level[g + 1]; ++l) {
+      for (int32_t i = sweep.level[l]; i < sweep.level[l + 1]; ++i) {
+        if (of_graph[sweep.node[i]] >= 0) return false;
+        of_graph[sweep.node[i]] = l;
+      }
+    }
+  }
+  return true;
+}
+
+bool levels_ascend(const Plan& plan, const EdgeList& gather, const std::vector<int32_t>& levels) {
+  for (int64_t g = 0; g < plan.num_graphs; ++g) {
+    const int32_t* const of_graph = levels.data() + plan.graph_ptr[g];
+    for (int64_t v = plan.graph_ptr[g]; v < plan.graph_ptr[g + 1]; ++v) {
+      int32_t last = -1;
+      for (int64_t e = gather.ptr[v]; e < gather.ptr[v + 1]; ++e) {
+        last = std::max(last, of_graph[gather.node[e]]);
+      }
+      if (last >= levels[v]) return false;
+    }
+  }
+  return true;
+}
+
+// A number that two lists share if they hold the same edges, in whatever order.
+uint64_t fingerprint(const Plan& plan, const EdgeList& list, bool by_receiver) {
+  uint64_t sum = 0;
+  for (int64_t g = 0; g < plan.num_graphs; ++g) {
+    const int64_t first = plan.graph_ptr[g];
+    for (int64_t v = first; v < plan.graph_ptr[g + 1]; ++v) {
+      for (int64_t e = list.ptr[v]; e < list.ptr[v + 1]; ++e) {
+        const uint64_t own = v, other = first + list.node[e];
+        const uint64_t source = by_receiver ? other : own, target = by_receiver ? own : other;
+        uint64_t mixed = (source << 32 | target) * 0x9E3779B97F4A7C15;
+        mixed = (mixed ^ mixed >> 32 ^ uint64_t(list.distance[e])) * 0xD6E8FEB86659FD93;
+        sum += mixed ^ mixed >> 32;
+      }
+    }
+  }
+  return sum;
+}
+
+struct Entry {
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+  const void* data;
+  int64_t numel;
+  uint32_t version;
+  KnownPlan plan;
+};
+
+// By the address of the storage, which stays taken as long as the entry refers to it. Never
+// destroyed: other threads may still be at work when the process exits.
+std::mutex& mutex = *new std::mutex;
+auto& entries = *new std::unordered_map<const c10::StorageImpl*, Entry>;
+size_t sweep_at = 64;
+
+}  // namespace
+
+bool plan_in_bounds(const int32_t* data, int64_t size) {
+  if (!header_fits(data, size)) return false;
+  const Plan plan = Plan::read(data);
+  return ascends(plan.graph_ptr, int64_t(plan.num_graphs) + 1, 0, plan.num_nodes) &&
+         list_in_bounds(plan, plan.in) && list_in_bounds(plan, plan.out) &&
+         order_in_bounds(plan, plan.sweep[0]) && order_in_bounds(plan, plan.sweep[1]);
+}
+
+std::string plan_problem(const int32_t* data, int64_t size) {
+  if (!header_fits(data, size)) {
+    return "got a vector of " + std::to_string(size) + " numbers that is no plan";
+  }
+  const Plan plan = Plan::read(data);
+  const char* const names[2] = {"receiver", "sender"};
+  if (!ascends(plan.graph_ptr, int64_t(plan.num_graphs) + 1, 0, plan.num_nodes)) {
+    return "the first nodes of its graphs do not ascend from 0 to " +
+           std::to_string(plan.num_nodes);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const EdgeList& list = i == 0 ? plan.in : plan.out;
+    if (!list_in_bounds(plan, list)) {
+      return std::string("an index of its edges by ") + names[i] + " is out of range";
+    }
+    if (!distances_fit(plan, list)) {
+      return std::string("its edges by ") + names[i] +
+             " have a distance other than 1 for an edge, or below 2 for a virtual edge";
+    }
+  }
+  if (fingerprint(plan, plan.in, true) != fingerprint(plan, plan.out, false)) {
+    return "its edges by receiver are not those by sender";
+  }
+  const int32_t* const distance = plan.in.distance;
+  const int32_t largest =
+      plan.num_edges == 0 ? 0 : *std::max_element(distance, distance + plan.num_edges);
+  if (largest != plan.max_distance) {
+    return "its largest distance is " + std::to_string(largest) + ", and it tells " +
+           std::to_string(plan.max_distance);
+  }
+  std::vector<int32_t> levels;
+  for (int i = 0; i < 2; ++i) {
+    const std::string sweep = i == 0 ? "the forward sweep" : "the backward sweep";
+    if (!order_in_bounds(plan, plan.sweep[i])) {
+      return "an index of the order of " + sweep + " is out of range";
+    }
+    if (!node_levels(plan, plan.sweep[i], levels)) return sweep + " visits a node twice";
+    if (!levels_ascend(plan, plan.gather(i), levels)) {
+      return sweep + " does not follow a topological order";
+    }
+  }
+  return {};
+}
+
+KnownPlan remember_plan(const at::Tensor& packed, const int32_t* header_and_graphs) {
+  KnownPlan known;
+  known.checked = true;
+  known.num_graphs = header_and_graphs[1], known.num_nodes = header_and_graphs[2];
+  const int32_t* const graph_ptr = header_and_graphs + Plan::kHeader;
+  for (int64_t g = 0; g < known.num_graphs; ++g) {
+    known.largest_graph = std::max<int64_t>(known.largest_graph, graph_ptr[g + 1] - graph_ptr[g]);
+  }
+  if (packed.is_inference()) return known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (entries.size() >= sweep_at) {
+    std::erase_if(entries, [](const auto& item) { return item.second.storage.expired(); });
+    sweep_at = std::max<size_t>(64, 2 * entries.size());
+  }
+  entries.insert_or_assign(packed.storage().unsafeGetStorageImpl(),
+                           Entry{packed.storage().getWeakStorageImpl(), packed.const_data_ptr(),
+                                 packed.numel(), uint32_t(packed._version()), known});
+  return known;
+}
+
+KnownPlan known_plan(const at::Tensor& packed, bool may_copy) {
+  if (!packed.is_inference()) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = entries.find(packed.storage().unsafeGetStorageImpl());
+    if (found != entries.end()) {
+      const Entry& entry = found->second;
+      if (!entry.storage.expired() && entry.data == packed.const_data_ptr() &&
+          entry.numel == packed.numel() && entry.version == uint32_t(packed._version())) {
+        return entry.plan;
+      }
+    }
+  }
+  if (!packed.is_cpu() && !may_copy) return {};
+  const at::Tensor here = packed.cpu();
+  const int32_t* const data = here.const_data_ptr<int32_t>();
+  const std::string problem = plan_problem(data, here.numel());
+  TORCH_CHECK_VALUE(problem.empty(), "plan: ", problem,
+                    ", needs the result of gated_gnn_plan as it was made");
+  return remember_plan(packed, data);
+}
+
+void check_plan_nodes(const KnownPlan& plan, int64_t num_nodes) {
+  TORCH_CHECK_VALUE(!plan.checked || plan.num_nodes == num_nodes, "x: got ", num_nodes,
+                    " nodes, needs ", plan.num_nodes, ", as many as the plan has");
+}
+
+}  // namespace ghn

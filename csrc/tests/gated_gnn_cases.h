@@ -1,0 +1,101 @@
+// Batches of small graphs, the loop over their nodes that defines the result, and the CPU ops.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdio>
+#include <tuple>
+#include <vector>
+
+namespace ghn {
+at::Tensor gated_gnn_plan_cpu(const at::Tensor& edges, const at::Tensor& offsets);
+std::tuple<at::Tensor, at::Tensor> gated_gnn_forward_cpu(const at::Tensor& x,
+                                                         const at::Tensor& plan,
+                                                         at::TensorList weights, int64_t steps,
+                                                         bool save);
+std::tuple<at::Tensor, std::vector<at::Tensor>> gated_gnn_backward_cpu(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& plan, at::TensorList weights,
+    const at::Tensor& saved, int64_t steps);
+}  // namespace ghn
+
+namespace ghn::cases {
+
+inline int failures = 0;
+
+inline void check(bool fine, const char* what) {
+  std::printf("%s: %s\n", fine ? "ok" : "FAILED", what);
+  failures += fine ? 0 : 1;
+}
+
+struct Case {
+  at::Tensor edges, offsets, x;
+  std::vector<at::Tensor> weights;
+
+  Case to(at::ScalarType dtype) const {
+    Case result = *this;
+    result.x = x.to(dtype);
+    for (at::Tensor& weight : result.weights) weight = weight.to(dtype);
+    return result;
+  }
+};
+
+inline Case make_case(const std::vector<int64_t>& sizes, int64_t c, int64_t h, bool virtual_edges) {
+  std::vector<int64_t> rows, offsets = {0};
+  for (const int64_t size : sizes) {
+    const int64_t first = offsets.back();
+    for (int64_t u = 0; u < size; ++u) {
+      for (int64_t v = u + 1; v < size; ++v) {
+        if ((u * 7 + v * 3) % 4 == 0) {
+          rows.insert(rows.end(), {first + u, first + v, 1 + (v - u) / 3});
+        }
+      }
+    }
+    offsets.push_back(first + size);
+  }
+  Case result;
+  result.edges = at::tensor(rows, at::kLong).view({-1, 3});
+  result.offsets = at::tensor(offsets, at::kLong);
+  result.x = at::randn({offsets.back(), c}, at::kDouble);
+  auto weight = [&](at::IntArrayRef shape) {
+    const double scale = 1.0 / std::sqrt(double(shape.back()));
+    result.weights.push_back(scale * at::randn(shape, at::kDouble));
+  };
+  for (int k = 0; k < (virtual_edges ? 2 : 1); ++k) {
+    weight({h, c}), weight({h}), weight({c, h}), weight({c});
+  }
+  weight({3 * c, c}), weight({3 * c, c}), weight({3 * c}), weight({3 * c});
+  return result;
+}
+
+inline at::Tensor perceptron(const at::Tensor& x, const std::vector<at::Tensor>& w, size_t first) {
+  const at::Tensor hidden = at::relu(at::linear(x, w[first], w[first + 1]));
+  return at::relu(at::linear(hidden, w[first + 2], w[first + 3]));
+}
+
+inline at::Tensor loop(const Case& a, int64_t steps) {
+  at::Tensor states = a.x.clone();
+  const auto edges = a.edges.accessor<int64_t, 2>();
+  const size_t gru = a.weights.size() - 4;
+  for (int64_t sweep = 0; sweep < 2 * steps; ++sweep) {
+    const int sender = sweep % 2 == 0 ? 0 : 1;
+    for (int64_t i = 0; i < states.size(0); ++i) {
+      const int64_t v = sender == 0 ? i : states.size(0) - 1 - i;
+      at::Tensor message = at::zeros({1, states.size(1)}, a.x.options());
+      for (int64_t e = 0; e < edges.size(0); ++e) {
+        if (edges[e][1 - sender] != v) continue;
+        const at::Tensor from = states[edges[e][sender]].unsqueeze(0);
+        if (edges[e][2] == 1) message = message + perceptron(from, a.weights, 0);
+        if (gru == 8) message = message + perceptron(from, a.weights, 4) / edges[e][2];
+      }
+      states[v] = at::gru_cell(message, states[v].unsqueeze(0), a.weights[gru], a.weights[gru + 1],
+                               a.weights[gru + 2], a.weights[gru + 3])[0];
+    }
+  }
+  return states;
+}
+
+inline double largest(const at::Tensor& t) {
+  return t.numel() == 0 ? 0 : t.abs().max().item<double>();
+}
+
+}  // namespace ghn::cases
