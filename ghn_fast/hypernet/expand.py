@@ -132,12 +132,13 @@ def _group(target: Target, config: GHNConfig) -> tuple[str, tuple[int, ...]]:
 def _round_up(channels: int, limit: int) -> int:
     """Number of channels to decode: few different numbers, so that groups are large.
 
-    Capped at the limit; a multiple of 3 is raised to 4/3 of it; from half the limit on all.
+    What is decoded beyond the channels of a parameter is cut off again, so this is a matter of time
+    alone: steps of a quarter of the limit waste little and leave few groups.
     """
-    channels = min(channels, limit)
-    if channels % 3 == 0:
-        channels = channels // 3 * 4
-    return limit if 2 * channels >= limit else channels
+    step = max(limit // 4, 1)
+    if channels < step:
+        return channels if channels % 3 else min(channels // 3 * 4, step)
+    return min(-(-channels // step) * step, limit)
 
 
 def _row(
