@@ -27,6 +27,7 @@ _DIAMETER = 0.17
 _MARGIN = 0.15
 _FONT = 7.0
 _LETTER = 0.0585
+_INK = "#1c2026"
 _EDGE = "#3c4450"
 _VIRTUAL = "#d98324"
 _DPI = 160
@@ -145,7 +146,7 @@ def draw_graph(
     texts = _texts(graph, kinds, labels)
     sizes = [_size(kind, text) for kind, text in zip(kinds, texts, strict=True)]
     layout = layout_graph(main_edges(graph), sizes, engine=engine, columns=columns)
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "ghn_fast",
         "pdf.fonttype": 42,
@@ -231,25 +232,34 @@ def _figure(
             places = [place for place, other in zip(at, kinds, strict=True) if other == kind]
             _draw_markers(axes, places, kind)
     if title is not None:
-        axes.text(width / 2, _MARGIN, title, ha="center", va="top", fontsize=10, color="#1c2026")
+        axes.text(
+            width / 2,
+            _MARGIN,
+            title,
+            ha="center",
+            va="top",
+            fontsize=10,
+            color=_INK,
+            parse_math=False,
+        )
     left = (width - per_row * entry) / 2
     for index, kind in enumerate(shown):
         x = left + (index % per_row) * entry + 0.12
         y = height - _MARGIN - legend_height + 0.22 + 0.22 * (index // per_row)
-        _draw_markers(axes, [(x, y)], kind)
-        axes.text(x + 0.15, y, kind, ha="left", va="center_baseline", fontsize=7.5, color="#1c2026")
+        _draw_markers(axes, [(x, y)], kind, 0.85)
+        axes.text(x + 0.15, y, kind, ha="left", va="center_baseline", fontsize=7.5, color=_INK)
     return figure
 
 
-def _draw_markers(axes: Any, places: Sequence[Point], kind: str) -> None:
+def _draw_markers(axes: Any, places: Sequence[Point], kind: str, scale: float = 1.0) -> None:
     style = STYLES[kind]
     axes.scatter(
         [x for x, _ in places],
         [y for _, y in places],
-        s=(_DIAMETER * style.scale * _POINTS) ** 2,
+        s=(_DIAMETER * style.scale * scale * _POINTS) ** 2,
         marker=style.marker,
         facecolor=style.colour,
-        edgecolor="#1c2026",
+        edgecolor=_INK,
         linewidth=1.1 if kind == "input" else 0.5,
         zorder=3,
     )
@@ -272,7 +282,7 @@ def _draw_boxes(
             height - 0.06,
             boxstyle="round,pad=0.03",
             facecolor=style.colour,
-            edgecolor="#1c2026",
+            edgecolor=_INK,
             linewidth=0.5,
             zorder=3,
         )
@@ -284,7 +294,8 @@ def _draw_boxes(
             ha="center",
             va="center_baseline",
             fontsize=_FONT,
-            color="white" if style.dark else "#1c2026",
+            color="white" if style.dark else _INK,
+            parse_math=False,
             zorder=4,
         )
 
@@ -297,10 +308,10 @@ def _draw_edges(axes: Any, routes: Sequence[Sequence[Point]]) -> None:
     for points in routes:
         curves.append(Curve(points, [Curve.MOVETO] + [Curve.CURVE4] * (len(points) - 1)))
         heads.append(_arrowhead(points))
-    style = {"linewidth": 0.8, "edgecolor": _EDGE, "zorder": 2}
-    axes.add_collection(PathCollection(curves, facecolor="none", **style), autolim=False)
-    heads_style = {"facecolor": _EDGE, "edgecolor": "none", "zorder": 2}
-    axes.add_collection(PolyCollection(heads, **heads_style), autolim=False)
+    lines = PathCollection(curves, facecolor="none", edgecolor=_EDGE, linewidth=0.8, zorder=2)
+    tips = PolyCollection(heads, facecolor=_EDGE, edgecolor="none", zorder=2)
+    for collection in (lines, tips):
+        axes.add_collection(collection, autolim=False)
 
 
 def _arrowhead(points: Sequence[Point], length: float = 0.065) -> list[Point]:

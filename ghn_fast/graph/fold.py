@@ -8,7 +8,8 @@ such edges of one node run as one line and branch off.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 Point = tuple[float, float]
@@ -17,6 +18,7 @@ Edge = tuple[int, int]
 # A column is not made shorter than this, and a picture about this much wider than high.
 _SHORTEST_COLUMN = 4.0
 _ASPECT = 1.35
+_MOST_COLUMNS = 40
 _COLUMN_GAP = 0.3
 # Distance between lines that run side by side, and from nodes.
 _LANE = 0.07
@@ -24,46 +26,58 @@ _CLEAR = 0.14
 _ROUND = 0.07
 # Costs of a break: for columns of unequal length, for each node that edges come from across it, and
 # for each edge.
-_UNEQUAL = 8.0
+_UNEQUAL = 14.0
 _SOURCE = 1.0
 _CROSSING = 0.15
 
 
-class _Drawing(NamedTuple):
+class Drawing(NamedTuple):
+    """A folded drawing.
+
+    Attributes:
+        positions: Centre of each node.
+        routes: Cubic Bézier curve of each edge.
+        extent: Width and height.
+        breaks: First rank of each column after the first one.
+    """
+
     positions: list[Point]
     routes: dict[Edge, list[Point]]
     extent: Point
-    columns: int
+    breaks: list[int]
 
 
 def fold(
+    edges: Sequence[Edge],
     positions: Sequence[Point],
-    routes: dict[Edge, list[Point]],
+    routes: Mapping[Edge, list[Point]],
     sizes: Sequence[Point],
-    columns: int | None,
-) -> tuple[list[Point], dict[Edge, list[Point]], Point, int]:
+    columns: int | None = None,
+    *,
+    breaks: Sequence[int] | None = None,
+) -> Drawing:
     """Fold a drawing, and move it to the origin.
 
     Args:
+        edges: Pairs (from, to).
         positions: Centre of each node; nodes of one rank have the same y.
-        routes: Cubic Bézier curve of each edge.
+        routes: Cubic Bézier curve of each edge that stays within a column, at least.
         sizes: Width and height of each node.
         columns: Number of columns, or ``None`` to choose it for a readable aspect.
-
-    Returns:
-        Positions, routes, width and height of the drawing, and its number of columns.
+        breaks: First rank of each column after the first one, if that has been decided.
     """
     levels = sorted({round(y, 3) for _, y in positions})
     rank_of = {level: rank for rank, level in enumerate(levels)}
     ranks = [rank_of[round(y, 3)] for _, y in positions]
-    costs = _break_costs(list(routes), ranks, len(levels))
+    if breaks is not None:
+        return _folded(edges, positions, routes, sizes, ranks, breaks)
+    costs = _break_costs(edges, ranks, len(levels))
     if columns is not None:
         numbers = [min(columns, len(levels))]
     else:
-        # Folded into n columns of the same width, a drawing has n * n times the aspect.
         height = levels[-1] - levels[0]
-        numbers = list(range(1, max(1, min(int(height / _SHORTEST_COLUMN), 40)) + 1))
-    drawings = (_folded(positions, routes, sizes, ranks, _breaks(costs, n)) for n in numbers)
+        numbers = list(range(1, max(1, min(int(height / _SHORTEST_COLUMN), _MOST_COLUMNS)) + 1))
+    drawings = (_folded(edges, positions, routes, sizes, ranks, _breaks(costs, n)) for n in numbers)
     return min(drawings, key=lambda drawing: _misfit(drawing.extent))
 
 
@@ -128,18 +142,13 @@ class _Columns:
     def __init__(self, edges: Sequence[Edge], ranks: Sequence[int], breaks: Sequence[int]) -> None:
         firsts = [0, *breaks]
         lasts = [*(first - 1 for first in breaks), max(ranks)]
-        column = {
-            rank: index
-            for index, (first, last) in enumerate(zip(firsts, lasts, strict=True))
-            for rank in range(first, last + 1)
-        }
         self.count = len(firsts)
-        self.of = [column[rank] for rank in ranks]
-        self.is_first = [rank == firsts[column[rank]] for rank in ranks]
-        self.is_last = [rank == lasts[column[rank]] for rank in ranks]
+        self.of = [bisect_right(breaks, rank) for rank in ranks]
+        self.is_first = [rank == firsts[c] for rank, c in zip(ranks, self.of, strict=True)]
+        self.is_last = [rank == lasts[c] for rank, c in zip(ranks, self.of, strict=True)]
         self.links = [(s, t) for s, t in edges if self.of[s] != self.of[t]]
         nearest: list[dict[int, int]] = [{} for _ in firsts]
-        over: list[dict[int, int]] = [{} for _ in firsts]
+        over: list[set[int]] = [set() for _ in firsts]
         under: list[set[int]] = [set() for _ in firsts]
         across: set[int] = set()
         for source, target in self.links:
@@ -147,10 +156,10 @@ class _Columns:
             depth = -1 if self.is_first[target] else ranks[target]
             nearest[end - 1][source] = min(nearest[end - 1].get(source, depth), depth)
             if start != end - 1:
-                nearest[start].setdefault(source, -2)
+                nearest[start][source] = -2
                 across.add(source)
             if self.is_first[target]:
-                over[end][source] = 0
+                over[end].add(source)
             if self.is_last[source]:
                 under[start].add(source)
         # The line with the highest end is the leftmost, or its end would cross the others.
@@ -160,47 +169,73 @@ class _Columns:
         self.across = sorted(across)
 
 
+class _Frame(NamedTuple):
+    """Where nodes, columns and the gaps between ranks lie in a folded drawing."""
+
+    placed: list[Point]
+    sizes: Sequence[Point]
+    ranks: Sequence[int]
+    headroom: float
+    bottoms: list[float]
+    rights: list[float]
+    # Of each node, y between its rank and the one above or below.
+    above: list[float]
+    below: list[float]
+
+
 def _folded(
+    edges: Sequence[Edge],
     positions: Sequence[Point],
-    routes: dict[Edge, list[Point]],
+    routes: Mapping[Edge, list[Point]],
     sizes: Sequence[Point],
     ranks: Sequence[int],
     breaks: Sequence[int],
-) -> _Drawing:
-    columns = _Columns(list(routes), ranks, breaks)
+) -> Drawing:
+    columns = _Columns(edges, ranks, breaks)
+    inside = [edge for edge in edges if columns.of[edge[0]] == columns.of[edge[1]]]
     # Corners of what stands in each column: nodes and the edges inside.
     corners: list[list[Point]] = [[] for _ in range(columns.count)]
+    tops, ends = [math.inf] * (max(ranks) + 2), [-math.inf] * (max(ranks) + 2)
     for node, ((x, y), (width, height)) in enumerate(zip(positions, sizes, strict=True)):
-        corners[columns.of[node]] += [(x - width / 2, y - height / 2)]
-        corners[columns.of[node]] += [(x + width / 2, y + height / 2)]
-    for (source, target), points in routes.items():
-        if columns.of[source] == columns.of[target]:
-            corners[columns.of[source]] += points
-    headroom = max(_room(lines) for lines in columns.over)
-    headroom += _LANE * len(columns.across)
+        low, high = y - height / 2, y + height / 2
+        corners[columns.of[node]] += [(x - width / 2, low), (x + width / 2, high)]
+        tops[ranks[node]] = min(tops[ranks[node]], low)
+        ends[ranks[node]] = max(ends[ranks[node]], high)
+    for edge in inside:
+        corners[columns.of[edge[0]]] += routes[edge]
+    headroom = max(_room(lines) for lines in columns.over) + _LANE * len(columns.across)
     offsets: list[Point] = []
-    bottoms, gaps = [], []
+    bottoms, rights = [], []
     left, bottom = 0.0, 0.0
     for column, points in enumerate(corners):
         low, high = min(x for x, _ in points), max(x for x, _ in points)
         top, end = min(y for _, y in points), max(y for _, y in points)
         offsets.append((left - low, headroom - top))
         bottoms.append(headroom + end - top)
-        gaps.append(left + high - low)
+        rights.append(left + high - low)
         bottom = max(bottom, bottoms[-1] + _room(columns.under[column]))
-        left = gaps[-1] + _COLUMN_GAP + _LANE * max(len(columns.lanes[column]) - 1, 0)
-    placed = [
-        (x + offsets[columns.of[node]][0], y + offsets[columns.of[node]][1])
-        for node, (x, y) in enumerate(positions)
-    ]
+        left = rights[-1] + _COLUMN_GAP + _LANE * max(len(columns.lanes[column]) - 1, 0)
+    moves = [offsets[column] for column in columns.of]
+    placed = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(positions, moves, strict=True)]
     moved = {}
-    for edge, points in routes.items():
-        dx, dy = offsets[columns.of[edge[0]]]
-        moved[edge] = [(x + dx, y + dy) for x, y in points]
+    for edge in inside:
+        dx, dy = moves[edge[0]]
+        moved[edge] = [(x + dx, y + dy) for x, y in routes[edge]]
+    gaps = [(end + top) / 2 for end, top in zip(ends, tops[1:], strict=False)]
+    frame = _Frame(
+        placed,
+        sizes,
+        ranks,
+        headroom,
+        bottoms,
+        rights,
+        [gaps[rank - 1] + dy for rank, (_, dy) in zip(ranks, moves, strict=True)],
+        [gaps[rank] + dy for rank, (_, dy) in zip(ranks, moves, strict=True)],
+    )
     for edge in columns.links:
-        corners_of_link = _link(edge, columns, placed, sizes, headroom, bottoms, gaps)
-        moved[edge] = _rounded(corners_of_link)
-    return _Drawing(placed, moved, (gaps[-1], bottom), columns.count)
+        moved[edge] = _rounded(_link(edge, columns, frame))
+    ordered = {edge: moved[edge] for edge in edges}
+    return Drawing(placed, ordered, (rights[-1], bottom), list(breaks))
 
 
 def _room(lines: Sequence[int]) -> float:
@@ -208,37 +243,47 @@ def _room(lines: Sequence[int]) -> float:
     return _CLEAR + _LANE * (len(lines) - 1) if lines else 0.0
 
 
-def _link(
-    edge: Edge,
-    columns: _Columns,
-    placed: Sequence[Point],
-    sizes: Sequence[Point],
-    headroom: float,
-    bottoms: Sequence[float],
-    gaps: Sequence[float],
-) -> list[Point]:
+def _link(edge: Edge, columns: _Columns, frame: _Frame) -> list[Point]:
     """Corners of the line from one column to another."""
     source, target = edge
     start, end = columns.of[source], columns.of[target]
-    (x0, y0), (x1, y1) = placed[source], placed[target]
+    (x0, y0), (x1, y1) = frame.placed[source], frame.placed[target]
+    (width0, height0), (width1, height1) = frame.sizes[source], frame.sizes[target]
 
     def lane(column: int) -> float:
-        return gaps[column] + _COLUMN_GAP / 2 + _LANE * columns.lanes[column].index(source)
+        shift = _LANE * columns.lanes[column].index(source)
+        return frame.rights[column] + _COLUMN_GAP / 2 + shift
 
     if columns.is_last[source]:
-        y = bottoms[start] + _CLEAR + _LANE * columns.under[start].index(source)
-        points = [(x0, y0 + sizes[source][1] / 2), (x0, y), (lane(start), y)]
+        y = frame.bottoms[start] + _CLEAR + _LANE * columns.under[start].index(source)
+        points = [(x0, y0 + height0 / 2), (x0, y), (lane(start), y)]
+    elif _has_neighbour(source, columns, frame, to_the_right=True):
+        y = frame.below[source]
+        points = [(x0, y0 + height0 / 2), (x0, y), (lane(start), y)]
     else:
-        points = [(x0 + sizes[source][0] / 2, y0), (lane(start), y0)]
+        points = [(x0 + width0 / 2, y0), (lane(start), y0)]
     if start != end - 1:
         y = _LANE * columns.across.index(source)
         points += [(lane(start), y), (lane(end - 1), y)]
     if columns.is_first[target]:
-        y = headroom - _CLEAR - _LANE * columns.over[end].index(source)
-        points += [(lane(end - 1), y), (x1, y), (x1, y1 - sizes[target][1] / 2)]
+        y = frame.headroom - _CLEAR - _LANE * columns.over[end].index(source)
+        points += [(lane(end - 1), y), (x1, y), (x1, y1 - height1 / 2)]
+    elif _has_neighbour(target, columns, frame, to_the_right=False):
+        y = frame.above[target]
+        points += [(lane(end - 1), y), (x1, y), (x1, y1 - height1 / 2)]
     else:
-        points += [(lane(end - 1), y1), (x1 - sizes[target][0] / 2, y1)]
+        points += [(lane(end - 1), y1), (x1 - width1 / 2, y1)]
     return points
+
+
+def _has_neighbour(node: int, columns: _Columns, frame: _Frame, *, to_the_right: bool) -> bool:
+    """Whether a line to the left or right would run into another node of the rank."""
+    x = frame.placed[node][0]
+    return any(
+        rank == frame.ranks[node] and (frame.placed[other][0] > x) == to_the_right
+        for other, rank in enumerate(frame.ranks)
+        if other != node
+    )
 
 
 def _rounded(corners: Sequence[Point]) -> list[Point]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right, insort
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ghn_fast.graph.properties import longest_path_ranks
 
@@ -25,11 +26,14 @@ class _Layers:
     Args:
         edges: Pairs (from, to).
         nodes: Number of nodes; markers are numbered from there on.
+        breaks: Ranks that begin another column.
     """
 
-    def __init__(self, edges: Sequence[tuple[int, int]], nodes: int) -> None:
+    def __init__(self, edges: Sequence[tuple[int, int]], nodes: int, breaks: Sequence[int]) -> None:
         self.nodes = nodes
         self.rank = _ranks(edges, nodes)
+        column = [bisect_right(breaks, rank) for rank in self.rank]
+        edges = [(source, target) for source, target in edges if column[source] == column[target]]
         self.paths: dict[tuple[int, int], list[int]] = {}
         buses: dict[int, list[int]] = {}
         for source, target in edges:
@@ -41,7 +45,7 @@ class _Layers:
             self.paths[source, target] = [source, *bus[: span - 1], target]
         self.above: list[list[int]] = [[] for _ in self.rank]
         self.below: list[list[int]] = [[] for _ in self.rank]
-        links = {link for path in self.paths.values() for link in zip(path, path[1:], strict=False)}
+        links = {link for path in self.paths.values() for link in pairwise(path)}
         for upper, lower in sorted(links):
             self.below[upper].append(lower)
             self.above[lower].append(upper)
@@ -54,7 +58,11 @@ class _Layers:
 
 
 def layered_layout(
-    edges: Sequence[tuple[int, int]], sizes: Sequence[Point], node_gap: float, rank_gap: float
+    edges: Sequence[tuple[int, int]],
+    sizes: Sequence[Point],
+    node_gap: float,
+    rank_gap: float,
+    breaks: Sequence[int] = (),
 ) -> tuple[list[Point], dict[tuple[int, int], list[Point]]]:
     """Place nodes in ranks, and route edges.
 
@@ -63,13 +71,19 @@ def layered_layout(
         sizes: Width and height of each node.
         node_gap: Least gap between the nodes of a rank.
         rank_gap: Gap between ranks.
+        breaks: Ranks that will begin another column. Edges from one column to another are left out,
+            and do not influence where the nodes stand in their ranks.
 
     Returns:
         The centre of each node, y downwards, and the cubic Bézier curve of each edge.
     """
-    layers = _Layers(edges, len(sizes))
+    layers = _Layers(edges, len(sizes), breaks)
     _order(layers)
-    widths = [width for width, _ in sizes] + [0.0] * (len(layers.rank) - len(sizes))
+    widths = [width for width, _ in sizes]
+    if widths and max(widths) < 2 * min(widths):
+        # Symbols of nearly one size get places of one size, so that chains run straight.
+        widths = [max(widths)] * len(widths)
+    widths += [0.0] * (len(layers.rank) - len(sizes))
     x = _positions(layers, widths, node_gap)
     y, top = [], 0.0
     for layer in layers.layers:
@@ -164,10 +178,7 @@ def _positions(layers: _Layers, widths: Sequence[float], gap: float) -> list[flo
                 ]
                 wanted.append(_nearest_median(x[item], pulls))
                 weights.append(sum(pull for _, pull in pulls) or 1.0)
-            gaps = [
-                (widths[left] + widths[right]) / 2 + gap
-                for left, right in zip(layer, layer[1:], strict=False)
-            ]
+            gaps = [(widths[left] + widths[right]) / 2 + gap for left, right in pairwise(layer)]
             for item, at in zip(layer, _spread(wanted, weights, gaps), strict=True):
                 x[item] = at
         length = sum(
@@ -228,7 +239,7 @@ def _spread(
 def _curve(points: Sequence[Point]) -> list[Point]:
     """A smooth curve through points in successive ranks, vertical at each of them."""
     curve = [points[0]]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         middle = (y0 + y1) / 2
         curve += [(x0, middle), (x1, middle), (x1, y1)]
     return curve

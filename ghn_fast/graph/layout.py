@@ -19,13 +19,14 @@ from ghn_fast.graph.fold import Edge, Point, fold
 from ghn_fast.graph.layered import layered_layout
 
 ENGINES = ("auto", "dot", "layered")
-"""Names of the layout engines; ``auto`` is ``dot`` where the executable is found."""
+"""Names of the layout engines; ``auto`` is ``dot`` where it is installed, up to 500 edges."""
 
 RANK_GAP = 0.12
 NODE_GAP = 0.12
 _DOT_SECONDS = 30
-# From here on dot is asked for fewer iterations: with its own limits DenseNet-121 (841 edges) takes
-# more than a minute, with these two seconds.
+# DenseNet-121 (841 edges) takes dot more than a minute with its own limits and seconds with these,
+# but it draws a line for every edge, side by side, 50 inches wide; the layered layout draws one for
+# all long edges of a node. Up to here "auto" is dot.
 _MANY_EDGES = 500
 _FEWER_ITERATIONS = "nslimit=1 nslimit1=1 mclimit=0.3"
 
@@ -77,7 +78,8 @@ def layout_graph(
     if not sizes:
         return Layout([], {}, 0.0, 0.0, "layered")
     placed = None
-    if engine == "dot" or (engine == "auto" and shutil.which("dot") is not None):
+    sparse = len(edges) <= _MANY_EDGES
+    if engine == "dot" or (engine == "auto" and sparse and shutil.which("dot") is not None):
         try:
             placed = _dot_layout(edges, sizes)
         except (OSError, subprocess.SubprocessError, ValueError) as error:
@@ -86,11 +88,18 @@ def layout_graph(
                     f"engine: dot was asked for, but it cannot be run: {_reason(error)}; install "
                     "graphviz, or take engine='layered'"
                 ) from error
-    name = "layered" if placed is None else "dot"
-    if placed is None:
-        placed = layered_layout(edges, sizes, NODE_GAP, RANK_GAP)
-    positions, routes, (width, height), number = fold(*placed, sizes, columns)
-    return Layout(positions, routes, width, height, name, number)
+    if placed is not None:
+        name, drawing = "dot", fold(edges, *placed, sizes, columns)
+    else:
+        name = "layered"
+        drawing = fold(edges, *layered_layout(edges, sizes, NODE_GAP, RANK_GAP), sizes, columns)
+        if drawing.breaks:
+            # Once more for each column alone: edges to other columns took room inside.
+            placed = layered_layout(edges, sizes, NODE_GAP, RANK_GAP, drawing.breaks)
+            drawing = fold(edges, *placed, sizes, breaks=drawing.breaks)
+    width, height = drawing.extent
+    count = len(drawing.breaks) + 1
+    return Layout(drawing.positions, drawing.routes, width, height, name, count)
 
 
 def _reason(error: Exception) -> str:
