@@ -18,7 +18,6 @@ Edge = tuple[int, int]
 # A column is not made shorter than this, and a picture about this much wider than high.
 _SHORTEST_COLUMN = 4.0
 _ASPECT = 1.35
-_MOST_COLUMNS = 40
 _COLUMN_GAP = 0.3
 # Distance between lines that run side by side, and from nodes.
 _LANE = 0.07
@@ -72,13 +71,23 @@ def fold(
     if breaks is not None:
         return _folded(edges, positions, routes, sizes, ranks, breaks)
     costs = _break_costs(edges, ranks, len(levels))
+
+    def drawing(number: int) -> Drawing:
+        return _folded(edges, positions, routes, sizes, ranks, _breaks(costs, number))
+
     if columns is not None:
-        numbers = [min(columns, len(levels))]
-    else:
-        height = levels[-1] - levels[0]
-        numbers = list(range(1, max(1, min(int(height / _SHORTEST_COLUMN), _MOST_COLUMNS)) + 1))
-    drawings = (_folded(edges, positions, routes, sizes, ranks, _breaks(costs, n)) for n in numbers)
-    return min(drawings, key=lambda drawing: _misfit(drawing.extent))
+        return drawing(min(columns, len(levels)))
+    # More columns make the drawing wider and lower: the fewest that are wide enough, or one less.
+    fewest, most = 1, max(1, int((levels[-1] - levels[0]) / _SHORTEST_COLUMN))
+    while fewest < most:
+        middle = (fewest + most) // 2
+        width, height = drawing(middle).extent
+        if width < _ASPECT * height:
+            fewest = middle + 1
+        else:
+            most = middle
+    candidates = [drawing(number) for number in (fewest - 1, fewest) if number > 0]
+    return min(candidates, key=lambda candidate: _misfit(candidate.extent))
 
 
 def _misfit(extent: Point) -> float:
@@ -111,6 +120,8 @@ def _breaks(costs: Sequence[float], columns: int) -> list[int]:
         following: dict[int, float] = {}
         chosen: dict[int, int] = {}
         for start, cost in best.items():
+            if abs(start - column * ideal) > ideal:
+                continue
             ends: Sequence[int] = [ranks]
             if column < columns - 1:
                 # Each column that follows needs a rank, too.
