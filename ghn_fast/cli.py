@@ -332,9 +332,15 @@ def info(
 ) -> None:
     """Show statistics of the architectures in a folder."""
     from ghn_fast.deepnets import DeepNets, describe, splits_in, statistics_table
+    from ghn_fast.graph.properties import summarise_properties
 
     found = {split: describe(DeepNets(folder, split)) for split in splits_in(folder)}
     _print(statistics_table(found))
+    for split in found:
+        nets = DeepNets(folder, split, virtual_edges=1)
+        # Evenly spread over the split; averages need no more.
+        chosen = range(0, len(nets), -(-len(nets) // _MOST))
+        typer.echo(f"{split}: {summarise_properties(nets[index].graph for index in chosen)}")
 
 
 @app.command()

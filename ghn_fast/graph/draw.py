@@ -151,7 +151,8 @@ def draw_graph(
         "svg.hashsalt": "ghn_fast",
         "pdf.fonttype": 42,
         "text.usetex": False,
-        "font.family": ["DejaVu Sans"],
+        "font.family": ["sans-serif"],
+        "font.sans-serif": ["DejaVu Sans"],
     }
     with matplotlib.rc_context(settings):
         figure = _figure(graph, layout, kinds, texts, sizes, title, virtual_edges)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import mean, pstdev
 
 from ghn_fast.graph.arch_graph import ArchGraph
 
@@ -47,6 +49,26 @@ def graph_properties(graph: ArchGraph) -> GraphProperties:
         2 * len(edges) / nodes if nodes else 0.0,
         _average_path(nodes, edges),
         max(longest_path_ranks(nodes, edges), default=0),
+    )
+
+
+def summarise_properties(graphs: Iterable[ArchGraph]) -> str:
+    """One line on many graphs: mean ± standard deviation of each property.
+
+    Raises:
+        ValueError: If there are no graphs.
+    """
+    found = [graph_properties(graph) for graph in graphs]
+    if not found:
+        raise ValueError("graphs: got none, needs at least one")
+
+    def show(values: list[float]) -> str:
+        return f"{mean(values):.2f} ± {pstdev(values):.2f}"
+
+    return (
+        f"average degree {show([p.average_degree for p in found])}, "
+        f"average shortest path {show([p.average_path for p in found])}, "
+        f"longest path {show([float(p.depth) for p in found])} ({len(found)} graphs)"
     )
 
 

@@ -209,7 +209,7 @@ def test_pictures(resnet: ArchGraph, tmp_path: Path, without_dot: None) -> None:
 
 
 def test_a_large_graph_is_not_too_large_a_picture(tmp_path: Path) -> None:
-    nodes = 3000
+    nodes = 1500
     rows = torch.tensor([(node, node + 1, 1) for node in range(nodes - 1)])
     types = torch.full((nodes,), 7)
     chain = ArchGraph(types, rows, (None,) * nodes, ("sum",) * nodes, virtual_edges=1)

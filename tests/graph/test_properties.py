@@ -10,7 +10,7 @@ from torch import nn
 
 from ghn_fast.deepnets import SampledNets
 from ghn_fast.graph import ArchGraph, capture
-from ghn_fast.graph.properties import graph_properties, longest_path_ranks
+from ghn_fast.graph.properties import graph_properties, longest_path_ranks, summarise_properties
 from networks import Branches, SmallCNN
 
 
@@ -94,3 +94,13 @@ def test_text() -> None:
     assert text == (
         "3 nodes, 2 edges, average degree 1.33, average shortest path 1.33, longest path 2"
     )
+
+
+def test_summary_of_many() -> None:
+    graphs = [graph_of([(0, 1), (1, 2)], 3), graph_of([(0, 1)], 2)]
+    assert summarise_properties(graphs) == (
+        "average degree 1.17 ± 0.17, average shortest path 1.17 ± 0.17, "
+        "longest path 1.50 ± 0.50 (2 graphs)"
+    )
+    with pytest.raises(ValueError, match="graphs: got none"):
+        summarise_properties([])
