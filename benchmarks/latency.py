@@ -259,8 +259,9 @@ def print_imports(imports: dict[str, Any]) -> None:
 
 
 def summarise(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Geometric means over the models, and which targets are met."""
+    """Geometric means over the models, and which targets are met: none if a model failed."""
     summary: dict[str, Any] = {}
+    complete = all("error" not in model for model in models.values())
     for peer in ("baseline", "published"):
         for part, target in TARGETS.items():
             ratios = {
@@ -277,7 +278,7 @@ def summarise(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
                     "least": ratios[worst],
                     "least_model": worst,
                     "least_target": LEAST_OF_ONE,
-                    "met": mean >= target and ratios[worst] >= LEAST_OF_ONE,
+                    "met": complete and mean >= target and ratios[worst] >= LEAST_OF_ONE,
                 }
     name, most = MOST_OF_FILL
     if name in models and "warm_to_fill" in models[name]:
