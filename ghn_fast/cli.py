@@ -225,6 +225,56 @@ def predict(
 
 
 @app.command()
+def draw(
+    model: Annotated[
+        str,
+        typer.Argument(help="Name of a torchvision model, or deepnets:SPLIT:INDEX."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The picture: .svg, .png or .pdf.")],
+    virtual_edges: Annotated[
+        int, typer.Option(min=1, help="Draw virtual edges up to this distance; 1 draws none.")
+    ] = 1,
+    num_classes: Annotated[int, typer.Option(min=1)] = 10,
+    input_size: Annotated[
+        int | None, typer.Option(min=1, help="Height and width of an image.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="Text in the nodes: none, op or name.")] = "none",
+    title: Annotated[str | None, typer.Option(help="By default the model's name.")] = None,
+    layout: Annotated[str, typer.Option(help="auto, dot (graphviz) or layered.")] = "auto",
+    columns: Annotated[int | None, typer.Option(min=1, help="Columns of the picture.")] = None,
+    deepnets: Annotated[
+        Path | None, typer.Option(help="Folder of generated files; without it nets are sampled.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampled architectures.")] = 0,
+) -> None:
+    """Draw the architecture graph of a model, and print its properties."""
+    from ghn_fast.architectures import graph_of
+    from ghn_fast.graph.draw import check_picture, draw_graph
+    from ghn_fast.graph.properties import graph_properties
+
+    check_picture(out)
+    graph = graph_of(
+        model,
+        num_classes=num_classes,
+        input_size=input_size,
+        virtual_edges=virtual_edges,
+        deepnets=deepnets,
+        seed=seed,
+    )
+    draw_graph(
+        graph,
+        out,
+        title=model if title is None else title,
+        labels=labels,
+        virtual_edges=virtual_edges,
+        engine=layout,
+        columns=columns,
+    )
+    typer.echo(f"{model}: {graph_properties(graph)}")
+    typer.echo(f"written: {out}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the picture.")] = Path("demo-out"),
     ckpt: Annotated[str, typer.Option("--ckpt")] = "ghn2-digits",
@@ -282,9 +332,15 @@ def info(
 ) -> None:
     """Show statistics of the architectures in a folder."""
     from ghn_fast.deepnets import DeepNets, describe, splits_in, statistics_table
+    from ghn_fast.graph.properties import summarise_properties
 
     found = {split: describe(DeepNets(folder, split)) for split in splits_in(folder)}
     _print(statistics_table(found))
+    for split in found:
+        nets = DeepNets(folder, split, virtual_edges=1)
+        # Evenly spread over the split; averages need no more.
+        chosen = range(0, len(nets), -(-len(nets) // _MOST))
+        typer.echo(f"{split}: {summarise_properties(nets[index].graph for index in chosen)}")
 
 
 @app.command()
@@ -364,7 +420,7 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("GHN_FAST_DEBUG"):
             raise
         typer.echo(f"ghn-fast: error: {error}", err=True)

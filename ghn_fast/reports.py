@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ghn_fast.architectures import torchvision_model
 from ghn_fast.deepnets import DeepNets, SampledNets
 from ghn_fast.graph import ArchGraph
 from ghn_fast.hypernet import GHN, PredictionReport, from_pretrained
@@ -141,14 +142,8 @@ def predict_torchvision(
     Raises:
         ValueError: If torchvision has no classification model of that name.
     """
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ValueError(f"model: got {name!r}, needs one of {', '.join(known)}")
     ghn = from_pretrained(ckpt)
-    classes = num_classes or ghn.config.num_classes
-    network = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    network = torchvision_model(name, num_classes or ghn.config.num_classes)
     return network, ghn.predict(network, input_shape=(3, input_size, input_size))
 
 

@@ -142,8 +142,6 @@ def backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-# A function that is traced by torch.compile keeps the back end that it was traced with.
-@torch.compiler.assume_constant_result
 def resolve(op: str, device_type: str) -> str:
     """The back end that an op runs on.
 
@@ -176,6 +174,12 @@ def resolve(op: str, device_type: str) -> str:
             f"available are {', '.join(['auto', *usable])}"
         )
     return name
+
+
+# A function that is traced by torch.compile keeps the back end that it was traced with. This is
+# torch.compiler.assume_constant_result without its import of the compiler, which would make
+# importing this package half as long again as importing torch.
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def automatic(op: str, device_type: str) -> tuple[str, str | None]:
