@@ -11,7 +11,6 @@ rows of the first out-channels and, in each, of the first in-channels.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
