@@ -41,7 +41,11 @@ def describe_parameter(
             return describe(module, attribute, name, shape)
     kind = type(module).__name__
     return RawParam(
-        name, shape, None, reason=f"no node type stands for parameter '{attribute}' of {kind}"
+        name,
+        shape,
+        None,
+        reason=f"no node type stands for parameter '{attribute}' of {kind}",
+        is_open=True,
     )
 
 
