@@ -86,13 +86,17 @@ class ArchGraph:
     def targets(self) -> tuple[Target, ...]:
         """The parameters that the nodes predict, in the order of the nodes."""
         result = []
+        op_types = self.op_types.tolist()
         last = self.num_nodes - 1
+        ends_with_bias = last >= 0 and NODE_TYPES[op_types[last]] == "bias"
+        before = last - 1 if ends_with_bias else -1
         for node, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True)):
-            kind = NODE_TYPES[int(self.op_types[node])]
+            kind = NODE_TYPES[op_types[node]]
             if shape is None or kind in _WITHOUT_PARAMETERS:
                 continue
             is_bias = kind == "bias"
-            head = (node == last and is_bias) or (node == last - 1 and len(shape) == 2)
+            is_matrix = len(shape) == 2
+            head = (node == last and (is_bias or is_matrix)) or (node == before and is_matrix)
             full = self.full_shapes.get(name, shape)
             fan_in = self.fan_ins.get(name)
             result.append(Target(node, name, full, int(is_bias), head, shape, fan_in))

@@ -79,10 +79,22 @@ def capture(
         shadow = Shadow(model)
     except LazyParameterError as error:
         raise CaptureError(str(error)) from None
+    try:
+        return _capture(model, shadow, shapes, example_inputs, virtual_edges)
+    finally:
+        shadow.close()
+
+
+def _capture(
+    model: nn.Module,
+    shadow: Shadow,
+    shapes: Sequence[tuple[int, ...]] | None,
+    example_inputs: Any,
+    virtual_edges: int,
+) -> ArchGraph:
     recorder = Recorder(RULES, shadow.stand_in)
     args, kwargs = _inputs(shapes, example_inputs, shadow.dtype or torch.get_default_dtype())
     try:
-        # A network without a batch dimension in its inputs is not told apart.
         with torch.inference_mode(False), torch.enable_grad(), _random_state(), recorder:
             output = shadow.module(*args, **kwargs)
     except Exception as error:

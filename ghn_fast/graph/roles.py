@@ -20,6 +20,11 @@ _STRUCTURAL = frozenset(
     "Slice Split SplitWithSizes Squeeze T ToCopy Transpose Unbind Unsqueeze UnsafeSplit "
     "UnsafeView View".split()
 )
+# What weight normalisation, standardisation and the like are made of.
+_ARITHMETIC = _STRUCTURAL | frozenset(
+    "Add ClampMin Div Dot LinalgVectorNorm Mean Mul Mv NativeBatchNorm Neg Norm NormExceptDim Pow "
+    "Rsqrt Sqrt Std Sub Sum Var VarMean WeightNormInterface".split()
+)
 # Operand that is the weight, operand that is the bias (None: there is none).
 _PRODUCTS: dict[str, tuple[tuple[int, ...], int | None]] = {
     "Convolution": ((1,), 2),
@@ -53,6 +58,7 @@ _TOKENS = (
     "several learned tokens: predicted blocks, which repeat, would make some of them equal; their "
     "initial values tell them apart"
 )
+_SLOPE = "the slope of a PReLU, whose initial value makes the activation what it is"
 _NUMBER = "a single number, whose initial value has a meaning of its own"
 _TRANSFORMED = (
     "its value passes through {op} before it meets features: the initial value is chosen for that"
@@ -86,6 +92,7 @@ def assign_roles(ops: Sequence[RawOp]) -> None:
                 params[id(item)] = item
     for param in params.values():
         _take_by_use(param, readers, depends)
+    _cut_closed(ops)
 
 
 class _Dependence:
@@ -115,6 +122,29 @@ class _Dependence:
             )
             stack.pop()
         return self._known[id(item)]
+
+
+def _cut_closed(ops: Sequence[RawOp]) -> None:
+    """Cut off what is computed from closed parameters alone: it is no path from the input."""
+    known: dict[int, bool] = {}
+
+    def has_node(item: RawOp | RawParam | None) -> bool:
+        return type(item) is RawParam and (item.node_type is not None or item.reason is None)
+
+    for root in ops:
+        stack = [root]
+        while stack:
+            op = stack[-1]
+            inputs = [i for i in op.inputs if type(i) is RawOp]
+            waiting = [i for i in inputs if id(i) not in known]
+            if id(op) in known or not waiting:
+                known[id(op)] = any(known[id(i)] for i in inputs) or any(map(has_node, op.inputs))
+                stack.pop()
+            else:
+                stack.extend(waiting)
+    for op in ops:
+        if any(type(i) is RawOp and not known[id(i)] for i in op.inputs):
+            op.inputs = [None if type(i) is RawOp and not known[id(i)] else i for i in op.inputs]
 
 
 def _take_product(op: RawOp, depends: _Dependence) -> None:
@@ -157,6 +187,7 @@ def _main_parameter(item: RawOp | RawParam) -> RawParam | None:
     found: dict[int, RawParam] = {}
     seen: set[int] = set()
     stack: list[Any] = [item]
+    unknown = None
     while stack:
         current = stack.pop()
         if current is None or id(current) in seen:
@@ -165,8 +196,15 @@ def _main_parameter(item: RawOp | RawParam) -> RawParam | None:
         if type(current) is RawParam:
             found[id(current)] = current
         else:
+            if current.kind not in _ARITHMETIC:
+                unknown = current.kind
             stack.extend(current.inputs)
     if not found:
+        return None
+    if unknown is not None:
+        for param in found.values():
+            if param.open:
+                _close(param, _TRANSFORMED.format(op=unknown))
         return None
     main = max(found.values(), key=lambda param: prod(param.shape))
     for param in found.values():
@@ -295,9 +333,7 @@ def _take_by_use(
             elif kind == "ScaledDotProduct":
                 return _close(param, _LOGITS) if place > 2 else _make_token(param)
             elif kind.startswith("Prelu"):
-                return _close(
-                    param, "the slope of an activation, whose initial value has a meaning of its own"
-                )
+                return _close(param, _SLOPE)
             else:
                 return _close(param, _TRANSFORMED.format(op=kind))
     return None

@@ -84,6 +84,11 @@ class Shadow:
             self._kept.append(tensor)
         return found
 
+    def close(self) -> None:
+        """Take the stand-in apart, so that its memory is free at once (its parts form cycles)."""
+        for module in self._modules.values():
+            module.__dict__.clear()
+
     def _name_parameters(self, model: nn.Module) -> None:
         self._named: list[tuple[str, nn.Module]] = []
         stack: list[tuple[str, nn.Module, tuple[int, ...]]] = [("", model, ())]
@@ -142,8 +147,9 @@ class Shadow:
         self._modules[id(module)] = shadow
         self._kept.append(module)
         state = dict(module.__dict__)
-        for key, value in state.items():
-            if key not in _OWN and type(value) not in _PLAIN:
+        for key in state.keys() - _OWN:
+            value = state[key]
+            if type(value) not in _PLAIN:
                 state[key] = self._remap(value)
         state["_parameters"] = {
             key: None if value is None else self._tensors[id(value)]
@@ -159,7 +165,7 @@ class Shadow:
         }
         state["training"] = False
         state["_compiled_call_impl"] = None
-        shadow.__dict__ = state
+        object.__setattr__(shadow, "__dict__", state)
         self._take_hooks(module, shadow)
         return shadow
 
@@ -191,6 +197,8 @@ class Shadow:
             return value if value.is_meta and not value.requires_grad else self.stand_in(value)
         if isinstance(value, nn.Module):
             return self._outside(value)
+        if kind is tuple and all(type(item) in _PLAIN for item in value):
+            return value
         if kind in _SEQUENCES:
             return kind(self._remap(item) for item in value)
         if kind in _MAPPINGS:
