@@ -113,9 +113,18 @@ class Recorder(TorchFunctionMode):
         kernel: tuple[int, int] | None = None,
         keepdim: bool | None = None,
         detail: Any = None,
+        strides: Sequence[int] | None = None,
     ) -> Tensor:
-        """Write an operation down and return its output, contiguous and of the type of ``like``."""
-        leaf = torch.empty(shape, dtype=like.dtype, device="meta", requires_grad=True)
+        """Write an operation down and return its output, of the type of ``like``.
+
+        The output is contiguous, or has the given strides (without gaps and overlaps).
+        """
+        if strides is None:
+            leaf = torch.empty(shape, dtype=like.dtype, device="meta", requires_grad=True)
+        else:
+            leaf = torch.empty_strided(
+                shape, strides, dtype=like.dtype, device="meta", requires_grad=True
+            )
         # Not a leaf, so that operations in place may follow.
         output = leaf.clone()
         self.steps[output.grad_fn] = Step(kind, sources, kernel, keepdim, detail)

@@ -32,7 +32,7 @@ def _conv(dims: int) -> Rule:
         dilation: _Size = 1,
         groups: int = 1,
     ) -> Tensor | None:
-        if isinstance(padding, str) or not _plain(input) or not _plain(weight):
+        if isinstance(padding, str) or not _plain(weight) or _layout(input) is None:
             return None
         size, kernel = input.shape, weight.shape
         if len(size) != dims + 2 or len(kernel) != dims + 2 or input.dtype != weight.dtype:
@@ -193,11 +193,13 @@ def _unary(kind: str) -> Rule:
     """An activation; its last argument, or a keyword, may ask for it in place."""
 
     def rule(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-        if not input.requires_grad or not _plain(input):
+        layout = _layout(input) if input.requires_grad else None
+        if layout is None:
             return None
         in_place = kwargs.get("inplace") or (args and args[-1] is True)
         if not in_place:
-            return recorder.record(kind, (input.grad_fn or input,), input.shape, input)
+            sources = (input.grad_fn or input,)
+            return recorder.record(kind, sources, input.shape, input, strides=layout or None)
         if input.grad_fn is None or input._is_view():
             return None
         return recorder.record_in_place(kind, (input.grad_fn,), input)
@@ -207,23 +209,21 @@ def _unary(kind: str) -> Rule:
 
 def _binary(kind: str, *, in_place: bool = False) -> Rule:
     def rule(recorder: Recorder, input: Any, other: Any) -> Tensor | None:
-        shapes, like = [], None
-        for value in (input, other):
-            if isinstance(value, Tensor):
-                if not _plain(value) or (like is not None and like.dtype != value.dtype):
-                    return None
-                like = value if like is None or value.requires_grad else like
-                shapes.append(value.shape)
-            elif type(value) not in (int, float):
-                return None
-        if like is None or not like.requires_grad:
+        tensors = [value for value in (input, other) if isinstance(value, Tensor)]
+        if len(tensors) < 2 and type(other if tensors[0] is input else input) not in (int, float):
             return None
-        shape = shapes[0] if len(shapes) == 1 else _broadcast(*shapes)
-        if shape is None:
+        if not any(tensor.requires_grad for tensor in tensors):
+            return None
+        like = tensors[0]
+        if tensors[-1].dtype != like.dtype:
+            return None
+        shape = like.shape if len(tensors) == 1 else _broadcast(like.shape, tensors[1].shape)
+        strides = None if shape is None else _joint_layout(tensors, shape)
+        if shape is None or strides is None:
             return None
         sources = (edge(input), edge(other))
         if not in_place:
-            return recorder.record(kind, sources, shape, like)
+            return recorder.record(kind, sources, shape, like, strides=strides or None)
         if tuple(shape) != tuple(input.shape) or input.grad_fn is None or input._is_view():
             return None
         return recorder.record_in_place(kind, sources, input)
@@ -440,6 +440,41 @@ def _floating(tensor: Tensor) -> bool:
 
 def _plain(tensor: Tensor) -> bool:
     return tensor.is_meta and tensor.is_floating_point() and tensor.is_contiguous()
+
+
+def _layout(tensor: Tensor) -> tuple[int, ...] | None:
+    """Strides of a floating-point tensor, empty if it is contiguous, ``None`` if it has gaps."""
+    if not (tensor.is_meta and tensor.is_floating_point()):
+        return None
+    if tensor.is_contiguous():
+        return ()
+    strides = tensor.stride()
+    expected = 1
+    for stride, size in sorted(zip(strides, tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return None
+        expected *= size
+    return strides
+
+
+def _joint_layout(tensors: Sequence[Tensor], shape: Sequence[int]) -> tuple[int, ...] | None:
+    """Layout of an elementwise result, as :func:`_layout`; ``None`` where it is not obvious."""
+    layouts = [_layout(tensor) for tensor in tensors]
+    if None in layouts:
+        return None
+    if not any(layouts):
+        return ()
+    full = [
+        layout for layout, t in zip(layouts, tensors, strict=True) if t.shape == torch.Size(shape)
+    ]
+    if len(full) == len(tensors):
+        return full[0] if full[0] == full[-1] else None
+    # A scale or shift of one dimension takes the layout of the features.
+    vectors = [t for t in tensors if t.shape != torch.Size(shape)]
+    one = sum(size > 1 for size in vectors[0].shape) <= 1
+    return full[0] if len(full) == 1 and one else None
 
 
 def _sizes(value: Any, dims: int) -> tuple[int, ...]:
