@@ -75,14 +75,27 @@ def capture(
         shapes = _check_shapes(_DEFAULT_SHAPE if input_shape is None else input_shape)
     elif input_shape is not None:
         raise ValueError("input_shape: got a value beside example_inputs, needs only one of them")
-    try:
-        shadow = Shadow(model)
-    except LazyParameterError as error:
-        raise CaptureError(str(error)) from None
-    try:
-        return _capture(model, shadow, shapes, example_inputs, virtual_edges)
-    finally:
-        shadow.close()
+    # Forward passes under torch.no_grad() are recorded all the same, unless they need it to change
+    # parameters in place.
+    for always_grad in (True, False):
+        try:
+            shadow = Shadow(model)
+        except LazyParameterError as error:
+            raise CaptureError(str(error)) from None
+        try:
+            return _capture(model, shadow, shapes, example_inputs, virtual_edges, always_grad)
+        except _LeafChanged:
+            continue
+        finally:
+            shadow.close()
+    raise CaptureError(
+        "model: the forward pass changes a parameter in place, with gradients enabled; needs "
+        "torch.no_grad() around the change"
+    )
+
+
+class _LeafChanged(Exception):
+    """The forward pass changes a parameter in place."""
 
 
 def _capture(
@@ -91,13 +104,16 @@ def _capture(
     shapes: Sequence[tuple[int, ...]] | None,
     example_inputs: Any,
     virtual_edges: int,
+    always_grad: bool,
 ) -> ArchGraph:
-    recorder = Recorder(RULES, shadow.stand_in)
+    recorder = Recorder(RULES, shadow.stand_in, always_grad=always_grad)
     args, kwargs = _inputs(shapes, example_inputs, shadow.dtype or torch.get_default_dtype())
     try:
         with torch.inference_mode(False), torch.enable_grad(), _random_state(), recorder:
             output = shadow.module(*args, **kwargs)
     except Exception as error:
+        if "leaf Variable that requires grad" in str(error):
+            raise _LeafChanged from error
         raise CaptureError(_explain(model, shadow, args, kwargs, error)) from error
     outputs = [tensor for tensor in _tensors(output) if tensor.grad_fn is not None]
     if not outputs:

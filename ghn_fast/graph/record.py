@@ -47,15 +47,23 @@ class Recorder(TorchFunctionMode):
     """Runs operations on meta tensors only, and records them.
 
     Tensors that are not meta are replaced by meta tensors, creation and moves of tensors are
-    redirected to the meta device, and gradients stay enabled.
+    redirected to the meta device.
 
     Args:
         rules: Rule of each function, by the function.
         stand_in: Meta tensor for a real one.
+        always_grad: Whether operations are recorded under ``torch.no_grad()``, too.
     """
 
-    def __init__(self, rules: Mapping[Any, Rule], stand_in: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        rules: Mapping[Any, Rule],
+        stand_in: Callable[[Tensor], Tensor],
+        *,
+        always_grad: bool = False,
+    ) -> None:
         super().__init__()
+        self._always_grad = always_grad
         self.steps: dict[Any, Step] = {}
         self._rules = rules
         self._stand_in = stand_in
@@ -64,7 +72,7 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         rule = self._rules.get(func)
-        if rule is not None:
+        if rule is not None and torch.is_grad_enabled():
             try:
                 result = rule(self, *args, **kwargs) if kwargs else rule(self, *args)
             except TypeError:
@@ -73,7 +81,7 @@ class Recorder(TorchFunctionMode):
             if result is not None:
                 return result
         redirect = _REDIRECTED.get(func)
-        if redirect is not None:
+        if redirect is not None and (self._always_grad or redirect is not _keep_grad):
             return redirect(args, kwargs or {})
         if kwargs:
             if "device" in kwargs:
@@ -239,11 +247,15 @@ def _through(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return args[0].view_as(args[0])
 
 
+def _keep_grad(args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    return None
+
+
 _REDIRECTED: dict[Any, Callable[[Sequence[Any], dict[str, Any]], Any]] = {
     torch.Tensor.to: _to,
     torch.Tensor.cuda: _same,
     torch.Tensor.cpu: _same,
     torch.Tensor.detach: _through,
     torch.detach: _through,
-    torch._C._set_grad_enabled: lambda args, kwargs: None,
+    torch._C._set_grad_enabled: _keep_grad,
 }

@@ -23,7 +23,7 @@ _STRUCTURAL = frozenset(
 # What weight normalisation, standardisation and the like are made of.
 _ARITHMETIC = _STRUCTURAL | frozenset(
     "Add ClampMin Div Dot LinalgVectorNorm Mean Mul Mv NativeBatchNorm Neg Norm NormExceptDim Pow "
-    "Rsqrt Sqrt Std Sub Sum Var VarMean WeightNormInterface".split()
+    "Rsqrt Sqrt Std Sub Sum Var VarMean Vdot WeightNormInterface".split()
 )
 # Operand that is the weight, operand that is the bias (None: there is none).
 _PRODUCTS: dict[str, tuple[tuple[int, ...], int | None]] = {
@@ -327,6 +327,10 @@ def _take_by_use(
             elif kind in ("Add", "Sub", "Mul", "Div") and not meets:
                 stack.append((op, True))
             elif kind in ("Cat", "Stack"):
+                if item is param:
+                    # A node of its own beside the concatenation.
+                    spread = RawOp("Expand", (param,))
+                    op.inputs = [spread if other is param else other for other in op.inputs]
                 return _make_token(param)
             elif kind.startswith(("Index", "Gather", "Embedding")):
                 return _close(param, _TABLE)
