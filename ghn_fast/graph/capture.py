@@ -231,7 +231,8 @@ def _explain(
     error: Exception,
 ) -> str:
     """Say which layer failed: the innermost module whose code was running."""
-    where, path = model, ""
+    where: Any = model
+    path = ""
     trace = error.__traceback__
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")

@@ -17,7 +17,8 @@ def describe_parameter(
 ) -> RawParam:
     """Describe a parameter for the architecture graph, as far as its layer says what it is.
 
-    What other parameters are is found out from their use (:mod:`ghn_fast.graph.roles`). A layer defined elsewhere declares the node types of its own parameters by a class attribute
+    What other parameters are is found out from their use (:mod:`ghn_fast.graph.roles`). A layer
+    defined elsewhere may declare the node types of its own parameters by a class attribute
     ``ghn_node_types``, a mapping from attribute name to a name in ``NODE_TYPES``.
 
     Args:

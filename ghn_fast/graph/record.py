@@ -144,7 +144,7 @@ class Recorder(TorchFunctionMode):
         self.steps[tensor.grad_fn] = Step(kind, sources)
         return tensor
 
-    def inner(self, kind: str, *sources: Any, detail: Any = None) -> Key:
+    def step(self, kind: str, *sources: Any, detail: Any = None) -> Key:
         """Write an operation down that has no output of its own; returns its key."""
         key = Key()
         self.steps[key] = Step(kind, sources, detail=detail)

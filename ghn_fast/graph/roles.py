@@ -1,10 +1,10 @@
 """What parameters are, by how they are used.
 
 Convolutions, linear layers, BatchNorm and LayerNorm say what their parameters are. Any other
-parameter is recognised by what is done with it, whatever the class that holds it: the second operand
-of a convolution or matrix product is a weight, a factor of features a scale, a summand of features
-a shift or a table of positions. Reshapes and the like between a parameter and its use do not count.
-A use that no treatment fits leaves the parameter as it is, with the reason.
+parameter is recognised by what is done with it, whatever the class that holds it: the second
+operand of a convolution or matrix product is a weight, a factor of features a scale, a summand of
+features a shift or a table of positions. Reshapes and the like between a parameter and its use do
+not count. A use that no treatment fits leaves the parameter as it is, with the reason.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import Any
 
 from ghn_fast.graph.raw import RawOp, RawParam
 
-_STRUCTURAL = frozenset(
-    "Alias AsStrided Clone CopySlices Expand Narrow Permute Repeat Reshape ReshapeAlias Select "
-    "Slice Split SplitWithSizes Squeeze T ToCopy Transpose Unbind Unsqueeze UnsafeSplit "
-    "UnsafeView View".split()
-)
+_VIEWS_AND_COPIES = """
+Alias AsStrided Clone CopySlices Expand Narrow Permute Repeat Reshape ReshapeAlias Select Slice
+Split SplitWithSizes Squeeze T ToCopy Transpose Unbind UnsafeSplit UnsafeView Unsqueeze View
+"""
+_STRUCTURAL = frozenset(_VIEWS_AND_COPIES.split())
 # What weight normalisation, standardisation and the like are made of.
-_ARITHMETIC = _STRUCTURAL | frozenset(
-    "Add ClampMin Div Dot LinalgVectorNorm Mean Mul Mv NativeBatchNorm Neg Norm NormExceptDim Pow "
-    "Rsqrt Sqrt Std Sub Sum Var VarMean Vdot WeightNormInterface".split()
-)
+_SUMS_AND_PRODUCTS = """
+Add ClampMin Div Dot LinalgVectorNorm Mean Mul Mv NativeBatchNorm Neg Norm NormExceptDim Pow
+Rsqrt Sqrt Std Sub Sum Var VarMean Vdot WeightNormInterface
+"""
+_ARITHMETIC = _STRUCTURAL | frozenset(_SUMS_AND_PRODUCTS.split())
 # Operand that is the weight, operand that is the bias (None: there is none).
 _PRODUCTS: dict[str, tuple[tuple[int, ...], int | None]] = {
     "Convolution": ((1,), 2),
@@ -43,8 +44,8 @@ _NORMS = {
     "FusedRmsNorm": "ln",
 }
 _TABLE = (
-    "a table that is read by index: rows stand for distances or symbols, and predicted blocks, which "
-    "repeat, would make different ones equal; its initial values keep them apart"
+    "a table that is read by index: rows stand for distances or symbols, and predicted blocks, "
+    "which repeat, would make different ones equal; its initial values keep them apart"
 )
 _LOGITS = (
     "a table of summands of attention weights, one per pair of positions: predicted blocks, which "
@@ -356,9 +357,7 @@ def _make_scale(param: RawParam) -> None:
     return None
 
 
-def _make_shift(
-    param: RawParam, op: RawOp, readers: dict[int, list[tuple[RawOp, int]]]
-) -> None:
+def _make_shift(param: RawParam, op: RawOp, readers: dict[int, list[tuple[RawOp, int]]]) -> None:
     current = op
     for _ in range(6):
         following = readers.get(id(current), ())
