@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from ghn_fast.graph.arch_graph import ArchGraph, graph_from_nodes
 from ghn_fast.graph.contract import contract
 from ghn_fast.graph.raw import NodeGraph, RawParam, linearise, order_nodes
-from ghn_fast.graph.record import Recorder
+from ghn_fast.graph.record import Recorder, tensors_in
 from ghn_fast.graph.roles import assign_roles
 from ghn_fast.graph.rules import RULES
 from ghn_fast.graph.shadow import LazyParameterError, Shadow
@@ -76,26 +76,27 @@ def capture(
     elif input_shape is not None:
         raise ValueError("input_shape: got a value beside example_inputs, needs only one of them")
     # Forward passes under torch.no_grad() are recorded all the same, unless they need it to change
-    # parameters in place.
-    for always_grad in (True, False):
+    # parameters in place. Constants have no values, unless the forward pass reads them.
+    how = {"always_grad": True, "constants": False}
+    while True:
         try:
             shadow = Shadow(model)
         except LazyParameterError as error:
             raise CaptureError(str(error)) from None
         try:
-            return _capture(model, shadow, shapes, example_inputs, virtual_edges, always_grad)
-        except _LeafChanged:
-            continue
+            return _capture(model, shadow, shapes, example_inputs, virtual_edges, how)
+        except _Again as again:
+            how = {**how, again.option: not how[again.option]}
         finally:
             shadow.close()
-    raise CaptureError(
-        "model: the forward pass changes a parameter in place, with gradients enabled; needs "
-        "torch.no_grad() around the change"
-    )
 
 
-class _LeafChanged(Exception):
-    """The forward pass changes a parameter in place."""
+class _Again(Exception):
+    """The forward pass needs another option of the recorder."""
+
+    def __init__(self, option: str) -> None:
+        super().__init__(option)
+        self.option = option
 
 
 def _capture(
@@ -104,18 +105,20 @@ def _capture(
     shapes: Sequence[tuple[int, ...]] | None,
     example_inputs: Any,
     virtual_edges: int,
-    always_grad: bool,
+    how: Mapping[str, bool],
 ) -> ArchGraph:
-    recorder = Recorder(RULES, shadow.stand_in, always_grad=always_grad)
+    recorder = Recorder(RULES, shadow.stand_in, **how)
     args, kwargs = _inputs(shapes, example_inputs, shadow.dtype or torch.get_default_dtype())
     try:
         with torch.inference_mode(False), torch.enable_grad(), _random_state(), recorder:
             output = shadow.module(*args, **kwargs)
     except Exception as error:
-        if "leaf Variable that requires grad" in str(error):
-            raise _LeafChanged from error
+        if how["always_grad"] and "leaf Variable that requires grad" in str(error):
+            raise _Again("always_grad") from error
+        if not how["constants"] and "meta" in str(error):
+            raise _Again("constants") from error
         raise CaptureError(_explain(model, shadow, args, kwargs, error)) from error
-    outputs = [tensor for tensor in _tensors(output) if tensor.grad_fn is not None]
+    outputs = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
     if not outputs:
         raise CaptureError(
             f"model: the output of {type(model).__name__} depends on no parameter, needs a tensor "
@@ -192,18 +195,6 @@ def _same_state(first: Any, second: Any) -> bool:
     return first[2:] == second[2:] and bool((first[1] == second[1]).all())
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """All tensors in a nested output, in order."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from _tensors(value)
-
-
 def _has_computed_weights(ops: Sequence[Any]) -> bool:
     """Whether a convolution's weight is computed, rather than a parameter."""
     return any(op.kind == "Convolution" and type(op.inputs[1]) is not RawParam for op in ops)
@@ -239,7 +230,7 @@ def _explain(
         if id(owner) in shadow.names:
             where, path = owner, shadow.names[id(owner)]
         trace = trace.tb_next
-    shapes = [tuple(t.shape) for t in _tensors([*args, *kwargs.values()])]
+    shapes = [tuple(t.shape) for t in tensors_in([*args, *kwargs.values()])]
     of = f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {shapes}"
     text = str(error).strip()
     reason = text.splitlines()[0] if text else type(error).__name__

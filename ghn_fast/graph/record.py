@@ -9,7 +9,8 @@ autograd node stands for the operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +54,8 @@ class Recorder(TorchFunctionMode):
         rules: Rule of each function, by the function.
         stand_in: Meta tensor for a real one.
         always_grad: Whether operations are recorded under ``torch.no_grad()``, too.
+        constants: Whether tensors that the forward pass creates have values, until they meet
+            others.
     """
 
     def __init__(
@@ -61,8 +64,10 @@ class Recorder(TorchFunctionMode):
         stand_in: Callable[[Tensor], Tensor],
         *,
         always_grad: bool = False,
+        constants: bool = False,
     ) -> None:
         super().__init__()
+        self._constants: dict[int, Tensor] | None = {} if constants else None
         self._always_grad = always_grad
         self.steps: dict[Any, Step] = {}
         self._rules = rules
@@ -71,6 +76,14 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
+        if self._constants is not None and self._is_constant(func, args, kwargs or {}):
+            device = {"device": "cpu"} if func in _constructors() else {}
+            result = func(*args, **{**(kwargs or {}), **device})
+            self._constants.update((id(t), t) for t in tensors_in(result))
+            return result
+        args = self._all_meta(args)
+        if kwargs:
+            kwargs = self._all_meta(kwargs)
         rule = self._rules.get(func)
         if rule is not None and torch.is_grad_enabled():
             try:
@@ -88,24 +101,21 @@ class Recorder(TorchFunctionMode):
                 kwargs = {**kwargs, "device": "meta"}
             if "generator" in kwargs:
                 kwargs = {**kwargs, "generator": None}
-            kwargs = self._all_meta(kwargs)
         if func in _constructors():
             kwargs = {**(kwargs or {}), "device": "meta"}
-        args = self._all_meta(args)
         return func(*args, **kwargs) if kwargs else func(*args)
+
+    def _is_constant(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether an operation creates a constant, or reads constants only."""
+        constants = self._constants or {}
+        read = list(tensors_in([*args, *kwargs.values()]))
+        if not read:
+            return func in _constructors()
+        return all(id(tensor) in constants for tensor in read)
 
     def _all_meta(self, values: Any) -> Any:
         items = values.values() if isinstance(values, dict) else values
-        for item in items:
-            kind = type(item)
-            if kind is Tensor:
-                if not item.is_meta:
-                    break
-            elif kind not in _PLAIN:
-                break
-        else:
-            return values
-        return tree_map(self._one_meta, values)
+        return values if all(map(_is_meta, items)) else tree_map(self._one_meta, values)
 
     def _one_meta(self, value: Any) -> Any:
         is_real = isinstance(value, Tensor) and not value.is_meta
@@ -190,12 +200,37 @@ class Recorder(TorchFunctionMode):
         return roots, [op for op, _ in found]
 
 
+def _is_meta(value: Any) -> bool:
+    """Whether a value certainly holds no real tensor."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if isinstance(value, Tensor):
+        return value.is_meta
+    return kind in (tuple, list) and all(map(_is_meta, value))
+
+
 def edge(tensor: Any) -> Any:
     """What an operation that reads ``tensor`` points to (``None`` for what has no gradient)."""
     if isinstance(tensor, Tensor) and tensor.requires_grad:
         node = tensor.grad_fn
         return tensor if node is None else node
     return None
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
 
 
 def _source(reader: Any) -> Any:
@@ -223,7 +258,9 @@ def _constructors() -> frozenset[Any]:
 
 
 _CONSTRUCTORS: frozenset[Any] | None = None
-_PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype))
+_PLAIN = frozenset(
+    (int, float, bool, str, type(None), torch.dtype, torch.Size, torch.device, slice, type(...))
+)
 
 
 def _to(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

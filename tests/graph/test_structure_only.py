@@ -8,6 +8,7 @@ import random
 import threading
 import warnings
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -333,6 +334,52 @@ def test_forward_that_depends_on_values() -> None:
 
     with pytest.raises(CaptureError, match=r"the network itself.*depends on values"):
         capture(Values())
+
+
+def test_constants_have_values() -> None:
+    class Constants(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = SmallCNN()
+
+        def forward(self, x: Tensor) -> Outputs:
+            rows = torch.linspace(0, 2, 3, device=x.device).long().tolist()
+            mask = torch.zeros(10)
+            mask[rows] = 1
+            y = self.body(x)
+            mask[int(mask.sum()) :] = y.mean()
+            return Outputs(y * mask)
+
+    model = Constants()
+    state = torch.random.get_rng_state()
+    assert not capture(model).skipped
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@dataclass
+class Outputs:
+    out: Tensor
+
+
+def test_networks_held_elsewhere() -> None:
+    """The network's own modules, reached past its stand-in, do not change either."""
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.norm = nn.BatchNorm2d(8)
+            self.me = weakref.ref(self)
+            self.children_again = {"me": [self]}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.me().norm(self.children_again["me"][0].conv(x))
+
+    model = Around().train()
+    before = copy.deepcopy(model.norm.state_dict())
+    assert not capture(model, (3, 8, 8)).skipped
+    for name, value in model.norm.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 def test_torchscript_is_refused() -> None:
