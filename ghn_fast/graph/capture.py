@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from ghn_fast.graph.arch_graph import ArchGraph, graph_from_nodes
 from ghn_fast.graph.contract import contract
-from ghn_fast.graph.raw import NodeGraph, RawParam, linearise, order_nodes
+from ghn_fast.graph.raw import NodeGraph, RawOp, RawParam, linearise, order_nodes
 from ghn_fast.graph.record import Recorder, tensors_in
 from ghn_fast.graph.roles import assign_roles
 from ghn_fast.graph.rules import RULES
@@ -195,9 +195,20 @@ def _same_state(first: Any, second: Any) -> bool:
     return first[2:] == second[2:] and bool((first[1] == second[1]).all())
 
 
-def _has_computed_weights(ops: Sequence[Any]) -> bool:
-    """Whether a convolution's weight is computed, rather than a parameter."""
-    return any(op.kind == "Convolution" and type(op.inputs[1]) is not RawParam for op in ops)
+def _has_computed_weights(ops: Sequence[RawOp]) -> bool:
+    """Whether the weight of a convolution or linear layer may be computed from parameters."""
+    for op in ops:
+        if op.kind == "Convolution":
+            weight = op.inputs[1]
+        elif op.kind in ("Addmm", "Mm"):
+            weight = op.inputs[-1]
+            if type(weight) is RawOp and weight.kind == "T":
+                weight = weight.inputs[0]
+        else:
+            continue
+        if type(weight) is RawOp:
+            return True
+    return False
 
 
 def _skipped(nodes: NodeGraph, params: Mapping[str, RawParam]) -> dict[str, str]:
@@ -227,8 +238,9 @@ def _explain(
     trace = error.__traceback__
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")
-        if id(owner) in shadow.names:
-            where, path = owner, shadow.names[id(owner)]
+        name = shadow.name_of(owner) if isinstance(owner, nn.Module) else None
+        if name is not None:
+            where, path = owner, name
         trace = trace.tb_next
     shapes = [tuple(t.shape) for t in tensors_in([*args, *kwargs.values()])]
     of = f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {shapes}"

@@ -49,7 +49,6 @@ class Shadow:
         params: Name of each parameter to its description, in the network's order.
         by_id: ``id`` of each meta parameter to its description.
         aliases: Further names of shared parameters, to the first one.
-        names: ``id`` of each module of the stand-in to its name in the network.
         dtype: Type of the network's first floating-point tensor.
 
     Raises:
@@ -61,7 +60,6 @@ class Shadow:
         self.params: dict[str, RawParam] = {}
         self.by_id: dict[int, RawParam] = {}
         self.aliases: dict[str, str] = {}
-        self.names: dict[int, str] = {}
         self.dtype: torch.dtype | None = None
         self._first_name: dict[int, str] = {}
         self._tensors: dict[int, Tensor] = {}
@@ -70,8 +68,13 @@ class Shadow:
         self._kept: list[Any] = []
         self._name_parameters(model)
         self.module = self._shadow(model)
-        for prefix, module in self._named:
-            self.names.setdefault(id(self._shadow(module)), prefix)
+
+    def name_of(self, module: object) -> str | None:
+        """Name in the network of a module of the stand-in; ``None`` for anything else."""
+        for prefix, original in self._named:
+            if self._modules[id(original)] is module:
+                return prefix
+        return None
 
     def stand_in(self, tensor: Tensor) -> Tensor:
         """The meta tensor that stands for a tensor of the network, always the same one."""

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 import ghn_fast
 from ghn_fast.graph import NODE_TYPES, ArchGraph, Target, capture
+from ghn_fast.hypernet.expand import plan_decoding
 
 
 def targets(graph: ArchGraph) -> dict[str, Target]:
@@ -107,6 +108,17 @@ def test_products_scales_and_shifts() -> None:
     assert "single number" in graph.skipped["alpha"]
     assert ("scale", "shift") in hops(graph)
     check(model, graph)
+
+
+def test_fan_in_reaches_the_plan() -> None:
+    graph = capture(Factors(), (3, 8, 8))
+    plan = plan_decoding([graph], ghn_fast.GHNConfig())
+    scales = {name: row.scale for name, row in zip(plan.ranges[0], plan.params.rows, strict=True)}
+    assert scales["matrix"] == (2 / 3) ** 0.5
+    assert scales["heads"] == (2 / 12) ** 0.5
+    shapes = {name: row.shape for name, row in zip(plan.ranges[0], plan.params.rows, strict=True)}
+    assert shapes["heads"] == (48, 5, 1, 1)
+    assert plan.ranges[0]["heads"][1] == (4, 12, 5)
 
 
 class Attention(nn.Module):
@@ -312,6 +324,19 @@ def test_computed_weights(wrap: Callable[[nn.Module], nn.Module], main: str, res
     }
     assert len(graph.skipped) == 2 * rest
     assert all("a weight is computed from it" in reason for reason in graph.skipped.values())
+
+
+def test_standardised_weights() -> None:
+    class Standardised(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight - self.weight.mean(1, keepdim=True)
+            return F.linear(x, weight / weight.pow(2).sum(1, keepdim=True).sqrt(), self.bias)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), Standardised(288, 10))
+    graph = capture(model, (3, 8, 8))
+    assert ("0.bias", "2.weight") in hops(graph)
+    assert ("2.weight", "2.bias") in hops(graph)
+    check(model, graph)
 
 
 def test_weights_behind_unknown_functions_are_skipped() -> None:

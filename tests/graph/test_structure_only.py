@@ -205,6 +205,17 @@ def test_threads_predict_different_networks() -> None:
             assert torch.equal(first, second)
 
 
+def test_threads_predict_the_same_network() -> None:
+    ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 3, 3))).eval()
+    alone, together = SmallCNN(), SmallCNN()
+    ghn.predict(alone)
+    for report in run_together([functools.partial(ghn.predict, together)] * 4):
+        assert isinstance(report, ghn_fast.PredictionReport), report
+        assert not report.skipped
+    for first, second in zip(alone.parameters(), together.parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_callers_gradient_mode_does_not_matter(context: Any) -> None:
     model = SmallCNN()
