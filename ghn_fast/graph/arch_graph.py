@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,10 @@ class Target:
         shape: Shape of the parameter.
         row: 0 for weights and scales, 1 for shifts and biases; selects the row of 1-D predictions.
         head: Whether the classifier's own head predicts it (weight and bias at the graph's end).
+        seen: Shape that is predicted, elements in the order of the parameter: (n,) for scales,
+            shifts and biases, (out, in), (out, in, h) or (out, in, h, w) for weights.
+        fan_in: Input elements per output element of a weight, ``None`` for the product of all
+            extents of ``seen`` but the first.
     """
 
     node: int
@@ -32,6 +36,8 @@ class Target:
     shape: tuple[int, ...]
     row: int
     head: bool
+    seen: tuple[int, ...]
+    fan_in: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +50,15 @@ class ArchGraph:
         op_types: Long tensor (N,), index into :data:`ghn_fast.graph.NODE_TYPES`.
         edges: Long tensor (M, 3) of rows (from, to, distance): distance 1 for edges, above 1 for
             virtual edges (arXiv 2110.13100, Eq. 4); sorted by from, then to.
-        shapes: Per node the shape of its parameter, (1, 1, h, w) for pooling, ``None`` otherwise.
+        shapes: Per node the shape of its parameter as it is predicted (:attr:`Target.seen`),
+            (1, 1, h, w) for pooling, ``None`` otherwise.
         names: Per node the name of its parameter, or the name of its type.
         shift_names: For norm layers, node index to the name of the shift predicted with the scale.
         virtual_edges: Largest distance listed in ``edges``.
         skipped: Parameters of the network that no node stands for, with the reason.
         aliases: Further names of shared parameters, to the name that is predicted.
+        full_shapes: Name to shape of the parameters whose shape is not the one in ``shapes``.
+        fan_ins: Name to fan-in of the weights whose shape does not say it.
     """
 
     op_types: Tensor
@@ -60,6 +69,8 @@ class ArchGraph:
     virtual_edges: int = 50
     skipped: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    full_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fan_ins: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_nodes(self) -> int:
@@ -75,16 +86,22 @@ class ArchGraph:
     def targets(self) -> tuple[Target, ...]:
         """The parameters that the nodes predict, in the order of the nodes."""
         result = []
+        op_types = self.op_types.tolist()
         last = self.num_nodes - 1
+        ends_with_bias = last >= 0 and NODE_TYPES[op_types[last]] == "bias"
+        before = last - 1 if ends_with_bias else -1
         for node, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True)):
-            kind = NODE_TYPES[int(self.op_types[node])]
+            kind = NODE_TYPES[op_types[node]]
             if shape is None or kind in _WITHOUT_PARAMETERS:
                 continue
             is_bias = kind == "bias"
-            head = (node == last and is_bias) or (node == last - 1 and len(shape) == 2)
-            result.append(Target(node, name, shape, int(is_bias), head))
+            is_matrix = len(shape) == 2
+            head = (node == last and (is_bias or is_matrix)) or (node == before and is_matrix)
+            full = self.full_shapes.get(name, shape)
+            fan_in = self.fan_ins.get(name)
+            result.append(Target(node, name, full, int(is_bias), head, shape, fan_in))
             if node in self.shift_names:
-                result.append(Target(node, self.shift_names[node], shape, 1, False))
+                result.append(Target(node, self.shift_names[node], full, 1, False, shape))
         return tuple(result)
 
     def op_histogram(self) -> list[int]:
@@ -95,16 +112,7 @@ class ArchGraph:
         """The same graph with virtual edges up to another distance (1: none)."""
         hops = self.edges[self.edges[:, 2] == 1, :2]
         edges = shortest_distances(hops, self.num_nodes, virtual_edges)
-        return ArchGraph(
-            self.op_types,
-            edges,
-            self.shapes,
-            self.names,
-            self.shift_names,
-            virtual_edges,
-            self.skipped,
-            self.aliases,
-        )
+        return replace(self, edges=edges, virtual_edges=virtual_edges)
 
     def to_networkx(self, *, virtual_edges: bool = False) -> Any:
         """As a ``networkx.DiGraph`` with node attributes ``op``, ``name``, ``shape``.
@@ -151,6 +159,8 @@ def graph_from_nodes(
         raise ValueError(f"virtual_edges: got {virtual_edges}, needs at least 1 (1 means none)")
     types, shapes, names = [], [], []
     shift_names: dict[int, str] = {}
+    full_shapes: dict[str, tuple[int, ...]] = {}
+    fan_ins: dict[str, int] = {}
     owned: set[str] = set()
     for index, node in enumerate(nodes.kept()):
         kind, shape, name = _describe(node)
@@ -160,6 +170,10 @@ def graph_from_nodes(
             elif node.param.shift_name is not None:
                 shift_names[index] = node.param.shift_name
             owned.add(name)
+            if node.param.shape != node.param.seen:
+                full_shapes[name] = node.param.shape
+            if node.param.fan_in is not None:
+                fan_ins[name] = node.param.fan_in
         types.append(kind)
         shapes.append(shape)
         names.append(name)
@@ -179,12 +193,14 @@ def graph_from_nodes(
         virtual_edges,
         dict(skipped or {}),
         dict(aliases or {}),
+        full_shapes,
+        fan_ins,
     )
 
 
 def _describe(node: RawNode) -> tuple[int, tuple[int, ...] | None, str]:
     if node.param is not None and node.param.node_type is not None:
-        return NODE_TYPE_INDEX[node.param.node_type], node.param.shape, node.param.name
+        return NODE_TYPE_INDEX[node.param.node_type], node.param.seen, node.param.name
     kind = node_type_of_kind(node.kind)
     if kind is None:
         raise ValueError(f"operation {node.kind} has no node type; it must be contracted first")

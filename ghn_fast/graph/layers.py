@@ -15,9 +15,10 @@ PARAMETER_TYPES = ("conv", "sep_conv", "dil_conv", "bias", "bn", "ln", "pos_enc"
 def describe_parameter(
     module: nn.Module, attribute: str, name: str, shape: tuple[int, ...]
 ) -> RawParam:
-    """Describe a parameter for the architecture graph.
+    """Describe a parameter for the architecture graph, as far as its layer says what it is.
 
-    A layer defined elsewhere declares the node types of its own parameters by a class attribute
+    What other parameters are is found out from their use (:mod:`ghn_fast.graph.roles`). A layer
+    defined elsewhere may declare the node types of its own parameters by a class attribute
     ``ghn_node_types``, a mapping from attribute name to a name in ``NODE_TYPES``.
 
     Args:
@@ -39,10 +40,7 @@ def describe_parameter(
     for layer, describe in _LAYERS:
         if isinstance(module, layer) and attribute in ("weight", "bias"):
             return describe(module, attribute, name, shape)
-    kind = type(module).__name__
-    return RawParam(
-        name, shape, None, reason=f"no node type stands for parameter '{attribute}' of {kind}"
-    )
+    return RawParam(name, shape, None, is_open=True)
 
 
 def _conv(module: nn.Module, attribute: str, name: str, shape: tuple[int, ...]) -> RawParam:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX
 
@@ -27,9 +28,27 @@ class RawParam:
             bias before the weight; :func:`order_nodes` turns that round.
         shift_name: For the scale of a norm layer, the name of the shift that its node yields, too.
         reason: Why a parameter without ``node_type`` gets none; shown to users.
+        is_open: Whether its use is to decide what it is.
+
+    :mod:`ghn_fast.graph.roles` sets two more where the use of a parameter says so:
+
+    Attributes:
+        seen: Shape under which the hypernetwork sees the tensor, elements in the same order:
+            (n,) for a scale or shift, two to four dimensions (out, in, h, w) otherwise.
+        fan_in: Number of input elements per output element, where ``seen`` does not say it.
     """
 
-    __slots__ = ("is_linear_weight", "name", "node_type", "reason", "shape", "shift_name")
+    __slots__ = (
+        "fan_in",
+        "is_linear_weight",
+        "name",
+        "node_type",
+        "open",
+        "reason",
+        "seen",
+        "shape",
+        "shift_name",
+    )
 
     def __init__(
         self,
@@ -40,6 +59,7 @@ class RawParam:
         is_linear_weight: bool = False,
         shift_name: str | None = None,
         reason: str | None = None,
+        is_open: bool = False,
     ) -> None:
         self.name = name
         self.shape = shape
@@ -47,6 +67,9 @@ class RawParam:
         self.is_linear_weight = is_linear_weight
         self.shift_name = shift_name
         self.reason = reason
+        self.open = is_open
+        self.seen = shape
+        self.fan_in: int | None = None
 
 
 class RawOp:
@@ -58,9 +81,14 @@ class RawOp:
         kernel: Kernel size ``(h, w)`` of a pooling operation.
         keepdim: Whether a mean keeps the dimensions that it averages over; ``None`` if not a mean
             over dimensions.
+
+    Attributes:
+        detail: Of a convolution (groups, dilation, stride, transposed), of a product the number of
+            terms in its sums, or autograd's record, which has them; see
+            :mod:`ghn_fast.graph.roles`.
     """
 
-    __slots__ = ("inputs", "keepdim", "kernel", "kind")
+    __slots__ = ("detail", "inputs", "keepdim", "kernel", "kind")
 
     def __init__(
         self,
@@ -74,6 +102,7 @@ class RawOp:
         self.inputs = inputs
         self.kernel = kernel
         self.keepdim = keepdim
+        self.detail: Any = None
 
 
 @dataclass(slots=True)
@@ -133,8 +162,8 @@ class NodeGraph:
         return [self.nodes[number] for number in self.order]
 
 
-def linearise(output: RawOp) -> NodeGraph:
-    """List the operations behind ``output`` depth first, parameters standing for their readers.
+def linearise(*outputs: RawOp) -> NodeGraph:
+    """List the operations behind ``outputs`` depth first, parameters standing for their readers.
 
     An operation that reads supported parameters is represented by one node per parameter (weight,
     then bias, chained); any other operation by itself. The order, inputs first to last from the
@@ -148,7 +177,7 @@ def linearise(output: RawOp) -> NodeGraph:
     leaving: dict[int, int] = {}
     leaves: dict[tuple[int, int], int] = {}
     visited: list[RawOp] = []
-    stack: list[RawOp] = [output]
+    stack: list[RawOp] = list(reversed(outputs))
     while stack:
         op = stack.pop()
         key = id(op)
@@ -262,6 +291,7 @@ _KIND_TO_TYPE = {
     "MaxPool2DWithIndices": "max_pool",
     "AvgPool2D": "avg_pool",
     "Clone": "msa",
+    "ScaledDotProduct": "msa",
     "Mul": "cse",
     "Add": "sum",
     "Cat": "concat",

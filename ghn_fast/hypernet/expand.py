@@ -115,7 +115,7 @@ def decode(
 
 
 def _group(target: Target, config: GHNConfig) -> tuple[str, tuple[int, ...]]:
-    shape, limit = target.shape, config.max_shape
+    shape, limit = target.seen, config.max_shape
     if len(shape) == 1:
         return (_HEAD_BIAS if target.head else _VECTOR), ()
     if target.head:
@@ -166,19 +166,19 @@ def _row(
         block_shape = _pad(group_shape)
         source = index * _numel(group_shape)
     kind, scale = _normalisation(target, is_position, config)
-    return PlanRow(block, source, block_shape, _pad(target.shape), kind, scale, offset)
+    return PlanRow(block, source, block_shape, _pad(target.seen), kind, scale, offset)
 
 
 def _normalisation(target: Target, is_position: bool, config: GHNConfig) -> tuple[Kind, float]:
     """Kind and scale of a parameter (arXiv 2110.13100, section 4.2)."""
     if not config.normalize or is_position:
         return Kind.COPY, 1.0
-    shape = target.shape
+    shape = target.seen
     if len(shape) == 1:
         return (Kind.SHIFT if target.row else Kind.SCALE), 1.0
     # Depthwise and wide kernels (1x7) are not followed by a ReLU in the networks of DeepNets-1M.
     no_relu = len(shape) > 2 and (shape[1] == 1 or shape[2] < shape[3])
-    fan_in = _numel(shape[1:])
+    fan_in = target.fan_in or _numel(shape[1:])
     return Kind.WEIGHT, ((1.0 if no_relu else 2.0) / fan_in) ** 0.5
 
 

@@ -168,7 +168,7 @@ def test_half_precision_and_dict_outputs() -> None:
 
 def test_one_pixel_features_in_training_mode() -> None:
     model = nn.Sequential(SmallCNN(), nn.BatchNorm1d(10), nn.Linear(10, 5)).train()
-    assert capture(model, (3, 24, 24)).num_nodes == 14
+    assert capture(model, (3, 24, 24)).num_nodes == 15
     small = torchvision.models.resnet18(num_classes=10).train()
     graph = capture(small, (3, 32, 32))
     assert torch.equal(graph.edges, capture(small.eval(), (3, 224, 224)).edges)
