@@ -70,13 +70,14 @@ class _Cache:
 _cache = _Cache()
 
 
-def cached_capture(model: nn.Module, inputs: Any, virtual_edges: int) -> ArchGraph:
+def cached_capture(
+    model: nn.Module, input_shape: Any, virtual_edges: int, *, example_inputs: Any = None
+) -> ArchGraph:
     """As :func:`ghn_fast.capture`, but a structure that was captured before is not again.
 
     Args:
         model: The network.
-        inputs: As ``input_shape`` of :func:`ghn_fast.capture`.
-        virtual_edges: As there.
+        input_shape, virtual_edges, example_inputs: As in :func:`ghn_fast.capture`.
 
     Returns:
         The graph, which is shared with other callers and must not be changed.
@@ -84,10 +85,12 @@ def cached_capture(model: nn.Module, inputs: Any, virtual_edges: int) -> ArchGra
     Raises:
         As :func:`ghn_fast.capture`; failures are not kept.
     """
-    key = structural_key(model, (inputs, virtual_edges)) if isinstance(model, nn.Module) else None
+    key = None
+    if isinstance(model, nn.Module):
+        key = structural_key(model, (input_shape, example_inputs, virtual_edges))
     graph = _cache.find(key)
     if graph is None:
-        graph = capture(model, inputs, virtual_edges)
+        graph = capture(model, input_shape, virtual_edges, example_inputs=example_inputs)
         if key is not None:
             graph = _cache.keep(key, graph)
     return graph

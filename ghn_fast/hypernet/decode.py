@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.hypernet.linear import linear
 
 
 class BlockDecoder(nn.Module):
@@ -53,14 +54,15 @@ class BlockDecoder(nn.Module):
             weight = weight.view(channels, size, size, hid)[:, :height, :width].reshape(-1, hid)
             bias = bias.view(channels, size, size)[:, :height, :width].reshape(-1)
         # (n, channels, positions) -> (n, positions, channels)
-        features = F.relu(F.linear(x, weight, bias)).view(n, channels, -1).transpose(1, 2)
-        features = F.relu(self.hidden(features))
+        features = linear(x, weight, bias, relu=True).view(n, channels, -1).transpose(1, 2)
+        features = features.reshape(n * height * width, channels)
+        features = linear(features, self.hidden.weight, self.hidden.bias, relu=True)
         weight, bias = self.output.weight, self.output.bias
         if (out, in_) != self.max_shape[:2]:
             max_out, max_in = self.max_shape[:2]
             weight = weight.view(max_out, max_in, -1)[:out, :in_].reshape(out * in_, -1)
             bias = bias.view(max_out, max_in)[:out, :in_].reshape(-1)
-        blocks = F.linear(features.reshape(n * height * width, -1), weight, bias)
+        blocks = linear(features, weight, bias)
         if height * width > 1:
             # One large product over all nodes and positions; positions are innermost in a kernel.
             blocks = blocks.view(n, height * width, -1).transpose(1, 2)

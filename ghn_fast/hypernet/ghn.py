@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,6 @@ from ghn_fast.hypernet.predictor import (
 )
 from ghn_fast.hypernet.propagate import build_propagator
 from ghn_fast.ops.expand_params import expand_params
-
-_DEFAULT_INPUT = (3, 224, 224)
 
 
 class GHN(nn.Module):
@@ -62,10 +61,12 @@ class GHN(nn.Module):
         model: nn.Module,
         graph: ArchGraph | None = None,
         *,
-        input_shape: Sequence[int] | None = None,
+        input_shape: Any = None,
+        example_inputs: Any = None,
     ) -> nn.Module:
         """Fill the parameters of a network in place and return it; see :meth:`predict`."""
-        report = self._predict(model, graph, input_shape, batch_statistics=True, head=True)
+        inputs = (input_shape, example_inputs)
+        report = self._predict(model, graph, inputs, batch_statistics=True, head=True)
         warn_skipped(report)
         return model
 
@@ -74,7 +75,8 @@ class GHN(nn.Module):
         model: nn.Module,
         graph: ArchGraph | None = None,
         *,
-        input_shape: Sequence[int] | None = None,
+        input_shape: Any = None,
+        example_inputs: Any = None,
         batch_statistics: bool = True,
         head: bool = True,
     ) -> PredictionReport:
@@ -83,8 +85,11 @@ class GHN(nn.Module):
         Args:
             model: The network; may be on any device and of any floating-point type.
             graph: Its architecture graph, if it is at hand; captured otherwise.
-            input_shape: Shape of one input for the capture; by default what the network says of
-                itself (attribute ``input_shape``), else (3, 224, 224).
+            input_shape: Shape of one input for the capture, or a sequence of shapes for several; by
+                default what the network says of itself (attribute ``input_shape``), else
+                (3, 224, 224).
+            example_inputs: Instead of ``input_shape``, inputs whose shapes and types are used: a
+                tensor, a tuple of positional or a dict of keyword arguments.
             batch_statistics: Whether BatchNorm layers are switched to batch statistics. Running
                 statistics are not predicted, so evaluation needs this; before fine-tuning,
                 :func:`ghn_fast.track_running_statistics` switches back.
@@ -99,7 +104,8 @@ class GHN(nn.Module):
             CaptureError: If the graph cannot be captured.
             ValueError: If ``graph`` belongs to another network.
         """
-        report = self._predict(model, graph, input_shape, batch_statistics, head)
+        inputs = (input_shape, example_inputs)
+        report = self._predict(model, graph, inputs, batch_statistics, head)
         warn_skipped(report)
         return report
 
@@ -107,11 +113,12 @@ class GHN(nn.Module):
         self,
         model: nn.Module | ArchGraph | Sequence[ArchGraph],
         *,
-        input_shape: Sequence[int] | None = None,
+        input_shape: Any = None,
+        example_inputs: Any = None,
     ) -> Tensor:
         """Node embeddings after propagation: (N, C), N nodes of the graph (or all graphs)."""
         if isinstance(model, nn.Module):
-            graphs = [self._capture(model, input_shape)]
+            graphs = [self._capture(model, (input_shape, example_inputs))]
         elif isinstance(model, ArchGraph):
             graphs = [model]
         else:
@@ -172,7 +179,8 @@ class GHN(nn.Module):
         model: nn.Module,
         graph: ArchGraph | None = None,
         *,
-        input_shape: Sequence[int] | None = None,
+        input_shape: Any = None,
+        example_inputs: Any = None,
         batch_statistics: bool = True,
         head: bool = True,
         cuda_graph: bool = True,
@@ -180,7 +188,8 @@ class GHN(nn.Module):
         """Prepare repeated prediction for one network, while the hypernetwork changes.
 
         Args:
-            model, graph, input_shape, batch_statistics, head: As in :meth:`predict`.
+            model, graph, input_shape, example_inputs, batch_statistics, head: As in
+                :meth:`predict`.
             cuda_graph: Whether to replay a CUDA graph where that is possible.
 
         Returns:
@@ -189,7 +198,7 @@ class GHN(nn.Module):
         Raises:
             As :meth:`predict`.
         """
-        graph, _ = self._graph_of(model, graph, input_shape)
+        graph, _ = self._graph_of(model, graph, (input_shape, example_inputs))
         return Predictor(
             self,
             model,
@@ -199,19 +208,22 @@ class GHN(nn.Module):
             cuda_graph=cuda_graph,
         )
 
-    def _capture(self, model: nn.Module, input_shape: Sequence[int] | None) -> ArchGraph:
-        if input_shape is None:
-            input_shape = getattr(model, "input_shape", _DEFAULT_INPUT)
-        return cached_capture(model, input_shape, self.config.virtual_edges)
+    def _capture(self, model: nn.Module, inputs: tuple[Any, Any]) -> ArchGraph:
+        input_shape, example_inputs = inputs
+        if input_shape is None and example_inputs is None:
+            input_shape = getattr(model, "input_shape", None)
+        return cached_capture(
+            model, input_shape, self.config.virtual_edges, example_inputs=example_inputs
+        )
 
     def _graph_of(
-        self, model: nn.Module, graph: ArchGraph | None, input_shape: Sequence[int] | None
+        self, model: nn.Module, graph: ArchGraph | None, inputs: tuple[Any, Any]
     ) -> tuple[ArchGraph, bool]:
         """The graph of a network, and whether it is one that nobody else can change."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, needs a torch.nn.Module")
         if graph is None:
-            return self._capture(model, input_shape), True
+            return self._capture(model, inputs), True
         if not isinstance(graph, ArchGraph):
             raise TypeError(f"graph: got {type(graph).__name__}, needs an ArchGraph")
         check_graph(model, graph)
@@ -223,13 +235,13 @@ class GHN(nn.Module):
         self,
         model: nn.Module,
         graph: ArchGraph | None,
-        input_shape: Sequence[int] | None,
+        inputs: tuple[Any, Any],
         batch_statistics: bool,
         head: bool,
     ) -> PredictionReport:
         report = PredictionReport()
         clock = Clock(report.seconds)
-        graph, ours = self._graph_of(model, graph, input_shape)
+        graph, ours = self._graph_of(model, graph, inputs)
         prepared = prepare(self, graph, head, keep=ours)
         clock.lap("capture")
         out = find_destinations(model, graph, prepared.names, report)

@@ -266,3 +266,35 @@ def test_unknown_propagator_lists_the_known() -> None:
 def test_bad_configurations(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ghn_fast.GHNConfig.from_dict(changes)
+
+
+class TwoInputs(nn.Module):
+    """An image and a vector, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.vector = nn.Linear(5, 8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, image: torch.Tensor, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = self.conv(image).mean((2, 3)) + self.vector(vector)
+        return {"logits": self.head(features)}
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"input_shape": [(3, 16, 16), (5,)]},
+        {"example_inputs": (torch.zeros(2, 3, 16, 16), torch.zeros(2, 5))},
+        {"example_inputs": {"vector": torch.zeros(1, 5), "image": torch.zeros(1, 3, 16, 16)}},
+    ],
+    ids=["shapes", "positional", "named"],
+)
+def test_several_inputs(inputs: dict[str, object]) -> None:
+    ghn, model = make(), TwoInputs()
+    for _ in range(2):
+        report = ghn.predict(model, **inputs)  # type: ignore[arg-type]
+        assert report.predicted == [name for name, _ in model.named_parameters()]
+    assert ghn.compile_plan(model, **inputs)().skipped == {}  # type: ignore[arg-type]
+    assert len(ghn.embed(model, **inputs)) > 6  # type: ignore[arg-type]

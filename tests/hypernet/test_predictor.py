@@ -51,7 +51,8 @@ def test_the_flat_buffer_has_the_same_values(ghn: ghn_fast.GHN) -> None:
     ghn.predict(model)
     (tensors,) = ghn.predict_tensors([capture(model)])
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, tensors[name])
+        # Products without gradients may run in another library.
+        assert_close(parameter, tensors[name], context="ghn", name=name)
 
 
 def test_parts_of_the_flat_buffer_are_aligned_and_fill_it(ghn: ghn_fast.GHN) -> None:
