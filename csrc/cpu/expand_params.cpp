@@ -306,7 +306,12 @@ void expand_params_into_cpu(at::TensorList blocks, const at::Tensor& table, at::
     expand_rows<T>(rows, pointers<T>(from), to, types);
   });
   for (size_t i = 0; i < rows.size(); ++i) {
-    if (scratch[i].defined()) out[i].copy_(scratch[i]);
+    if (scratch[i].defined()) {
+      out[i].copy_(scratch[i]);
+    } else if (!out[i].is_inference()) {
+      // So that autograd notices where an overwritten value was kept for a backward pass.
+      out[i].unsafeGetTensorImpl()->bump_version();
+    }
   }
 }
 

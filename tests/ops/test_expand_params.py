@@ -265,6 +265,20 @@ def test_destinations_of_every_type_and_order(name: str, device: str) -> None:
             assert_close(tensor.to(dtype), want.to(dtype))
 
 
+@pytest.mark.parametrize(("name", "device"), PLACES)
+def test_autograd_notices_overwritten_values(name: str, device: str) -> None:
+    blocks, plan = make_plan(Kind.COPY, shapes=SHAPES[:1], dtype=torch.float32)
+    blocks = [b.to(device) for b in blocks]
+    out = [torch.rand(r.shape, device=device).requires_grad_() for r in plan.rows]
+    loss = sum(tensor.square().sum() for tensor in out)
+    with ghn_fast.backend(name):
+        expand_params_into(blocks, plan, out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.inference_mode():
+        expand_params_into(blocks, plan, [torch.empty(r.shape) for r in plan.rows])
+
+
 def test_bad_destinations_are_named() -> None:
     blocks, plan = make_plan(Kind.COPY, shapes=SHAPES[:1])
     good = [torch.zeros(row.shape) for row in plan.rows]
