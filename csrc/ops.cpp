@@ -6,6 +6,10 @@ TORCH_LIBRARY(ghn_fast, m) {
   // edges (M, 3) of rows (from, to, distance), offsets (B + 1) -> packed plan, int32.
   m.def("gated_gnn_plan(Tensor edges, Tensor offsets) -> Tensor");
 
+  // Plans of batches -> plan of all their graphs side by side; and the edges (M, 3) of a plan.
+  m.def("gated_gnn_join(Tensor[] plans) -> Tensor");
+  m.def("gated_gnn_plan_edges(Tensor plan) -> Tensor");
+
   // weights: weight and bias of both layers of mlp, the same of mlp_ve where virtual edges are
   // used, weight_ih, weight_hh, bias_ih, bias_hh of the GRU. `saved` is empty unless `save`.
   m.def(
@@ -14,4 +18,15 @@ TORCH_LIBRARY(ghn_fast, m) {
   m.def(
       "gated_gnn_backward(Tensor grad, Tensor x, Tensor plan, Tensor[] weights, Tensor saved,"
       " int steps) -> (Tensor grad_x, Tensor[] grad_weights)");
+
+  // records: packed architectures, uint8, one behind the other, each up to its of `ends` (B)
+  // -> rows (nodes, parameters for each image size); nodes is 0 unless asked for.
+  m.def(
+      "deepnets_sizes(Tensor records, Tensor ends, int num_classes, int[] image_sizes, bool nodes)"
+      " -> Tensor");
+  // -> types (N), rows (name, dims, shape) of the nodes (N, 6), names of the parameters that no
+  // node stands for, plan. The graph is that for images of structure_size.
+  m.def(
+      "deepnets_graph(Tensor record, int num_classes, int image_size, int structure_size,"
+      " int virtual_edges) -> (Tensor types, Tensor nodes, Tensor skipped, Tensor plan)");
 }
