@@ -22,8 +22,8 @@ void check_records(const at::Tensor& records) {
 }
 
 void check_connected(const NetPlan& plan, int64_t index) {
-  TORCH_CHECK_VALUE(plan.connected, "records: ", index,
-                    ": no path leads from the input to the output");
+  TORCH_CHECK_VALUE(plan.connected, "config: no path leads from the input to the output (record ",
+                    index, "); needs fewer 'none' operations");
 }
 
 void derive(Graph& graph, const NetPlan& plan, const Params& params) {

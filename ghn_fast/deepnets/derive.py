@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -197,7 +196,20 @@ def derive_graph(
 
 
 def derive_sizes(
-    records: Sequence[bytes],
+    config: NetworkConfig, num_classes: int, image_sizes: Sequence[int], *, nodes: bool = False
+) -> list[int] | None:
+    """Number of nodes of a network's graph, 0 unless asked for, and of parameters per image size.
+
+    ``None`` where the reference has to take over; see :func:`derive_graph`.
+    """
+    record = _record(config, max(image_sizes))
+    if record is None:
+        return None
+    return sizes_of_records([record], num_classes, image_sizes, nodes=nodes)[0].tolist()
+
+
+def sizes_of_records(
+    records: Sequence[bytes | bytearray],
     num_classes: int,
     image_sizes: Sequence[int],
     *,
@@ -221,14 +233,6 @@ def derive_sizes(
     ends = torch.tensor([len(record) for record in records], dtype=torch.int64).cumsum(0)
     data = torch.frombuffer(bytearray(b"".join(records) or b"\0"), dtype=torch.uint8)
     return torch.ops.ghn_fast.deepnets_sizes(data, ends, num_classes, list(image_sizes), nodes)
-
-
-def try_count(config: NetworkConfig, num_classes: int, image_sizes: Sequence[int]) -> Any:
-    """Number of parameters for each image size, ``None`` where the reference has to take over."""
-    record = _record(config, max(image_sizes))
-    if record is None:
-        return None
-    return derive_sizes([bytes(record)], num_classes, image_sizes)[0, 1:].tolist()
 
 
 def _record(config: NetworkConfig, image_size: int) -> bytearray | None:
