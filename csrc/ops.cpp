@@ -29,4 +29,11 @@ TORCH_LIBRARY(ghn_fast, m) {
   m.def(
       "deepnets_graph(Tensor record, int num_classes, int image_size, int structure_size,"
       " int virtual_edges) -> (Tensor types, Tensor nodes, Tensor skipped, Tensor plan)");
+
+  // edges (E, 2) of pairs (from, to), from < to -> (M, 3) of rows (from, to, distance), int64.
+  m.def("shortest_distances(Tensor edges, int num_nodes, int cutoff) -> Tensor");
+
+  // Per graph edges (M_g, 3) of rows (from, to, distance) -> (sum of M_g, 3), nodes shifted by
+  // offsets (B + 1).
+  m.def("collate_edges(Tensor[] edges, int[] offsets) -> Tensor");
 }

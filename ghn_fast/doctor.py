@@ -8,7 +8,12 @@ import sys
 import torch
 
 from ghn_fast._version import __version__
-from ghn_fast.ops import backend, gated_gnn  # noqa: F401  (the ops register themselves)
+from ghn_fast.ops import (  # the ops register themselves
+    backend,
+    collate_edges,  # noqa: F401
+    gated_gnn,  # noqa: F401
+    shortest_distances,  # noqa: F401
+)
 
 
 def report() -> str:
@@ -64,7 +69,7 @@ def _requested() -> str:
 
 def _choice(op: str, device: str) -> str:
     try:
-        name = backend.requested()
+        name = backend.requested_for(op)
     except ValueError:
         name = "auto"
     if name != "auto":

@@ -19,7 +19,7 @@ from ghn_fast.deepnets.genotype import NetworkConfig
 from ghn_fast.deepnets.record import encode
 from ghn_fast.graph.arch_graph import ArchGraph, Target
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
-from ghn_fast.ops.backend import extension_problem, register_op, requested
+from ghn_fast.ops.backend import extension_problem, register_op, resolve
 from ghn_fast.ops.plan import GraphPlan
 
 UNREACHED = "not on a path from the input to the output"
@@ -156,7 +156,7 @@ class DerivedGraph(ArchGraph):
 
 def compiled() -> bool:
     """Whether configurations go through the compiled back end."""
-    return extension_problem() is None and requested() != "reference"
+    return resolve("deepnets_graph", "cpu") == "cpu"
 
 
 def derive_graph(
@@ -257,4 +257,4 @@ def parameter_name(code: int) -> str:
     return f"cells.{part}.{owner}.{_SUFFIXES[suffix]}"
 
 
-register_op("deepnets_graph", {"cpu": extension_problem})
+register_op("deepnets_graph", {"cpu": extension_problem}, on_host=True)

@@ -5,42 +5,63 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.ops.collate_edges import collate_edges
 from ghn_fast.ops.plan import GraphPlan
 
 
 class GraphBatch:
     """Several architecture graphs side by side, their nodes numbered through.
 
+    Graphs that came with a plan of their own, as those of DeepNets-1M do, are put together from
+    these plans; the table of their edges is made when it is asked for.
+
     Args:
-        graphs: At least one graph.
+        graphs: At least one graph; their edges are on the CPU, sorted or not.
 
     Attributes:
         graphs: The graphs.
         op_types: Long tensor (N,) of node types, N nodes in all graphs together.
         offsets: Number of the first node of each graph, and N at the end (B + 1 integers).
-        edges: Long tensor (M, 3) of rows (from, to, distance), nodes numbered through.
         plan: Plan of message passing along and against the edges.
 
     Raises:
-        ValueError: If ``graphs`` is empty.
+        TypeError: If one of ``graphs`` is not an architecture graph.
+        ValueError: If ``graphs`` is empty, or the edges of a graph (``edges[i]`` in the message,
+            for ``graphs[i]``) name a node that it does not have, do not lead to a later node, or
+            have an impossible distance.
     """
 
     def __init__(self, graphs: Sequence[ArchGraph]) -> None:
         if not graphs:
             raise ValueError("graphs: got none, needs at least one architecture graph")
+        for index, graph in enumerate(graphs):
+            if not isinstance(graph, ArchGraph):
+                raise TypeError(
+                    f"graphs[{index}]: got {type(graph).__name__}, needs an ArchGraph "
+                    "(ghn_fast.capture makes one of a network)"
+                )
         self.graphs = tuple(graphs)
         self.offsets = [0]
         for graph in self.graphs:
             self.offsets.append(self.offsets[-1] + graph.num_nodes)
         self.op_types = torch.cat([graph.op_types for graph in self.graphs])
-        shifted = []
-        for graph, offset in zip(self.graphs, self.offsets, strict=False):
-            shift = torch.tensor([offset, offset, 0])
-            shifted.append(graph.edges + shift)
-        self.edges = torch.cat(shifted)
-        self.plan = GraphPlan(self.edges, self.offsets)
+        self._edges: Tensor | None = None
+        plans = [graph.plan for graph in self.graphs if graph.plan is not None]
+        if len(plans) == len(self.graphs):
+            self.plan = GraphPlan.join(plans)
+        else:
+            self._edges = collate_edges([graph.edges for graph in self.graphs], self.offsets)
+            self.plan = GraphPlan(self._edges, self.offsets)
+
+    @property
+    def edges(self) -> Tensor:
+        """Long tensor (M, 3) of rows (from, to, distance), nodes numbered through."""
+        if self._edges is None:
+            self._edges = self.plan.edges.to(self.op_types.device)
+        return self._edges
 
     @property
     def num_nodes(self) -> int:
@@ -54,9 +75,20 @@ class GraphBatch:
 
     def to(self, device: torch.device | str) -> GraphBatch:
         """Move the tensors to a device, in place; returns the batch."""
-        self.op_types = self.op_types.to(device)
-        self.edges = self.edges.to(device)
+        self.op_types = self.op_types.to(device, non_blocking=True)
+        if self._edges is not None:
+            self._edges = self._edges.to(device)
         self.plan = self.plan.to(device)
+        return self
+
+    def pin_memory(self) -> GraphBatch:
+        """Put what a GPU needs into page-locked memory, in place; returns the batch.
+
+        Raises:
+            RuntimeError: If there is no CUDA GPU.
+        """
+        self.op_types = self.op_types.pin_memory()
+        self.plan = self.plan.pin_memory()
         return self
 
     def __len__(self) -> int:

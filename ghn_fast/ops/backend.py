@@ -32,6 +32,8 @@ _PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _forced: ContextVar[str | None] = ContextVar("ghn_fast_backend", default=None)
 # op -> back end -> why it cannot run here, or None if it can
 _implementations: dict[str, dict[str, Callable[[], str | None]]] = {}
+# ops that compute on the host, whatever device their tensors are on
+_on_host: set[str] = set()
 _warned = False
 
 
@@ -72,12 +74,16 @@ def cuda_problem() -> str | None:
     return None if torch.cuda.is_available() else "CUDA finds no device"
 
 
-def register_op(op: str, backends: dict[str, Callable[[], str | None]]) -> None:
+def register_op(
+    op: str, backends: dict[str, Callable[[], str | None]], *, on_host: bool = False
+) -> None:
     """Tell which back ends an op has, beside its reference.
 
     Args:
         op: Name of the op.
         backends: For each back end a function that gives the reason why it cannot run, or ``None``.
+        on_host: Whether the op computes on the host, whatever device its tensors are on. Such an op
+            takes no notice when a back end is asked for that runs on other devices.
 
     Raises:
         ValueError: If a name is not that of a back end.
@@ -86,6 +92,7 @@ def register_op(op: str, backends: dict[str, Callable[[], str | None]]) -> None:
         if name not in BACKENDS:
             raise ValueError(f"backends: got {name!r}, needs one of {', '.join(BACKENDS)}")
     _implementations[op] = {"reference": lambda: None, **backends}
+    (_on_host.add if on_host else _on_host.discard)(op)
 
 
 def ops() -> list[str]:
@@ -103,6 +110,17 @@ def requested() -> str:
     if forced is not None:
         return forced
     return _checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
+
+
+def requested_for(op: str) -> str:
+    """The back end that is asked for, as far as it concerns an op.
+
+    Raises:
+        ValueError: If the environment names none.
+    """
+    name = requested()
+    elsewhere = op in _on_host and name not in ("auto", "reference", *_PREFERENCE["cpu"])
+    return "auto" if elsewhere else name
 
 
 @contextmanager
@@ -137,7 +155,7 @@ def resolve(op: str, device_type: str) -> str:
         ValueError: If a back end was asked for that does not exist or cannot run.
     """
     global _warned
-    name = requested()
+    name = requested_for(op)
     there = _implementations[op]
     if name == "auto":
         chosen, problem = automatic(op, device_type)
@@ -163,7 +181,7 @@ def resolve(op: str, device_type: str) -> str:
 def automatic(op: str, device_type: str) -> tuple[str, str | None]:
     """What ``auto`` chooses, and why no compiled back end if it is the reference."""
     problem = None
-    for name in _PREFERENCE.get(device_type, ()):
+    for name in _PREFERENCE.get(_computes_on(op, device_type), ()):
         if name not in _implementations[op]:
             continue
         reason = problem_of(op, name, device_type)
@@ -178,9 +196,13 @@ def problem_of(op: str, name: str, device_type: str) -> str | None:
     there = _implementations[op]
     if name not in there:
         return "there is no such implementation of it"
-    if name != "reference" and name not in _PREFERENCE.get(device_type, ()):
+    if name != "reference" and name not in _PREFERENCE.get(_computes_on(op, device_type), ()):
         return "it is for other devices"
     return there[name]()
+
+
+def _computes_on(op: str, device_type: str) -> str:
+    return "cpu" if op in _on_host else device_type
 
 
 def _checked(name: str, argument: str) -> str:

@@ -140,11 +140,24 @@ class GraphPlan:
         moved.num_nodes, moved.num_edges = self.num_nodes, self.num_edges
         moved._edges = self._edges
         moved.device = torch.device(device)
-        moved.packed = None if self.packed is None else self.packed.to(device)
+        moved.packed = None
+        if self.packed is not None:
+            moved.packed = self.packed.to(device, non_blocking=self.packed.is_pinned())
         moved._sweeps = None
         if self._sweeps is not None:
             moved._sweeps = (self._sweeps[0].to(device), self._sweeps[1].to(device))
         return moved
+
+
+    def pin_memory(self) -> GraphPlan:
+        """The plan in page-locked memory, from where it is copied to a GPU without waiting.
+
+        Raises:
+            RuntimeError: If there is no CUDA GPU.
+        """
+        pinned = self.to(self.device)
+        pinned.packed = None if self.packed is None else self.packed.pin_memory()
+        return pinned
 
 
 def level_schedule(edges: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ghn_fast.ops.backend import extension_problem, register_op, resolve
+
 _FAR = np.int32(1 << 30)
+_MOST = 2**31 - 1
 
 
 def shortest_distances(edges: Tensor, num_nodes: int, cutoff: int) -> Tensor:
@@ -17,25 +22,42 @@ def shortest_distances(edges: Tensor, num_nodes: int, cutoff: int) -> Tensor:
     pairs at distance 1 are the edges themselves, the others are virtual edges (arXiv 2110.13100,
     section 4.1, Eq. 4).
 
+    Runs on the back ends ``reference`` and ``cpu`` (see :mod:`ghn_fast.ops.backend`), always on the
+    host: edges on another device are copied there, and the result is copied back.
+
     Args:
-        edges: Long tensor (E, 2) of pairs (from, to). Nodes are numbered in topological order, so
-            that from < to in each pair.
-        num_nodes: Number of nodes.
+        edges: Tensor (E, 2) of pairs (from, to), int64 or int32, in any order. Nodes are numbered in
+            topological order, so that from < to in each pair. A repeated pair counts once.
+        num_nodes: Number of nodes, at most 2^31 - 1.
         cutoff: Largest distance to list, at least 1; 1 lists only the edges.
 
     Returns:
-        Long tensor (M, 3) of rows (from, to, distance), sorted by from, then to. Empty (0, 3) for a
-        graph without edges.
+        Long tensor (M, 3) of rows (from, to, distance), sorted by from, then to, on the device of
+        ``edges``. Empty (0, 3) for a graph without edges. The same on every back end and for every
+        number of threads.
 
     Raises:
-        TypeError: If ``edges`` is not an integer tensor.
-        ValueError: If a shape, an index or the order of the nodes is wrong, or ``cutoff`` below 1.
+        TypeError: If ``edges`` is not an int64 or int32 tensor.
+        ValueError: If a shape, an index or the order of the nodes is wrong, ``num_nodes`` is
+            negative or too large, ``cutoff`` is below 1, or the back end that is asked for cannot
+            run.
     """
     _check(edges, num_nodes, cutoff)
-    distances = distance_matrix(edges.cpu().numpy(), num_nodes)
+    here = edges.cpu()
+    if resolve("shortest_distances", "cpu") == "reference":
+        return reference(here, num_nodes, cutoff).to(edges.device)
+    # No path is longer than the number of nodes; the op takes 64 bits.
+    cutoff = min(cutoff, _MOST)
+    return torch.ops.ghn_fast.shortest_distances(here, num_nodes, cutoff).to(edges.device)
+
+
+def reference(edges: Tensor, num_nodes: int, cutoff: int) -> Tensor:
+    """:func:`shortest_distances` in NumPy, by a dense matrix (N, N)."""
+    _check_edges(edges, num_nodes)
+    distances = distance_matrix(edges.numpy(), num_nodes)
     source, target = np.nonzero((distances > 0) & (distances <= cutoff))
     rows = np.stack((source, target, distances[source, target]), axis=1)
-    return torch.from_numpy(rows.astype(np.int64, copy=False)).to(edges.device)
+    return torch.from_numpy(rows.astype(np.int64, copy=False))
 
 
 def distance_matrix(edges: npt.NDArray[np.integer], num_nodes: int) -> npt.NDArray[np.int32]:
@@ -67,10 +89,14 @@ def _check(edges: Tensor, num_nodes: int, cutoff: int) -> None:
         raise TypeError(f"edges: got {got}, needs an int64 or int32 tensor")
     if edges.ndim != 2 or edges.shape[1] != 2:
         raise ValueError(f"edges: got shape {tuple(edges.shape)}, needs (E, 2)")
-    if num_nodes < 0:
-        raise ValueError(f"num_nodes: got {num_nodes}, needs at least 0")
+    if not 0 <= num_nodes <= _MOST:
+        raise ValueError(f"num_nodes: got {num_nodes}, needs 0 to {_MOST}")
     if cutoff < 1:
         raise ValueError(f"cutoff: got {cutoff}, needs at least 1")
+
+
+def _check_edges(edges: Tensor, num_nodes: int) -> None:
+    """What the compiled op checks itself."""
     if edges.numel() == 0:
         return
     low, high = int(edges.min()), int(edges.max())
@@ -78,8 +104,22 @@ def _check(edges: Tensor, num_nodes: int, cutoff: int) -> None:
         raise ValueError(
             f"edges: got indices from {low} to {high}, needs indices from 0 to {num_nodes - 1}"
         )
-    if bool((edges[:, 0] >= edges[:, 1]).any()):
+    wrong = (edges[:, 0] >= edges[:, 1]).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        source, target = edges[row].tolist()
         raise ValueError(
-            "edges: got an edge to a node that does not come later, needs nodes numbered in "
+            f"edges: row {row} leads from node {source} to node {target}, needs nodes numbered in "
             "topological order (from < to); is there a cycle?"
         )
+
+
+def _fake(edges: Tensor, num_nodes: int, cutoff: int) -> Tensor:
+    pairs: Any = torch.library.get_ctx().new_dynamic_size()
+    return edges.new_empty((pairs, 3), dtype=torch.int64)
+
+
+if extension_problem() is None:
+    torch.library.register_fake("ghn_fast::shortest_distances", _fake)
+
+register_op("shortest_distances", {"cpu": extension_problem}, on_host=True)
