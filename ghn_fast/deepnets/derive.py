@@ -139,20 +139,6 @@ class DerivedGraph(ArchGraph):
     def _types(self) -> list[int]:
         return self.op_types.tolist()
 
-    def reordered(self, order: Sequence[int]) -> DerivedGraph:
-        """The graph with the types, shapes and names of node ``order[i]`` in the place of i."""
-        places = torch.tensor(order)
-        graph = type(self).__new__(type(self))
-        graph.__dict__.update(
-            op_types=self.op_types[places],
-            node_table=self.node_table[places],
-            _skipped=self._skipped,
-            _packed=self._packed,
-            virtual_edges=self.virtual_edges,
-            aliases={},
-        )
-        return graph
-
 
 def compiled() -> bool:
     """Whether configurations go through the compiled back end."""

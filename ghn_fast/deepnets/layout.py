@@ -182,6 +182,24 @@ def with_shapes(graph: ArchGraph, parameters: Mapping[str, tuple[int, ...]]) -> 
     )
 
 
+def in_order(graph: ArchGraph, order: Sequence[int]) -> ArchGraph:
+    """The graph with types, shapes and names of node ``order[i]`` in the place of node i.
+
+    What the published loader makes of files that list nodes in another order than edges.
+    """
+    place = {node: index for index, node in enumerate(order)}
+    return ArchGraph(
+        graph.op_types[torch.tensor(order)],
+        graph.edges,
+        tuple(graph.shapes[node] for node in order),
+        tuple(graph.names[node] for node in order),
+        {place[node]: graph.shift_names[node] for node in order if node in graph.shift_names},
+        graph.virtual_edges,
+        graph.skipped,
+        graph.aliases,
+    )
+
+
 def _hops(matrix: npt.NDArray[np.integer]) -> torch.Tensor:
     pairs = np.stack(np.nonzero(matrix == 1), axis=1)
     return torch.from_numpy(pairs.astype(np.int64, copy=False))

@@ -75,7 +75,7 @@ class GraphBatch:
 
     def to(self, device: torch.device | str) -> GraphBatch:
         """Move the tensors to a device, in place; returns the batch."""
-        self.op_types = self.op_types.to(device, non_blocking=True)
+        self.op_types = self.op_types.to(device, non_blocking=self.op_types.is_pinned())
         if self._edges is not None:
             self._edges = self._edges.to(device)
         self.plan = self.plan.to(device)

@@ -89,7 +89,7 @@ def test_a_dead_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise BrokenProcessPool("gone")
 
     module = sys.modules[generate.__module__]
-    monkeypatch.setattr(module, "_parallel_records", records)
+    monkeypatch.setattr(module, "_parallel", records)
     with pytest.raises(RuntimeError, match=r"a process died, .* 1 of 5 architectures are kept"):
         generate("test", 5, tmp_path, workers=2)
     assert len(DeepNets(tmp_path, "test")) == 1
