@@ -12,7 +12,7 @@ from ghn_fast.deepnets.dataset import (
 )
 from ghn_fast.deepnets.generate import generate
 from ghn_fast.deepnets.genotype import PRIMITIVES, Genotype, NetworkConfig
-from ghn_fast.deepnets.loader import MAX_NODES, meta_batches, sample_width
+from ghn_fast.deepnets.loader import MAX_NODES, MetaBatch, meta_batches, sample_width
 from ghn_fast.deepnets.network import Network
 from ghn_fast.deepnets.sampler import SPLIT_SIZES, architecture_key, sample_config
 from ghn_fast.deepnets.statistics import describe, statistics_table
@@ -28,6 +28,7 @@ __all__ = [
     "ArchSequence",
     "DeepNets",
     "Genotype",
+    "MetaBatch",
     "Network",
     "NetworkConfig",
     "SampledNets",

@@ -15,7 +15,7 @@ from ghn_fast.deepnets.files import Record
 from ghn_fast.deepnets.generate import make_chunk, new_files
 from ghn_fast.deepnets.genotype import NetworkConfig
 from ghn_fast.deepnets.layout import MAX_DISTANCE, distances, in_order, node_rows
-from ghn_fast.deepnets.pack import PackFile
+from ghn_fast.deepnets.pack import Chunk, PackFile
 from ghn_fast.deepnets.sampler import IMAGE_SIZES
 from ghn_fast.deepnets.store import choose_format, open_split
 from ghn_fast.graph.arch_graph import ArchGraph
@@ -64,14 +64,13 @@ def convert(
             stop = min(start + _CHUNK, len(nets))
             if layout == "packed" and isinstance(source, PackFile):
                 writer.add(source.chunk(start, stop))
-                continue
-            parts = [_Part.of(item, source) for item in nets[start:stop]]
-            if layout == "packed":
-                configs, flags, params = zip(*((p.config, p.by_cell, p.params) for p in parts))
-                writer.add(make_chunk(configs, flags, params))
             else:
-                for part in parts:
-                    writer.add(part.record())
+                parts = [_Part.of(item, source) for item in nets[start:stop]]
+                if layout == "packed":
+                    writer.add(_chunk(parts))
+                else:
+                    for part in parts:
+                        writer.add(part.record())
             if progress is not None:
                 progress(len(writer))
     return writer.data_path
@@ -100,6 +99,12 @@ class _Part(NamedTuple):
             rows = [rows[i] for i in stored_node_order(self.graph, self.config.n_cells)]
         params = dict(zip(IMAGE_SIZES, self.params, strict=True))
         return Record(self.config, params, rows, distances(self.graph))
+
+
+def _chunk(parts: list[_Part]) -> Chunk:
+    configs = [part.config for part in parts]
+    flags = [part.by_cell for part in parts]
+    return make_chunk(configs, flags, [part.params for part in parts])
 
 
 def _listed_by_cell(item: ArchItem, graph: ArchGraph) -> bool:
