@@ -327,9 +327,7 @@ def convert(
             def show(done: int, progress: Any = progress, task: Any = task) -> None:
                 progress.update(task, completed=done)
 
-            written = write(
-                folder, name, out, layout.value, overwrite=overwrite, progress=show
-            )
+            written = write(folder, name, out, layout.value, overwrite=overwrite, progress=show)
         typer.echo(f"written: {count} architectures in {written}")
 
 

@@ -338,6 +338,9 @@ class DeepNets(ArchSequence):
         virtual_edges: See :class:`ArchSequence`.
         reorder: Whether to put the nodes of a file in the order of the graph.
 
+    Attributes:
+        file: The open file, ``None`` for ``predefined``.
+
     Raises:
         ValueError: If ``split`` is unknown, or a file is not valid; the message says which and why.
         FileNotFoundError: If there are no files of the split; the message lists where they could
@@ -355,37 +358,37 @@ class DeepNets(ArchSequence):
         check_split(split, SPLITS)
         self.reorder = reorder
         super().__init__(split, virtual_edges)
-        self._file: SplitFile | PackFile | None = None
+        self.file: SplitFile | PackFile | None = None
         if split != "predefined":
             if path is None:
                 raise ValueError(f"path: got None, needs the folder with the split {split!r}")
-            self._file = open_split(path, split)
+            self.file = open_split(path, split)
 
     def __len__(self) -> int:
-        return 2 if self._file is None else len(self._file)
+        return 2 if self.file is None else len(self.file)
 
     def num_nodes(self, index: int) -> int | None:
-        return None if self._file is None else self._file.num_nodes(index)
+        return None if self.file is None else self.file.num_nodes(index)
 
     def all_nodes(self) -> npt.NDArray[np.integer] | None:
-        if self._file is None:
+        if self.file is None:
             return None
-        if isinstance(self._file, PackFile):
-            return self._file.nodes
-        return np.array([self._file.num_nodes(index) for index in range(len(self))])
+        if isinstance(self.file, PackFile):
+            return self.file.nodes
+        return np.array([self.file.num_nodes(index) for index in range(len(self))])
 
     def _item(self, index: int) -> ArchItem:
-        if self._file is None:
+        if self.file is None:
             if index == 0:
                 return ResNet50Item(0, "resnet50", None, self.virtual_edges)
             return PredefinedItem(1, "ViT", VIT_CONFIG, self.virtual_edges)
         return ArchItem(
             index,
             f"{self.split}-{index}",
-            self._file.config(index),
+            self.file.config(index),
             self.virtual_edges,
             widening=_widening(self.split),
-            file=self._file,
+            file=self.file,
             reorder=self.reorder,
         )
 

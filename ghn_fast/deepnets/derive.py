@@ -103,8 +103,7 @@ class DerivedGraph(ArchGraph):
     @cached_property
     def shapes(self) -> tuple[tuple[int, ...] | None, ...]:  # type: ignore[override]
         return tuple(
-            tuple(shape[:dims]) if dims else None
-            for _, dims, *shape in self.node_table.tolist()
+            tuple(shape[:dims]) if dims else None for _, dims, *shape in self.node_table.tolist()
         )
 
     @cached_property
@@ -124,7 +123,9 @@ class DerivedGraph(ArchGraph):
         """The parameters that the nodes predict, in the order of the nodes."""
         result = []
         last, shifts = self.num_nodes - 1, self.shift_names
-        rows = zip(self._types, self.node_table[:, 0].tolist(), self.names, self.shapes, strict=True)
+        rows = zip(
+            self._types, self.node_table[:, 0].tolist(), self.names, self.shapes, strict=True
+        )
         for node, (kind, code, name, shape) in enumerate(rows):
             if code < 0 or shape is None:
                 continue

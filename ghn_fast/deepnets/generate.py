@@ -27,8 +27,8 @@ from ghn_fast.deepnets.record import encode
 from ghn_fast.deepnets.sampler import IMAGE_SIZES, check_split, sample_config
 from ghn_fast.deepnets.store import choose_format, files_of_split
 
-# Architectures per task: a tenth of a second of work, some hundred kilobytes of result. A packed file
-# gets a few at a time.
+# Architectures per task: a tenth of a second of work, some hundred kilobytes of result. A packed
+# file gets a few at a time.
 _TASK = {"hdf5": 64, "packed": 1024}
 _CHUNK = 64
 
@@ -88,10 +88,8 @@ def generate(
             raise ValueError(f"{name}: got {value!r}, needs an integer of at least {least}")
     job = _Job(split, seed, frozenset(exclude), choose_format(format, split))
     with _Interrupts() as interrupts, new_files(out, split, job.layout, seed, overwrite) as writer:
-        if workers == 1:
-            parts = _make(job, 0, count)
-        else:
-            parts = _parallel(job, count, workers, interrupts)
+        alone = workers == 1
+        parts = _make(job, 0, count) if alone else _parallel(job, count, workers, interrupts)
         try:
             with closing(parts):
                 for part in parts:
@@ -168,9 +166,7 @@ def make_chunk(
             the configurations.
     """
     flags = [False] * len(configs) if by_cell is None else by_cell
-    records = [
-        encode(config, by_cell=flag) for config, flag in zip(configs, flags, strict=True)
-    ]
+    records = [encode(config, by_cell=flag) for config, flag in zip(configs, flags, strict=True)]
     image_sizes = list(IMAGE_SIZES.values())
     if compiled():
         sizes = sizes_of_records(records, 10, image_sizes, nodes=True).numpy()
@@ -227,9 +223,7 @@ def _parallel(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait(
-    future: Future[list[Record | Chunk]], interrupts: _Interrupts
-) -> list[Record | Chunk]:
+def _wait(future: Future[list[Record | Chunk]], interrupts: _Interrupts) -> list[Record | Chunk]:
     while True:
         try:
             return future.result(timeout=0.1)

@@ -142,7 +142,8 @@ class PackFile:
             return values
 
         self._ends = column("<u8")
-        self._params = column("<u8", len(IMAGE_SIZES)).reshape(count, -1)
+        self.params: npt.NDArray[np.uint64] = column("<u8", len(IMAGE_SIZES)).reshape(count, -1)
+        """Number of parameters of every architecture in the order of ``IMAGE_SIZES`` (N, 2)."""
         self.nodes: npt.NDArray[np.uint32] = column("<u4")
         """Number of nodes of every architecture (N,)."""
 
@@ -165,7 +166,7 @@ class PackFile:
 
     def num_params(self, index: int) -> Mapping[str, int]:
         """Number of parameters at 32 channels per image size."""
-        return dict(zip(IMAGE_SIZES, self._params[index].tolist(), strict=True))
+        return dict(zip(IMAGE_SIZES, self.params[index].tolist(), strict=True))
 
     def record(self, index: int) -> bytes:
         """The record of an architecture."""
@@ -192,7 +193,7 @@ class PackFile:
         first = int(self._ends[start - 1]) if start else 0
         ends = self._ends[start:stop].astype(np.int64)
         data = bytes(self._data[self._start + first : self._start + int(ends[-1])])
-        params, nodes = self._params[start:stop], self.nodes[start:stop]
+        params, nodes = self.params[start:stop], self.nodes[start:stop]
         return Chunk(data, ends - first, params.astype(np.int64), nodes.astype(np.int64))
 
     def close(self) -> None:

@@ -39,7 +39,15 @@ BY_CELL: Final = 32
 FLAGS_AT: Final = 20
 """Offset of the flags in a record."""
 
+HEAD_FIELDS: Final[tuple[tuple[str, str], ...]] = (
+    *(("steps", "u1"), ("reduce_steps", "u1"), ("normal_concat", "u1"), ("reduce_concat", "u1")),
+    *(("n_cells", "<u2"), ("C_mult", "<u2"), ("C", "<u4"), ("fc_dim", "<u4")),
+    *(("fc_layers", "<u2"), ("ks", "<u2"), ("flags", "u1"), ("zero", "u1"), ("zeros", "<u2")),
+)
+"""Fields before the operations of a record, and their types in the notation of NumPy."""
+
 _HEAD = struct.Struct("<4BHHIIHHBBH")
+HEAD_SIZE: Final = _HEAD.size
 _INDEX = {name: index for index, name in enumerate(PRIMITIVES)}
 _MOST_STEPS = 253
 _MOST_CHANNELS = 1 << 24

@@ -78,4 +78,3 @@ def files_of_split(folder: Path, split: str, layout: str) -> list[Path]:
         data = folder / file_names(split)[0]
         files = [data, meta_path(data)]
     return [file for file in files if file.exists()]
-

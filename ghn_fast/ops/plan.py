@@ -148,7 +148,6 @@ class GraphPlan:
             moved._sweeps = (self._sweeps[0].to(device), self._sweeps[1].to(device))
         return moved
 
-
     def pin_memory(self) -> GraphPlan:
         """The plan in page-locked memory, from where it is copied to a GPU without waiting.
 
