@@ -15,9 +15,10 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +53,8 @@ def is_packed(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-class Chunk(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Chunk:
     """Architectures on their way into a packed file.
 
     Attributes:
