@@ -2,7 +2,7 @@
 
 A graph follows from its configuration in less time than it takes to read it from a file, so a
 packed file holds the records of configurations (:mod:`ghn_fast.deepnets.record`) and a few numbers
-beside each: about 75 bytes per architecture. docs/deepnets.md describes every field.
+beside each: about 70 bytes per architecture. docs/deepnets.md describes every field.
 
 ``deepnets1m_<split>.ghnpack`` is a header of 128 bytes, the records one behind the other, and an
 index: where each record ends, the number of parameters for each image size, the number of nodes.
