@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "../common/checks.h"
+#include "../common/per_thread.h"
 #include "deepnets_graph.h"
 #include "deepnets_net.h"
 #include "deepnets_schedule.h"
@@ -27,7 +28,7 @@ void check_connected(const NetPlan& plan, int64_t index) {
 }
 
 void derive(Graph& graph, const NetPlan& plan, const Params& params) {
-  thread_local Ops ops;
+  auto& ops = per_thread<Ops>();
   make_graph(graph, ops, record_network(ops, plan, params), params);
 }
 
@@ -81,7 +82,7 @@ at::Tensor deepnets_sizes_cpu(const at::Tensor& records, const at::Tensor& ends,
   const int64_t count = stops.numel(), columns = 1 + int64_t(image_sizes.size());
   at::Tensor result = at::empty({count, columns}, at::kLong);
   auto* row = result.data_ptr<int64_t>();
-  Graph graph;
+  auto& graph = per_thread<Graph>();
   int64_t start = 0;
   for (int64_t i = 0; i < count; ++i, row += columns) {
     TORCH_CHECK_VALUE(end[i] >= start && end[i] <= data.numel(), "ends: got ", end[i], " after ",
@@ -114,7 +115,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deepnets_graph_cpu(
   const NetPlan plan = NetPlan::of(net, num_classes, structure_size);
   check_connected(plan, 0);
   const Params params = Params::of(plan);
-  thread_local Graph graph;
+  auto& graph = per_thread<Graph>();
   derive(graph, plan, params);
   at::Tensor table;
   if (image_size == structure_size) {

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "../common/per_thread.h"
+
 namespace ghn::deepnets {
 namespace {
 
@@ -206,7 +208,7 @@ NodeType type_of(const Nodes& nodes, int32_t n, const Params& params) {
 }  // namespace
 
 void make_graph(Graph& graph, const Ops& ops, int32_t output, const Params& params) {
-  thread_local Nodes nodes;
+  auto& nodes = per_thread<Nodes>();
   nodes.clear();
   linearise(nodes, ops, output);
   order_nodes(nodes, params);
