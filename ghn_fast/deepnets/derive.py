@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,12 @@ class DerivedGraph(ArchGraph):
     node_table: Tensor
     _skipped: Tensor
     _packed: Tensor
+
+    def __new__(cls, *args: Any, **fields: Any) -> DerivedGraph:
+        # With fields of its own, as from dataclasses.replace, it is a graph like any other.
+        if args or fields:
+            return ArchGraph(*args, **fields)  # type: ignore[return-value]
+        return super().__new__(cls)
 
     @classmethod
     def of(cls, arrays: Sequence[Tensor], virtual_edges: int) -> DerivedGraph:

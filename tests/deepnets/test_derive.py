@@ -239,6 +239,10 @@ def test_derived_graphs_do_what_graphs_do() -> None:
     assert_equal(pickle.loads(pickle.dumps(graph)), expected)
     assert repr(graph) == repr(expected)
     assert graph.op_histogram() == expected.op_histogram()
+    replaced = replace(graph, edges=expected.edges[:5])
+    assert type(replaced) is ArchGraph
+    assert (replaced.num_edges, replaced.names) == (5, expected.names)
+    assert GraphBatch([replaced]).plan.num_edges == 5
     near = graph.with_virtual_edges(3)
     assert torch.equal(near.edges, expected.with_virtual_edges(3).edges)
     assert near.names == expected.names

@@ -77,7 +77,7 @@ def test_what_is_no_plan_is_refused() -> None:
     join, edges = torch.ops.ghn_fast.gated_gnn_join, torch.ops.ghn_fast.gated_gnn_plan_edges
     for bad in (plan[:-1], plan[:3], plan.clone().fill_(-1), plan.repeat_interleave(2)[::2]):
         for op in (join, edges):
-            with pytest.raises(ValueError, match="no plan of this version|needs a contiguous"):
+            with pytest.raises(ValueError, match=r"no plan of this version|needs a contiguous"):
                 op([plan, bad] if op is join else bad)
     with pytest.raises(TypeError, match="got Long"):
         edges(plan.long())
