@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ghn_fast.deepnets.genotype import NetworkConfig
 from ghn_fast.deepnets.record import encode
-from ghn_fast.graph.arch_graph import ArchGraph, Target
+from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
 from ghn_fast.ops.backend import extension_problem, register_op, resolve
 from ghn_fast.ops.plan import GraphPlan
@@ -47,7 +47,6 @@ _STEM_NAMES = (
     *("stem1.1.weight", "stem1.2.weight", "stem1.2.bias"),
 )
 
-_BIAS = NODE_TYPE_INDEX["bias"]
 _NORMS = (NODE_TYPE_INDEX["bn"], NODE_TYPE_INDEX["ln"])
 
 
@@ -82,6 +81,8 @@ class DerivedGraph(ArchGraph):
             _packed=packed,
             virtual_edges=virtual_edges,
             aliases={},
+            full_shapes={},
+            fan_ins={},
         )
         return graph
 
@@ -124,24 +125,6 @@ class DerivedGraph(ArchGraph):
     @cached_property
     def skipped(self) -> Mapping[str, str]:  # type: ignore[override]
         return {parameter_name(code): UNREACHED for code in self._skipped.tolist()}
-
-    @cached_property
-    def targets(self) -> tuple[Target, ...]:
-        """The parameters that the nodes predict, in the order of the nodes."""
-        result = []
-        last, shifts = self.num_nodes - 1, self.shift_names
-        rows = zip(
-            self._types, self.node_table[:, 0].tolist(), self.names, self.shapes, strict=True
-        )
-        for node, (kind, code, name, shape) in enumerate(rows):
-            if code < 0 or shape is None:
-                continue
-            is_bias = kind == _BIAS
-            head = (node == last and is_bias) or (node == last - 1 and len(shape) == 2)
-            result.append(Target(node, name, shape, int(is_bias), head))
-            if kind in _NORMS:
-                result.append(Target(node, shifts[node], shape, 1, False))
-        return tuple(result)
 
     @cached_property
     def _types(self) -> list[int]:
