@@ -7,11 +7,16 @@ TORCH_LIBRARY(ghn_fast, m) {
   // another device is made by gated_gnn_plan_to, from the one on the CPU.
   //
   // An op that takes a plan raises ValueError if it is not sound: in full when it first sees the
-  // tensor and after every write that torch knows of; what these two ops return is known to be
-  // sound. A plan on a GPU that they did not make costs a copy to the host, once. Reads stay in
-  // bounds whatever the memory of a plan holds. See common/plan_check.h.
+  // tensor and after every write that torch knows of; what these two ops, gated_gnn_join and
+  // deepnets_graph return is known to be sound. A plan on a GPU that they did not make costs a copy
+  // to the host, once. Reads stay in bounds whatever the memory of a plan holds. See
+  // common/plan_check.h.
   m.def("gated_gnn_plan(Tensor edges, Tensor offsets) -> Tensor");
   m.def("gated_gnn_plan_to(Tensor plan, Device device) -> Tensor");
+
+  // Plans of batches -> plan of all their graphs side by side; and the edges (M, 3) of a plan.
+  m.def("gated_gnn_join(Tensor[] plans) -> Tensor");
+  m.def("gated_gnn_plan_edges(Tensor plan) -> Tensor");
 
   // x (N, C) in float32, float64, float16 or bfloat16, and so the weights, `out` and all gradients;
   // the narrow ones are computed in float32. weights: weight and bias of both layers of mlp, the
@@ -35,6 +40,17 @@ TORCH_LIBRARY(ghn_fast, m) {
   m.def("expand_params_pack(Tensor table, Tensor[] blocks, int numel) -> Tensor");
   // Row r goes to out[r], of any floating-point type, instead of its offset.
   m.def("expand_params_into(Tensor[] blocks, Tensor table, Tensor(a!)[] out) -> ()");
+
+  // records: packed architectures, uint8, one behind the other, each up to its of `ends` (B)
+  // -> rows (nodes, parameters for each image size); nodes is 0 unless asked for.
+  m.def(
+      "deepnets_sizes(Tensor records, Tensor ends, int num_classes, int[] image_sizes, bool nodes)"
+      " -> Tensor");
+  // -> types (N), rows (name, dims, shape) of the nodes (N, 6), names of the parameters that no
+  // node stands for, plan. The graph is that for images of structure_size.
+  m.def(
+      "deepnets_graph(Tensor record, int num_classes, int image_size, int structure_size,"
+      " int virtual_edges) -> (Tensor types, Tensor nodes, Tensor skipped, Tensor plan)");
 
   // edges (E, 2) of pairs (from, to), from < to -> (M, 3) of rows (from, to, distance), int64.
   m.def("shortest_distances(Tensor edges, int num_nodes, int cutoff) -> Tensor");

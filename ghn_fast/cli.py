@@ -39,6 +39,14 @@ class Split(StrEnum):
     search = "search"
 
 
+class Format(StrEnum):
+    """Layouts of files."""
+
+    auto = "auto"
+    packed = "packed"
+    hdf5 = "hdf5"
+
+
 class EvaluationSplit(StrEnum):
     """Splits that can be evaluated."""
 
@@ -295,8 +303,15 @@ def generate(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    layout: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="packed, hdf5 (as published), or auto: packed for train and search.",
+        ),
+    ] = Format.auto,
 ) -> None:
-    """Generate architectures and write them in the layout of DeepNets-1M."""
+    """Generate architectures and write them into files of DeepNets-1M."""
     from ghn_fast.deepnets import DeepNets, describe, statistics_table
     from ghn_fast.deepnets import generate as write
 
@@ -311,6 +326,7 @@ def generate(
                 workers=workers,
                 seed=seed,
                 overwrite=overwrite,
+                format=layout.value,
                 progress=lambda done: progress.update(task, completed=done),
             )
         except KeyboardInterrupt:
@@ -341,6 +357,34 @@ def info(
         # Evenly spread over the split; averages need no more.
         chosen = range(0, len(nets), -(-len(nets) // _MOST))
         typer.echo(f"{split}: {summarise_properties(nets[index].graph for index in chosen)}")
+
+
+@deepnets_app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(help="Folder (or file) to read.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    layout: Annotated[
+        Format, typer.Option("--format", help="packed, or hdf5 (as published).")
+    ] = Format.packed,
+    split: Annotated[
+        Split | None, typer.Option("--split", help="The split to convert; all by default.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+) -> None:
+    """Write files of architectures in another layout."""
+    from ghn_fast.deepnets import DeepNets, splits_in
+    from ghn_fast.deepnets import convert as write
+
+    for name in [split.value] if split else splits_in(folder):
+        count = len(DeepNets(folder, name))
+        with _progress() as progress:
+            task = progress.add_task(f"{name} architectures", total=count, info="")
+
+            def show(done: int, progress: Any = progress, task: Any = task) -> None:
+                progress.update(task, completed=done)
+
+            written = write(folder, name, out, layout.value, overwrite=overwrite, progress=show)
+        typer.echo(f"written: {count} architectures in {written}")
 
 
 @app.command()

@@ -59,6 +59,30 @@ def test_generate_and_info(run: Run, tmp_path: Path) -> None:
     assert "val" in out
 
 
+def test_formats_and_conversion(run: Run, tmp_path: Path) -> None:
+    arguments = ("--count", "5", "--seed", "2")
+    for split, option in (("train", ()), ("val", ("--format", "packed"))):
+        status, out, _ = run(
+            "deepnets", "generate", "--split", split, *arguments, "--out", tmp_path, *option
+        )
+        assert status == 0
+        assert "written: 5 architectures" in out
+    assert {path.suffix for path in tmp_path.iterdir()} == {".ghnpack"}
+    status, table, _ = run("deepnets", "info", tmp_path)
+    assert status == 0
+    assert "train" in table
+    assert "val" in table
+    status, out, _ = run(
+        "deepnets", "convert", tmp_path, "--out", tmp_path / "new", "--format", "hdf5"
+    )
+    assert status == 0
+    assert out.count("written: 5 architectures in ") == 2
+    assert run("deepnets", "info", tmp_path / "new")[1] == table
+    status, _, error = run("deepnets", "convert", tmp_path, "--out", tmp_path, "--split", "val")
+    assert status == 2
+    assert "exists" in error
+
+
 def test_train_continues_and_evaluates(run: Run, tmp_path: Path) -> None:
     config = tmp_path / "recipe.yaml"
     config.write_text("max_nodes: 120\nimage_size: 16\nmax_channels: 32\nsteps: 99\n")

@@ -2,11 +2,13 @@
 
 The operations that autograd would record are written down from the plan of the network
 (:mod:`ghn_fast.deepnets.plan`) and go through the same steps as captured ones. The graph equals
-``capture(Network(config), ...)``, node by node.
+``capture(Network(config), ...)``, node by node. This module has the reference; the compiled back
+end (:mod:`ghn_fast.deepnets.derive`) takes its place where it is there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from ghn_fast.deepnets.build_ops import (
@@ -22,12 +24,14 @@ from ghn_fast.deepnets.build_params import (
     classifier_parameters,
     stem_parameters,
 )
+from ghn_fast.deepnets.derive import UNREACHED, derive_graph, derive_sizes
 from ghn_fast.deepnets.genotype import NetworkConfig
 from ghn_fast.deepnets.plan import (
     CellPlan,
     NetworkPlan,
     OpPlan,
     PreprocessPlan,
+    check_sizes,
     is_connected,
     plan_network,
 )
@@ -43,8 +47,6 @@ __all__ = [
     "parameter_shapes",
     "stored_node_order",
 ]
-
-_UNREACHED = "not on a path from the input to the output"
 
 # Letters of record_chain for the primitives that are chains.
 _CHAINS = {
@@ -78,6 +80,10 @@ def build_graph(
     Raises:
         ValueError: If no path leads from the input to the output, or an argument is not positive.
     """
+    check_sizes(num_classes, image_size)
+    derived = derive_graph(config, num_classes, image_size, virtual_edges)
+    if derived is not None:
+        return derived
     plan = plan_network(config, num_classes, image_size)
     if not plan.connected:
         raise ValueError(
@@ -92,7 +98,7 @@ def build_graph(
             reached.add(node.param.name)
             if node.param.shift_name is not None:
                 reached.add(node.param.shift_name)
-    skipped = {param.name: _UNREACHED for param in _flat(blocks) if param.name not in reached}
+    skipped = {param.name: UNREACHED for param in _flat(blocks) if param.name not in reached}
     return graph_from_nodes(nodes, virtual_edges=virtual_edges, skipped=skipped)
 
 
@@ -113,8 +119,23 @@ def parameter_shapes(
 
 def count_parameters(config: NetworkConfig, num_classes: int = 10, image_size: int = 32) -> int:
     """Number of elements of all parameters of a network; see :func:`parameter_shapes`."""
-    blocks = _parameters(plan_network(config, num_classes, image_size))
-    return sum(prod(param.shape) for param in _flat(blocks))
+    return count_for_sizes(config, num_classes, (image_size,))[0]
+
+
+def count_for_sizes(
+    config: NetworkConfig, num_classes: int, image_sizes: Sequence[int]
+) -> list[int]:
+    """:func:`count_parameters` for several image sizes."""
+    for image_size in image_sizes:
+        check_sizes(num_classes, image_size)
+    sizes = derive_sizes(config, num_classes, image_sizes)
+    if sizes is not None:
+        return sizes[1:]
+    result = []
+    for image_size in image_sizes:
+        blocks = _parameters(plan_network(config, num_classes, image_size))
+        result.append(sum(prod(param.shape) for param in _flat(blocks)))
+    return result
 
 
 def node_cells(graph: ArchGraph, n_cells: int) -> list[int]:

@@ -10,15 +10,31 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
-from ghn_fast.deepnets.build import build_graph, count_parameters, parameter_shapes
+from ghn_fast.deepnets.build import (
+    build_graph,
+    count_for_sizes,
+    count_parameters,
+    parameter_shapes,
+    stored_node_order,
+)
+from ghn_fast.deepnets.derive import derive_graph, derive_sizes
 from ghn_fast.deepnets.files import SplitFile
 from ghn_fast.deepnets.genotype import VIT_CONFIG, NetworkConfig
-from ghn_fast.deepnets.layout import NodeRow, graph_from_rows, rows_in_graph_order, with_shapes
+from ghn_fast.deepnets.layout import (
+    NodeRow,
+    graph_from_rows,
+    in_order,
+    rows_in_graph_order,
+    with_shapes,
+)
 from ghn_fast.deepnets.network import Network
-from ghn_fast.deepnets.plan import LARGE_IMAGE
+from ghn_fast.deepnets.pack import PackFile
+from ghn_fast.deepnets.plan import LARGE_IMAGE, check_sizes
 from ghn_fast.deepnets.sampler import (
     IMAGE_SIZES,
     SPACES,
@@ -27,6 +43,7 @@ from ghn_fast.deepnets.sampler import (
     check_split,
     sample_config,
 )
+from ghn_fast.deepnets.store import open_split
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.capture import capture
 
@@ -34,6 +51,9 @@ SPLITS: Final[tuple[str, ...]] = (*SPACES, "predefined")
 """Names of all splits."""
 
 _WIDE = (4, 2)
+
+# What an item makes of what it has, and need not carry along.
+_DERIVED = frozenset(("graph", "num_params"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +68,7 @@ class ArchItem:
         num_classes: Number of classes that :attr:`graph` and :meth:`build` assume.
         image_size: Height and width of the images that they assume.
         widening: Factors on ``C`` when it is built for small and for large images.
-        file: The file that holds its graph, if there is one.
+        file: The file that holds its graph or its configuration, if there is one.
         reorder: Whether to put the nodes of the file in the order of the graph.
     """
 
@@ -59,29 +79,26 @@ class ArchItem:
     num_classes: int = 10
     image_size: int = 32
     widening: tuple[int, int] = (1, 1)
-    file: SplitFile | None = None
+    file: SplitFile | PackFile | None = None
     reorder: bool = False
 
     @cached_property
     def graph(self) -> ArchGraph:
         """The architecture graph for the item's number of classes and image size."""
-        return self.graph_for(self.num_classes, self.image_size)
+        return self._graph_for(self.num_classes, self.image_size)
 
     def graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
         """The architecture graph with the shapes for a number of classes and an image size.
 
-        Nodes and edges are those of the file, if there is one, and else those of the network for
+        Nodes and edges are those of the file, if it holds them, and else those of the network for
         small images.
 
         Raises:
             ValueError: If what the file holds is not valid; the message names the file.
         """
-        config = self.config_for(image_size)
-        parameters = parameter_shapes(config, num_classes, image_size)
-        try:
-            return with_shapes(self._structure, parameters)
-        except ValueError as error:
-            raise ValueError(f"{self._where}: {error}") from error
+        if (num_classes, image_size) == (self.num_classes, self.image_size):
+            return self.graph
+        return self._graph_for(num_classes, image_size)
 
     def build(self, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
         """The network.
@@ -104,12 +121,15 @@ class ArchItem:
         factor = self.widening[image_size >= LARGE_IMAGE]
         return self.config if factor == 1 else replace(self.config, C=self.config.C * factor)
 
-    @property
+    @cached_property
     def num_nodes(self) -> int:
         """Number of nodes of the graph."""
         if self.file is not None:
             return self.file.num_nodes(self.index)
-        return self._structure.num_nodes
+        if "graph" in self.__dict__:
+            return self.graph.num_nodes
+        sizes = derive_sizes(self._small_config, 10, (IMAGE_SIZES["cifar10"],), nodes=True)
+        return self._structure.num_nodes if sizes is None else sizes[0]
 
     @cached_property
     def num_params(self) -> int:
@@ -127,7 +147,8 @@ class ArchItem:
         if stored is not None and set(stored) >= set(IMAGE_SIZES):
             return stored
         base = replace(self.config_for(IMAGE_SIZES["cifar10"]), C=32, fc_dim=256)
-        return {name: count_parameters(base, 10, size) for name, size in IMAGE_SIZES.items()}
+        counts = count_for_sizes(base, 10, list(IMAGE_SIZES.values()))
+        return dict(zip(IMAGE_SIZES, counts, strict=True))
 
     def with_config(self, config: NetworkConfig, **changes: Any) -> ArchItem:
         """The same architecture with other widths.
@@ -137,17 +158,21 @@ class ArchItem:
             changes: Other fields to change, ``num_classes`` or ``image_size``.
         """
         item = replace(self, config=config, **changes)
-        if "_structure" in self.__dict__:
-            # The widths do not matter for it.
-            item.__dict__["_structure"] = self._structure
+        for name in ("_structure", "num_nodes", "_by_cell"):
+            if name in self.__dict__:
+                # The widths do not matter for it.
+                item.__dict__[name] = self.__dict__[name]
         return item
 
     def __getstate__(self) -> dict[str, Any]:
-        # The graph travels instead of the file, which knows all architectures of the split.
+        # What the file says travels instead of the file, which knows all architectures of the
+        # split: an HDF5 file the graph, a packed file what the graph follows from.
+        state = {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
         if self.file is not None:
-            state = {"_structure": self._structure, "base_params": self.base_params}
-            return {**self.__dict__, **state, "file": None}
-        return self.__dict__
+            names = ["num_nodes", "base_params", "_by_cell"]
+            names += ["_structure"] if isinstance(self.file, SplitFile) else []
+            state |= {name: getattr(self, name) for name in names}
+        return {**state, "file": None}
 
     def _defaults(self, num_classes: int | None, image_size: int | None) -> tuple[int, int]:
         return (
@@ -161,12 +186,40 @@ class ArchItem:
             return self.name
         return f"{self.file.data_path}: {self.file.split}/{self.index}"
 
+    @property
+    def _small_config(self) -> NetworkConfig:
+        return self.config_for(IMAGE_SIZES["cifar10"])
+
+    @cached_property
+    def _by_cell(self) -> bool:
+        """Whether a packed file lists the nodes cell by cell."""
+        return isinstance(self.file, PackFile) and self.file.by_cell(self.index)
+
+    def _graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
+        config = self.config_for(image_size)
+        stored = isinstance(self.file, SplitFile) or "_structure" in self.__dict__
+        if not stored and not (self._by_cell and not self.reorder):
+            check_sizes(num_classes, image_size)
+            derived = derive_graph(
+                config, num_classes, image_size, self.virtual_edges, IMAGE_SIZES["cifar10"]
+            )
+            if derived is not None:
+                return derived
+        parameters = parameter_shapes(config, num_classes, image_size)
+        try:
+            return with_shapes(self._structure, parameters)
+        except ValueError as error:
+            raise ValueError(f"{self._where}: {error}") from error
+
     @cached_property
     def _structure(self) -> ArchGraph:
         """The graph; shapes are valid only after :func:`with_shapes`."""
-        config = self.config_for(IMAGE_SIZES["cifar10"])
-        if self.file is None:
-            return build_graph(config, virtual_edges=self.virtual_edges)
+        config = self._small_config
+        if not isinstance(self.file, SplitFile):
+            graph = build_graph(config, virtual_edges=self.virtual_edges)
+            if self._by_cell and not self.reorder:
+                graph = in_order(graph, stored_node_order(graph, config.n_cells))
+            return graph
         rows: Sequence[NodeRow]
         rows, matrix = self.file.read(self.index)
         try:
@@ -197,7 +250,7 @@ class PredefinedItem(ArchItem):
 class ResNet50Item(PredefinedItem):
     """ResNet-50 of torchvision; for small images with a 3x3 convolution and no pooling first."""
 
-    def graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
+    def _graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
         with torch.device("meta"):
             network = self.build(num_classes, image_size)
         return capture(network, (3, image_size, image_size), self.virtual_edges)
@@ -214,7 +267,7 @@ class ResNet50Item(PredefinedItem):
             network.maxpool = nn.Identity()
         return network
 
-    @property
+    @cached_property
     def num_nodes(self) -> int:
         return self.graph.num_nodes
 
@@ -263,9 +316,13 @@ class ArchSequence(Sequence[ArchItem]):
         """Number of nodes of an architecture, ``None`` where only its graph could tell."""
         return None
 
+    def all_nodes(self) -> npt.NDArray[np.integer] | None:
+        """Number of nodes of every architecture, ``None`` where only the graphs could tell."""
+        return None
+
 
 class DeepNets(ArchSequence):
-    """A split of DeepNets-1M in the published file layout, or the predefined networks.
+    """A split of DeepNets-1M from files, packed or in the published layout; or ``predefined``.
 
     Files are opened when they are needed, in each process anew; objects can be pickled.
 
@@ -275,11 +332,14 @@ class DeepNets(ArchSequence):
     of the networks. It makes no difference for files written by this package.
 
     Args:
-        path: Folder with the files, or one HDF5 file; not used for ``predefined``, where it may be
-            ``None``.
+        path: Folder with the files, a packed file or an HDF5 file; not used for ``predefined``,
+            where it may be ``None``. In a folder with both layouts, the packed file is read.
         split: One of :data:`SPLITS`.
         virtual_edges: See :class:`ArchSequence`.
         reorder: Whether to put the nodes of a file in the order of the graph.
+
+    Attributes:
+        file: The open file, ``None`` for ``predefined``.
 
     Raises:
         ValueError: If ``split`` is unknown, or a file is not valid; the message says which and why.
@@ -298,30 +358,37 @@ class DeepNets(ArchSequence):
         check_split(split, SPLITS)
         self.reorder = reorder
         super().__init__(split, virtual_edges)
-        self._file: SplitFile | None = None
+        self.file: SplitFile | PackFile | None = None
         if split != "predefined":
             if path is None:
                 raise ValueError(f"path: got None, needs the folder with the split {split!r}")
-            self._file = SplitFile(path, split)
+            self.file = open_split(path, split)
 
     def __len__(self) -> int:
-        return 2 if self._file is None else len(self._file)
+        return 2 if self.file is None else len(self.file)
 
     def num_nodes(self, index: int) -> int | None:
-        return None if self._file is None else self._file.num_nodes(index)
+        return None if self.file is None else self.file.num_nodes(index)
+
+    def all_nodes(self) -> npt.NDArray[np.integer] | None:
+        if self.file is None:
+            return None
+        if isinstance(self.file, PackFile):
+            return self.file.nodes
+        return np.array([self.file.num_nodes(index) for index in range(len(self))])
 
     def _item(self, index: int) -> ArchItem:
-        if self._file is None:
+        if self.file is None:
             if index == 0:
                 return ResNet50Item(0, "resnet50", None, self.virtual_edges)
             return PredefinedItem(1, "ViT", VIT_CONFIG, self.virtual_edges)
         return ArchItem(
             index,
             f"{self.split}-{index}",
-            self._file.config(index),
+            self.file.config(index),
             self.virtual_edges,
             widening=_widening(self.split),
-            file=self._file,
+            file=self.file,
             reorder=self.reorder,
         )
 

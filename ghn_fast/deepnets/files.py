@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from ghn_fast.deepnets.genotype import NetworkConfig
 from ghn_fast.deepnets.layout import NodeRow
+from ghn_fast.deepnets.pack import pack_name
 from ghn_fast.deepnets.sampler import SPACES, check_split
 
 _NOT_IN_EVAL = ("train", "search")
@@ -52,7 +53,8 @@ def find_files(path: str | os.PathLike[str], split: str) -> tuple[Path, Path]:
     candidates = [path / name for name in file_names(split)] if not path.is_file() else [path]
     data = next((candidate for candidate in candidates if candidate.is_file()), None)
     if data is None:
-        looked_for = " or ".join(str(candidate) for candidate in candidates)
+        packed = [] if path.is_file() else [path / pack_name(split)]
+        looked_for = " or ".join(str(candidate) for candidate in (*packed, *candidates))
         raise FileNotFoundError(f"path: no files of the split {split!r}, looked for {looked_for}")
     meta = meta_path(data)
     if not meta.is_file():
@@ -60,11 +62,10 @@ def find_files(path: str | os.PathLike[str], split: str) -> tuple[Path, Path]:
     return data, meta
 
 
-def splits_in(path: str | os.PathLike[str]) -> list[str]:
-    """The splits that a folder (or an HDF5 file) holds.
+def stored_splits(path: str | os.PathLike[str]) -> list[str]:
+    """The splits that the HDF5 files of a folder, or one of these files, hold.
 
     Raises:
-        FileNotFoundError: If there is none.
         ValueError: If a JSON file is damaged.
     """
     found = []
@@ -75,8 +76,6 @@ def splits_in(path: str | os.PathLike[str]) -> list[str]:
             continue
         if split in _read_json(meta):
             found.append(split)
-    if not found:
-        raise FileNotFoundError(f"path: {path} holds no files of DeepNets-1M (deepnets1m_*.hdf5)")
     return found
 
 
@@ -256,6 +255,7 @@ class SplitWriter:
 
         folder = Path(folder)
         self.split = split
+        self.complete = False
         self.data_path = folder / file_names(split)[0]
         self.meta_path = meta_path(self.data_path)
         for path in (self.data_path, self.meta_path):
@@ -319,6 +319,7 @@ class SplitWriter:
         self.meta_path.unlink(missing_ok=True)
         os.replace(self._data_part, self.data_path)
         os.replace(self._meta_part, self.meta_path)
+        self.complete = True
 
     def discard(self) -> None:
         """Remove what was written so far."""

@@ -1,4 +1,4 @@
-"""Generate files of DeepNets-1M, with any number of processes."""
+"""Generate files of DeepNets-1M, with any number of processes, and convert between layouts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,38 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
+from typing import Any, NamedTuple
 
-from ghn_fast.deepnets.build import build_graph, count_parameters
+import numpy as np
+
+from ghn_fast.deepnets.build import build_graph, count_for_sizes
+from ghn_fast.deepnets.derive import compiled, sizes_of_records
 from ghn_fast.deepnets.files import Record, SplitWriter
+from ghn_fast.deepnets.genotype import NetworkConfig
 from ghn_fast.deepnets.layout import MAX_DISTANCE, distances, node_rows
+from ghn_fast.deepnets.pack import Chunk, PackWriter
+from ghn_fast.deepnets.record import encode
 from ghn_fast.deepnets.sampler import IMAGE_SIZES, check_split, sample_config
+from ghn_fast.deepnets.store import choose_format, files_of_split
 
-# Architectures per task: a few tenths of a second of work, some hundred kilobytes of result.
-_CHUNK = 32
+# Architectures per task: a tenth of a second of work, some hundred kilobytes of result. A packed
+# file gets a few at a time.
+_TASK = {"hdf5": 64, "packed": 1024}
+_CHUNK = 64
+
+
+class _Job(NamedTuple):
+    split: str
+    seed: int
+    exclude: Collection[str]
+    layout: str
 
 
 def generate(
@@ -33,8 +50,9 @@ def generate(
     progress: Callable[[int], None] | None = None,
     exclude: Collection[str] = frozenset(),
     overwrite: bool = False,
+    format: str = "auto",
 ) -> Path:
-    """Sample the first architectures of a split and write them in the published layout.
+    """Sample the first architectures of a split and write them into files.
 
     The files depend on ``split``, ``count``, ``seed`` and ``exclude`` alone, not on ``workers``.
 
@@ -48,16 +66,19 @@ def generate(
         workers: Number of processes. Above 1, new ones are started, which import the caller's main
             module: guard its body with ``if __name__ == "__main__":``.
         seed: Seed of the data set; see :func:`ghn_fast.deepnets.sampler.sample_config`.
-        progress: Called after every architecture with the number of finished ones.
+        progress: Called with the number of finished architectures, after each one, in the packed
+            layout after every 64.
         exclude: Keys of architectures that must not come up.
-        overwrite: Whether to replace existing files of the split.
+        overwrite: Whether to replace existing files of the split, in either layout.
+        format: The layout: ``packed`` (:mod:`ghn_fast.deepnets.pack`), ``hdf5`` (the published one,
+            :mod:`ghn_fast.deepnets.files`), or ``auto``: packed for ``train`` and ``search``.
 
     Returns:
-        Path of the HDF5 file.
+        Path of the packed file or of the HDF5 file.
 
     Raises:
-        ValueError: If ``split`` is unknown, ``count`` or ``workers`` is below 1, or ``seed`` is
-            negative.
+        ValueError: If ``split`` or ``format`` is unknown, ``count`` or ``workers`` is below 1, or
+            ``seed`` is negative.
         FileExistsError: If there are files of the split and ``overwrite`` is false.
         RuntimeError: If a process dies; the architectures finished before are kept.
     """
@@ -65,16 +86,14 @@ def generate(
     for name, value, least in (("count", count, 1), ("workers", workers, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: got {value!r}, needs an integer of at least {least}")
-    exclude = frozenset(exclude)
-    with _Interrupts() as interrupts, SplitWriter(out, split, overwrite=overwrite) as writer:
-        if workers == 1:
-            records = (make_record(split, index, seed, exclude) for index in range(count))
-        else:
-            records = _parallel_records(split, count, seed, exclude, workers, interrupts)
+    job = _Job(split, seed, frozenset(exclude), choose_format(format, split))
+    with _Interrupts() as interrupts, new_files(out, split, job.layout, seed, overwrite) as writer:
+        alone = workers == 1
+        parts = _make(job, 0, count) if alone else _parallel(job, count, workers, interrupts)
         try:
-            with closing(records):
-                for record in records:
-                    writer.add(record)
+            with closing(parts):
+                for part in parts:
+                    writer.add(part)
                     if progress is not None:
                         progress(len(writer))
                     interrupts.check()
@@ -90,42 +109,112 @@ def generate(
     return writer.data_path
 
 
+@contextmanager
+def new_files(
+    folder: str | os.PathLike[str], split: str, layout: str, seed: int | None, overwrite: bool
+) -> Iterator[Any]:
+    """The writer of a split in a layout; a split has files in one layout only.
+
+    Raises:
+        FileExistsError: If there are files of the split, in either layout, and ``overwrite`` is
+            false.
+    """
+    other = "hdf5" if layout == "packed" else "packed"
+    replaced = files_of_split(Path(folder), split, other)
+    if replaced and not overwrite:
+        raise FileExistsError(f"{replaced[0]} exists; remove it, or choose another folder")
+    writer: SplitWriter | PackWriter
+    if layout == "packed":
+        writer = PackWriter(folder, split, seed=seed, overwrite=overwrite)
+    else:
+        writer = SplitWriter(folder, split, overwrite=overwrite)
+    try:
+        with writer:
+            yield writer
+    finally:
+        if writer.complete:
+            for path in replaced:
+                path.unlink(missing_ok=True)
+
+
 def make_record(
     split: str, index: int, seed: int, exclude: Collection[str] = frozenset()
 ) -> Record:
-    """Sample an architecture and derive what files hold of it."""
-    config = sample_config(split, index, seed, exclude=exclude)
+    """Sample an architecture and derive what HDF5 files hold of it."""
+    return record_of(sample_config(split, index, seed, exclude=exclude))
+
+
+def record_of(config: NetworkConfig) -> Record:
+    """What HDF5 files hold of an architecture."""
     graph = build_graph(config, virtual_edges=MAX_DISTANCE)
-    counts = {name: count_parameters(config, 10, size) for name, size in IMAGE_SIZES.items()}
-    return Record(config, counts, node_rows(graph, config.n_cells), distances(graph))
+    counts = count_for_sizes(config, 10, list(IMAGE_SIZES.values()))
+    params = dict(zip(IMAGE_SIZES, counts, strict=True))
+    return Record(config, params, node_rows(graph, config.n_cells), distances(graph))
 
 
-def _make_records(
-    split: str, start: int, stop: int, seed: int, exclude: Collection[str]
-) -> list[Record]:
-    return [make_record(split, index, seed, exclude) for index in range(start, stop)]
+def make_chunk(
+    configs: Sequence[NetworkConfig],
+    by_cell: Sequence[bool] | None = None,
+    params: Sequence[Sequence[int]] | None = None,
+) -> Chunk:
+    """What a packed file holds of architectures.
+
+    Args:
+        configs: The architectures.
+        by_cell: Whether their nodes are listed cell by cell; none of them by default.
+        params: Number of parameters to note, in the order of ``IMAGE_SIZES``; by default those of
+            the configurations.
+    """
+    flags = [False] * len(configs) if by_cell is None else by_cell
+    records = [encode(config, by_cell=flag) for config, flag in zip(configs, flags, strict=True)]
+    image_sizes = list(IMAGE_SIZES.values())
+    if compiled():
+        sizes = sizes_of_records(records, 10, image_sizes, nodes=True).numpy()
+    else:
+        sizes = np.array(
+            [
+                (
+                    build_graph(config, virtual_edges=1).num_nodes,
+                    *count_for_sizes(config, 10, image_sizes),
+                )
+                for config in configs
+            ]
+        )
+    ends = np.cumsum([len(record) for record in records])
+    counts = sizes[:, 1:] if params is None else np.array(params)
+    return Chunk(b"".join(records), ends, counts, sizes[:, 0])
 
 
-def _parallel_records(
-    split: str,
-    count: int,
-    seed: int,
-    exclude: Collection[str],
-    workers: int,
-    interrupts: _Interrupts,
-) -> Generator[Record, None, None]:
-    """Records in the order of their indices; a few chunks per process are under way at a time."""
-    # Chunks no larger than an even share, so that small counts occupy all processes.
-    size = max(1, min(_CHUNK, count // workers))
+def _make(job: _Job, start: int, stop: int) -> Generator[Record | Chunk, None, None]:
+    split, seed, exclude, layout = job
+    if layout == "hdf5":
+        for index in range(start, stop):
+            yield make_record(split, index, seed, exclude)
+        return
+    for first in range(start, stop, _CHUNK):
+        indices = range(first, min(first + _CHUNK, stop))
+        yield make_chunk([sample_config(split, i, seed, exclude=exclude) for i in indices])
+
+
+def _task(job: _Job, start: int, stop: int) -> list[Record | Chunk]:
+    return list(_make(job, start, stop))
+
+
+def _parallel(
+    job: _Job, count: int, workers: int, interrupts: _Interrupts
+) -> Generator[Record | Chunk, None, None]:
+    """Parts in the order of their indices; a few tasks per process are under way at a time."""
+    # Tasks no larger than an even share, so that small counts occupy all processes.
+    size = max(1, min(_TASK[job.layout], count // workers))
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
-    pending: deque[Future[list[Record]]] = deque()
+    pending: deque[Future[list[Record | Chunk]]] = deque()
     start = 0
     try:
         while pending or start < count:
             while start < count and len(pending) < 3 * workers:
                 stop = min(start + size, count)
                 with _without_interrupts():
-                    future = pool.submit(_make_records, split, start, stop, seed, exclude)
+                    future = pool.submit(_task, job, start, stop)
                 pending.append(future)
                 start = stop
             yield from _wait(pending[0], interrupts)
@@ -134,7 +223,7 @@ def _parallel_records(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait(future: Future[list[Record]], interrupts: _Interrupts) -> list[Record]:
+def _wait(future: Future[list[Record | Chunk]], interrupts: _Interrupts) -> list[Record | Chunk]:
     while True:
         try:
             return future.result(timeout=0.1)

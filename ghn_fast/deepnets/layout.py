@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 
 from ghn_fast.deepnets.build import build_graph
+from ghn_fast.deepnets.derive import UNREACHED
 from ghn_fast.deepnets.genotype import NetworkConfig
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
@@ -36,7 +37,6 @@ MAX_DISTANCE: Final = 250
 _WITH_PARAMETERS = frozenset(("sep_conv", "dil_conv", "conv", "bias", "bn", "ln", "pos_enc"))
 _POOLING = frozenset(("max_pool", "avg_pool"))
 _POOL_SHAPE = (1, 1, 3, 3)
-_UNREACHED = "not on a path from the input to the output"
 _KERNEL_SUFFIX = re.compile(r"^(conv|sep_conv|dil_conv|max_pool|avg_pool)(_\d+x\d+)+$")
 
 
@@ -177,7 +177,25 @@ def with_shapes(graph: ArchGraph, parameters: Mapping[str, tuple[int, ...]]) -> 
         graph.names,
         graph.shift_names,
         graph.virtual_edges,
-        {name: _UNREACHED for name in parameters if name not in reached},
+        {name: UNREACHED for name in parameters if name not in reached},
+        graph.aliases,
+    )
+
+
+def in_order(graph: ArchGraph, order: Sequence[int]) -> ArchGraph:
+    """The graph with types, shapes and names of node ``order[i]`` in the place of node i.
+
+    What the published loader makes of files that list nodes in another order than edges.
+    """
+    place = {node: index for index, node in enumerate(order)}
+    return ArchGraph(
+        graph.op_types[torch.tensor(order)],
+        graph.edges,
+        tuple(graph.shapes[node] for node in order),
+        tuple(graph.names[node] for node in order),
+        {place[node]: graph.shift_names[node] for node in order if node in graph.shift_names},
+        graph.virtual_edges,
+        graph.skipped,
         graph.aliases,
     )
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -12,6 +17,7 @@ import numpy.typing as npt
 from ghn_fast.deepnets.dataset import ArchItem, ArchSequence
 from ghn_fast.deepnets.genotype import NetworkConfig
 from ghn_fast.deepnets.plan import LARGE_IMAGE
+from ghn_fast.graph.batch import GraphBatch
 
 MAX_NODES: Final = 2200
 """Largest number of nodes of a meta-batch, as published."""
@@ -26,6 +32,18 @@ _ATTEMPTS = 1000
 _ORDER, _REPLACEMENT, _WIDTHS = range(3)
 
 
+class MetaBatch(list[ArchItem]):
+    """The architectures of a step, and their graphs put together for message passing."""
+
+    @cached_property
+    def graphs(self) -> GraphBatch:
+        """The graphs with distances and schedule; the same objects as the items' ``graph``.
+
+        In memory on the CPU, page-locked if the loader was asked for that.
+        """
+        return GraphBatch([item.graph for item in self])
+
+
 def meta_batches(
     nets: ArchSequence,
     meta_batch: int,
@@ -36,7 +54,10 @@ def meta_batches(
     max_nodes: int = MAX_NODES,
     num_classes: int = 10,
     num_ch: tuple[int, int] = (32, 128),
-) -> Iterator[list[ArchItem]]:
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+) -> Iterator[MetaBatch]:
     """Meta-batches of architectures with sampled widths, without end.
 
     Step ``k`` is a pure function of ``(seed, k)``: a run that goes on with ``start_step=k`` sees
@@ -47,6 +68,11 @@ def meta_batches(
     repeatedly until they fit: the distribution of the meta-batches is the same, that of graphs
     within the limit.
 
+    With ``workers``, threads of that number prepare the coming meta-batches, graphs included, while
+    the caller is busy with the last one. (Threads and not processes: the compiled back end derives
+    graphs without holding the interpreter's lock, and nothing has to be copied between processes.)
+    What comes does not depend on their number.
+
     Args:
         nets: The architectures.
         meta_batch: Number of architectures per step.
@@ -56,10 +82,15 @@ def meta_batches(
         max_nodes: Largest number of nodes of a meta-batch.
         num_classes: Number of classes that the networks are for.
         num_ch: Least and largest number of channels, see :func:`sample_width`.
+        workers: Number of threads that prepare meta-batches ahead; 0 makes each when it is asked
+            for, and its graphs when they are.
+        prefetch: How many meta-batches each worker is ahead.
+        pin_memory: Whether to put what a GPU needs of the graphs into page-locked memory, from
+            where it is copied without waiting. Needs ``workers`` and a CUDA GPU.
 
     Returns:
         Lists of items whose ``config`` has the sampled widths; their ``graph`` and ``build()`` are
-        for ``num_classes`` and ``image_size``.
+        for ``num_classes`` and ``image_size``. Closing the iterator ends the workers.
 
     Raises:
         ValueError: If an argument is not valid, or (almost) no meta-batch fits into ``max_nodes``.
@@ -67,13 +98,18 @@ def meta_batches(
     arguments = {"meta_batch": (meta_batch, 1), "max_nodes": (max_nodes, 1)}
     arguments |= {"image_size": (image_size, 1), "num_classes": (num_classes, 1)}
     arguments |= {"seed": (seed, 0), "start_step": (start_step, 0)}
+    arguments |= {"workers": (workers, 0), "prefetch": (prefetch, 1)}
     for name, (value, least) in arguments.items():
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: got {value!r}, needs an integer of at least {least}")
     if len(nets) == 0:
         raise ValueError("nets: got no architectures, needs at least one")
     _check_limit(nets, min(meta_batch, len(nets)), max_nodes)
+    if pin_memory and not workers:
+        raise ValueError("pin_memory: got true without workers, needs at least one")
     batches = _MetaBatches(nets, meta_batch, seed, max_nodes, image_size, num_classes, num_ch)
+    if workers:
+        return batches.run_ahead(start_step, workers, workers * prefetch, pin_memory)
     return batches.run(start_step)
 
 
@@ -142,21 +178,44 @@ class _MetaBatches:
         self._num_ch = num_ch
         self._settings = {"image_size": image_size, "num_classes": num_classes}
         self._size = "imagenet" if image_size >= LARGE_IMAGE else "cifar10"
-        self._epoch = -1
-        self._order: npt.NDArray[np.intp] = np.empty(0, dtype=np.intp)
+        # The order of the last two epochs: workers are ahead in the next one.
+        self._orders: dict[int, npt.NDArray[np.intp]] = {}
+        self._lock = threading.Lock()
 
-    def run(self, step: int) -> Iterator[list[ArchItem]]:
+    def run(self, step: int) -> Iterator[MetaBatch]:
         while True:
             yield self.step(step)
             step += 1
 
-    def step(self, step: int) -> list[ArchItem]:
+    def run_ahead(self, step: int, workers: int, ahead: int, pin: bool) -> Iterator[MetaBatch]:
+        pending: deque[Future[MetaBatch]] = deque()
+        pool = ThreadPoolExecutor(workers, "meta-batches")
+        try:
+            while True:
+                while len(pending) < ahead:
+                    # The back end that is chosen here holds in the worker, too.
+                    run = copy_context().run
+                    pending.append(pool.submit(run, self._prepared, step + len(pending), pin))
+                yield pending.popleft().result()
+                step += 1
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepared(self, step: int, pin: bool) -> MetaBatch:
+        batch = self.step(step)
+        if pin:
+            batch.graphs.pin_memory()
+        else:
+            _ = batch.graphs
+        return batch
+
+    def step(self, step: int) -> MetaBatch:
         """The meta-batch of a step."""
         items = self._fitting(self._indices(step))
         if items is None:
             items = self._replacement(step, len(self._indices(step)))
         rng = self._rng(_WIDTHS, step)
-        result = []
+        result = MetaBatch()
         for item in items:
             if item.config is None:
                 raise ValueError(f"nets: {item.name} is not made of cells, so it has no widths")
@@ -169,12 +228,17 @@ class _MetaBatches:
         """Indices of the meta-batch of a step, as they come in the order of its epoch."""
         per_epoch = -(-len(self._nets) // self._meta_batch)
         epoch, batch = divmod(step, per_epoch)
-        if epoch != self._epoch:
-            bits = np.random.PCG64(np.random.SeedSequence((self._seed, _ORDER, epoch)))
-            self._order = np.argsort(bits.random_raw(len(self._nets)), kind="stable")
-            self._epoch = epoch
         start = batch * self._meta_batch
-        return self._order[start : start + self._meta_batch].tolist()
+        return self._order(epoch)[start : start + self._meta_batch].tolist()
+
+    def _order(self, epoch: int) -> npt.NDArray[np.intp]:
+        with self._lock:
+            if epoch not in self._orders:
+                bits = np.random.PCG64(np.random.SeedSequence((self._seed, _ORDER, epoch)))
+                order = np.argsort(bits.random_raw(len(self._nets)), kind="stable")
+                kept = {e: o for e, o in self._orders.items() if e >= epoch - 1}
+                self._orders = {**kept, epoch: order}
+            return self._orders[epoch]
 
     def _fitting(self, indices: list[int]) -> list[ArchItem] | None:
         """The architectures, ``None`` if they have too many nodes."""
@@ -206,19 +270,15 @@ class _MetaBatches:
 
 def _check_limit(nets: ArchSequence, count: int, max_nodes: int) -> None:
     """Refuse a limit that not even the smallest architectures meet, if their sizes are known."""
-    sizes = [nets.num_nodes(index) for index in range(len(nets))] if _sizes_known(nets) else []
-    known = [size for size in sizes if size is not None]
-    if known:
-        least = sum(sorted(known)[:count])
-        if least > max_nodes:
-            raise ValueError(
-                f"max_nodes: got {max_nodes}, but the {count} smallest architectures together have "
-                f"{least} nodes; needs a larger max_nodes or a smaller meta_batch"
-            )
-
-
-def _sizes_known(nets: ArchSequence) -> bool:
-    return nets.num_nodes(0) is not None
+    sizes = nets.all_nodes()
+    if sizes is None:
+        return
+    least = int(np.partition(sizes, count - 1)[:count].sum(dtype=np.int64))
+    if least > max_nodes:
+        raise ValueError(
+            f"max_nodes: got {max_nodes}, but the {count} smallest architectures together have "
+            f"{least} nodes; needs a larger max_nodes or a smaller meta_batch"
+        )
 
 
 def _distinct(rng: np.random.Generator, bound: int, count: int) -> list[int]:

@@ -128,9 +128,7 @@ def plan_network(config: NetworkConfig, num_classes: int = 10, image_size: int =
         ValueError: If ``num_classes`` or ``image_size`` is not a positive integer, or images of a
             network with attention make one patch only.
     """
-    for name, value in (("num_classes", num_classes), ("image_size", image_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: got {value!r}, needs a positive integer")
+    check_sizes(num_classes, image_size)
     stem = _plan_stem(config, image_size)
     if stem.kind == "vit" and stem.sizes[1] < 2:
         raise ValueError(f"image_size: got {image_size}, needs at least 4 for networks with msa")
@@ -169,6 +167,17 @@ def plan_network(config: NetworkConfig, num_classes: int = 10, image_size: int =
         classifier=(features, *(config.fc_dim,) * (config.fc_layers - 1), num_classes),
         connected=bool(concats[-1]),
     )
+
+
+def check_sizes(num_classes: int, image_size: int) -> None:
+    """Refuse a number of classes or an image size that is not a positive integer.
+
+    Raises:
+        ValueError: If one of them is not; the message names it.
+    """
+    for name, value in (("num_classes", num_classes), ("image_size", image_size)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}: got {value!r}, needs a positive integer")
 
 
 def is_connected(config: NetworkConfig) -> bool:

@@ -49,11 +49,13 @@ from typing import Final
 
 import numpy as np
 
-from ghn_fast.deepnets.build import count_parameters, is_connected
+from ghn_fast.deepnets.build import count_for_sizes, is_connected
 from ghn_fast.deepnets.genotype import PRIMITIVES, Gene, Genotype, NetworkConfig
 
 IMAGE_SIZES: Final[dict[str, int]] = {"cifar10": 32, "imagenet": 224}
 """Image sizes for which parameters are counted, by the names that published files use."""
+
+_SIZES = tuple(IMAGE_SIZES.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def sample_config(
         config = _candidate(space, stream)
         if config is None or not is_connected(config):
             continue
-        if any(count_parameters(config, 10, s) > space.max_params for s in IMAGE_SIZES.values()):
+        if max(count_for_sizes(config, 10, _SIZES)) > space.max_params:
             continue
         if not exclude or architecture_key(config) not in exclude:
             return config

@@ -6,17 +6,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ghn_fast.deepnets.dataset import ArchItem
+import numpy as np
+
+from ghn_fast.deepnets.dataset import ArchItem, DeepNets
 from ghn_fast.deepnets.genotype import PRIMITIVES, NetworkConfig
+from ghn_fast.deepnets.pack import PackFile
+from ghn_fast.deepnets.record import HEAD_FIELDS, HEAD_SIZE
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
+# Records of a packed file that are looked at together.
+_AT_ONCE = 1 << 16
+
+
 def describe(nets: Iterable[ArchItem]) -> dict[str, Any]:
     """Statistics of architectures.
 
-    Graphs are not read where a file tells the number of nodes.
+    Graphs are not read where a file tells the number of nodes. Of a packed file, configurations
+    are not read one by one either: a million architectures take about a second.
 
     Args:
         nets: The architectures, at least one.
@@ -32,6 +41,8 @@ def describe(nets: Iterable[ArchItem]) -> dict[str, Any]:
     Raises:
         ValueError: If there are no architectures.
     """
+    if isinstance(nets, DeepNets) and isinstance(nets.file, PackFile):
+        return _describe_packed(nets.file)
     nodes, params, configs = [], [], []
     for item in nets:
         nodes.append(item.num_nodes)
@@ -56,6 +67,65 @@ def describe(nets: Iterable[ArchItem]) -> dict[str, Any]:
             name: sum(p[name] for p in properties) / len(properties)
             for name in (properties[0] if properties else {})
         },
+    }
+
+
+def _describe_packed(file: PackFile) -> dict[str, Any]:
+    cells, steps = [], []
+    genes = np.zeros(len(PRIMITIVES), dtype=np.int64)
+    properties: dict[str, int] = {}
+    for start in range(0, len(file), _AT_ONCE):
+        stop = min(start + _AT_ONCE, len(file))
+        heads, primitives, owners = _columns(file, start, stop)
+        cells.append(heads["n_cells"])
+        steps.append(heads["steps"])
+        genes += np.bincount(primitives, minlength=len(PRIMITIVES))
+        for name, values in _packed_properties(heads, primitives, owners).items():
+            properties[name] = properties.get(name, 0) + int(np.count_nonzero(values))
+    return {
+        "count": len(file),
+        "nodes": _array_range(file.nodes),
+        "params": _array_range(file.params[:, 0]),
+        "cells": _array_range(np.concatenate(cells)),
+        "steps": _array_range(np.concatenate(steps)),
+        "primitives": dict(zip(PRIMITIVES, (genes / genes.sum()).tolist(), strict=True)),
+        "fractions": {name: count / len(file) for name, count in properties.items()},
+    }
+
+
+def _columns(file: PackFile, start: int, stop: int) -> tuple[Any, Any, Any]:
+    """Heads of records, the primitives of all their operations, and the record of each."""
+    chunk = file.chunk(start, stop)
+    data = np.frombuffer(chunk.records, np.uint8)
+    starts = np.concatenate(([0], chunk.ends[:-1]))
+    heads = data[starts[:, None] + np.arange(HEAD_SIZE)].view(np.dtype(list(HEAD_FIELDS)))[:, 0]
+    count = 2 * (heads["steps"].astype(np.int64) + heads["reduce_steps"])
+    owners = np.repeat(np.arange(stop - start), count)
+    position = np.arange(len(owners)) - np.repeat(np.cumsum(count) - count, count)
+    return heads, data[starts[owners] + HEAD_SIZE + 2 * position], owners
+
+
+def _packed_properties(heads: Any, primitives: Any, owners: Any) -> dict[str, Any]:
+    """As :func:`_properties`, of many records."""
+
+    def use(*names: str) -> Any:
+        found = np.zeros(len(heads), dtype=bool)
+        wanted = [PRIMITIVES.index(name) for name in names]
+        found[owners[np.isin(primitives, wanted)]] = True
+        return found
+
+    flags, vit = heads["flags"], use("msa")
+    return {
+        "batch normalisation": flags & 4,
+        "self-attention (msa)": vit,
+        "squeeze and excitation (cse)": use("cse"),
+        "large convolutions": use("conv_5x5", "conv_7x7"),
+        "preprocessing": flags & 8,
+        "global average pooling": flags & 16,
+        "doubled channels": heads["C_mult"] > 1,
+        "ImageNet-style stem": (flags & 1) * ~vit,
+        "pooling in the stem": (flags & 2) * ~vit,
+        "two linear layers": heads["fc_layers"] > 1,
     }
 
 
@@ -113,6 +183,11 @@ def _range(values: Sequence[int]) -> dict[str, float]:
     if not values:
         return {}
     return {"min": min(values), "mean": sum(values) / len(values), "max": max(values)}
+
+
+def _array_range(values: Any) -> dict[str, float]:
+    mean = float(values.mean(dtype=np.float64))
+    return {"min": int(values.min()), "mean": mean, "max": int(values.max())}
 
 
 def _show(values: dict[str, float], *, millions: bool) -> str:

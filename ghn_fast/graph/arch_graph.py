@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
 from ghn_fast.graph.raw import NodeGraph, RawNode, node_type_of_kind
+from ghn_fast.ops.plan import GraphPlan
 from ghn_fast.ops.shortest_distances import shortest_distances
 
 
@@ -71,6 +72,11 @@ class ArchGraph:
     aliases: Mapping[str, str] = field(default_factory=dict)
     full_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     fan_ins: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> GraphPlan | None:
+        """Plan of message passing over the graph, if it came with one."""
+        return None
 
     @property
     def num_nodes(self) -> int:

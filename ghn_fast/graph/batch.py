@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.ops.collate_edges import collate_edges
@@ -14,6 +15,9 @@ from ghn_fast.ops.plan import GraphPlan
 class GraphBatch:
     """Several architecture graphs side by side, their nodes numbered through.
 
+    Graphs that came with a plan of their own, as those of DeepNets-1M do, are put together from
+    these plans; the table of their edges is made when it is asked for.
+
     Args:
         graphs: At least one graph; their edges are on the CPU, sorted or not.
 
@@ -21,7 +25,6 @@ class GraphBatch:
         graphs: The graphs.
         op_types: Long tensor (N,) of node types, N nodes in all graphs together.
         offsets: Number of the first node of each graph, and N at the end (B + 1 integers).
-        edges: Long tensor (M, 3) of rows (from, to, distance), nodes numbered through.
         plan: Plan of message passing along and against the edges.
 
     Raises:
@@ -45,8 +48,20 @@ class GraphBatch:
         for graph in self.graphs:
             self.offsets.append(self.offsets[-1] + graph.num_nodes)
         self.op_types = torch.cat([graph.op_types for graph in self.graphs])
-        self.edges = collate_edges([graph.edges for graph in self.graphs], self.offsets)
-        self.plan = GraphPlan(self.edges, self.offsets)
+        self._edges: Tensor | None = None
+        plans = [graph.plan for graph in self.graphs if graph.plan is not None]
+        if len(plans) == len(self.graphs):
+            self.plan = GraphPlan.join(plans)
+        else:
+            self._edges = collate_edges([graph.edges for graph in self.graphs], self.offsets)
+            self.plan = GraphPlan(self._edges, self.offsets)
+
+    @property
+    def edges(self) -> Tensor:
+        """Long tensor (M, 3) of rows (from, to, distance), nodes numbered through."""
+        if self._edges is None:
+            self._edges = self.plan.edges.to(self.op_types.device)
+        return self._edges
 
     @property
     def num_nodes(self) -> int:
@@ -60,9 +75,20 @@ class GraphBatch:
 
     def to(self, device: torch.device | str) -> GraphBatch:
         """Move the tensors to a device, in place; returns the batch."""
-        self.op_types = self.op_types.to(device)
-        self.edges = self.edges.to(device)
+        self.op_types = self.op_types.to(device, non_blocking=self.op_types.is_pinned())
+        if self._edges is not None:
+            self._edges = self._edges.to(device)
         self.plan = self.plan.to(device)
+        return self
+
+    def pin_memory(self) -> GraphBatch:
+        """Put what a GPU needs into page-locked memory, in place; returns the batch.
+
+        Raises:
+            RuntimeError: If there is no CUDA GPU.
+        """
+        self.op_types = self.op_types.pin_memory()
+        self.plan = self.plan.pin_memory()
         return self
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ so one step updates a whole level.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,21 +69,65 @@ class GraphPlan:
     def __init__(self, edges: Tensor, offsets: list[int]) -> None:
         _check(edges, offsets)
         self.num_nodes = offsets[-1]
+        self.num_edges = len(edges)
         self.device = torch.device("cpu")
         self.packed: Tensor | None = None
         if extension_problem() is None:
             self.packed = torch.ops.ghn_fast.gated_gnn_plan(edges, torch.tensor(offsets))
         else:
             _check_edges(edges, offsets)
-        self._edges = edges
+        self._edges: Tensor | None = edges
         self._sweeps: tuple[SweepPlan, SweepPlan] | None = None
+
+    @classmethod
+    def of_packed(cls, packed: Tensor, num_nodes: int) -> GraphPlan:
+        """A plan that a compiled op has made, on the CPU; its edges are unpacked if asked for.
+
+        Args:
+            packed: The plan of the compiled back ends.
+            num_nodes: Its number of nodes.
+        """
+        plan = cls.__new__(cls)
+        plan.num_nodes, plan.num_edges = num_nodes, int(packed[3])
+        plan.device, plan.packed = packed.device, packed
+        plan._edges = plan._sweeps = None
+        return plan
+
+    @classmethod
+    def join(cls, plans: Sequence[GraphPlan]) -> GraphPlan:
+        """The plan of the graphs of several plans on the CPU side by side, in their order.
+
+        Raises:
+            ValueError: If ``plans`` is empty.
+        """
+        if not plans:
+            raise ValueError("plans: got none, needs at least one")
+        if len(plans) == 1:
+            return plans[0]
+        packed = [plan.packed for plan in plans if plan.packed is not None]
+        if len(packed) == len(plans):
+            nodes = sum(plan.num_nodes for plan in plans)
+            return cls.of_packed(torch.ops.ghn_fast.gated_gnn_join(packed), nodes)
+        rows, offsets = [], [0]
+        for plan in plans:
+            rows.append(plan.edges + torch.tensor([offsets[-1], offsets[-1], 0]))
+            offsets.append(offsets[-1] + plan.num_nodes)
+        return cls(torch.cat(rows), offsets)
+
+    @property
+    def edges(self) -> Tensor:
+        """The edges (M, 3) on the CPU that the plan is for."""
+        if self._edges is None:
+            assert self.packed is not None
+            self._edges = torch.ops.ghn_fast.gated_gnn_plan_edges(self.packed.cpu())
+        return self._edges
 
     @property
     def sweeps(self) -> tuple[SweepPlan, SweepPlan]:
         """Plans of the forward and of the backward sweep, for the reference; made if asked for."""
         if self._sweeps is None:
-            source, target, distance = self._edges.unbind(1)
-            forward, backward = level_schedule(self._edges, self.num_nodes)
+            source, target, distance = self.edges.unbind(1)
+            forward, backward = level_schedule(self.edges, self.num_nodes)
             self._sweeps = (
                 plan_sweep(source, target, distance, forward).to(self.device),
                 plan_sweep(target, source, distance, backward).to(self.device),
@@ -92,7 +137,8 @@ class GraphPlan:
     def to(self, device: torch.device | str) -> GraphPlan:
         """The plan on a device; from one that is not the CPU it passes through there."""
         moved = GraphPlan.__new__(GraphPlan)
-        moved.num_nodes, moved._edges = self.num_nodes, self._edges
+        moved.num_nodes, moved.num_edges = self.num_nodes, self.num_edges
+        moved._edges = self._edges
         moved.device = torch.device(device)
         moved.packed = self.packed
         if self.packed is not None and not _same_device(moved.device, self.packed.device):
@@ -101,6 +147,16 @@ class GraphPlan:
         if self._sweeps is not None:
             moved._sweeps = (self._sweeps[0].to(device), self._sweeps[1].to(device))
         return moved
+
+    def pin_memory(self) -> GraphPlan:
+        """The plan in page-locked memory, from where it is copied to a GPU without waiting.
+
+        Raises:
+            RuntimeError: If there is no CUDA GPU.
+        """
+        pinned = self.to(self.device)
+        pinned.packed = None if self.packed is None else self.packed.pin_memory()
+        return pinned
 
 
 def _same_device(asked: torch.device, have: torch.device) -> bool:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from ghn_fast.deepnets import DeepNets, NetworkConfig, build_graph, sample_config
+from ghn_fast.deepnets import DeepNets, NetworkConfig, build_graph, sample_config, splits_in
 from ghn_fast.deepnets.build import count_parameters
-from ghn_fast.deepnets.files import SplitFile, SplitWriter, splits_in
+from ghn_fast.deepnets.files import SplitFile, SplitWriter
 from ghn_fast.deepnets.generate import make_record
 from ghn_fast.graph import NODE_TYPES, ArchGraph
 

@@ -89,7 +89,7 @@ def test_a_dead_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise BrokenProcessPool("gone")
 
     module = sys.modules[generate.__module__]
-    monkeypatch.setattr(module, "_parallel_records", records)
+    monkeypatch.setattr(module, "_parallel", records)
     with pytest.raises(RuntimeError, match=r"a process died, .* 1 of 5 architectures are kept"):
         generate("test", 5, tmp_path, workers=2)
     assert len(DeepNets(tmp_path, "test")) == 1
@@ -133,3 +133,47 @@ def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) 
     with pytest.raises(ValueError, match=message):
         generate(**{"split": "test", "count": 1, "out": tmp_path / "new", **arguments})
     assert not (tmp_path / "new").exists()
+
+
+# --- packed files
+
+
+def test_packed_files_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    seen: list[int] = []
+    one = generate("train", 150, tmp_path / "1", seed=4)
+    two = generate("train", 150, tmp_path / "2", seed=4, workers=2, progress=seen.append)
+    assert one == tmp_path / "1" / "deepnets1m_train.ghnpack"
+    assert names(tmp_path / "1") == names(tmp_path / "2") == {one.name}
+    assert one.read_bytes() == two.read_bytes()
+    assert seen == sorted(seen)
+    assert seen[-1] == 150
+    configs = [item.config for item in DeepNets(one, "train")]
+    assert configs == [sample_config("train", index, 4) for index in range(150)]
+
+
+def test_training_splits_are_packed_unless_asked_otherwise(tmp_path: Path) -> None:
+    for split in ("train", "search", "val", "wide"):
+        for layout in ("auto", "packed", "hdf5"):
+            path = generate(split, 1, tmp_path / split / layout, format=layout)
+            packed = layout == "packed" or (layout == "auto" and split in ("train", "search"))
+            assert path.suffix == (".ghnpack" if packed else ".hdf5")
+    with pytest.raises(ValueError, match="format: got 'json', needs one of auto, packed, hdf5"):
+        generate("val", 1, tmp_path / "new", format="json")
+    assert not (tmp_path / "new").exists()
+
+
+def test_interrupts_keep_packed_files(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        generate("train", 5000, tmp_path, progress=stop_at(signal.SIGINT, 128))
+    assert names(tmp_path) == {"deepnets1m_train.ghnpack"}
+    nets = DeepNets(tmp_path, "train")
+    assert len(nets) == 128
+    assert nets[127].config == sample_config("train", 127, 0)
+
+
+def test_packed_files_exclude_architectures(tmp_path: Path) -> None:
+    key = architecture_key(sample_config("train", 1, 0))
+    nets = DeepNets(generate("train", 3, tmp_path, exclude={key}), "train")
+    assert nets[1].config == sample_config("train", 1, 0, exclude={key})
+    assert nets[1].config != sample_config("train", 1, 0)
+    assert nets[2].config == sample_config("train", 2, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+import ghn_fast
 from ghn_fast.deepnets import (
     ArchItem,
     DeepNets,
+    MetaBatch,
     NetworkConfig,
     SampledNets,
+    generate,
     meta_batches,
     sample_config,
     sample_width,
@@ -182,6 +186,8 @@ def test_other_ranges_of_widths() -> None:
         ("max_nodes", 0),
         ("image_size", 0),
         ("num_classes", 0),
+        ("workers", -1),
+        ("prefetch", 0),
     ],
 )
 def test_bad_arguments(name: str, value: int) -> None:
@@ -193,3 +199,104 @@ def test_bad_arguments(name: str, value: int) -> None:
 def test_networks_without_widths_are_refused() -> None:
     with pytest.raises(ValueError, match="resnet50 is not made of cells"):
         next(meta_batches(DeepNets(None, "predefined"), 2, seed=0))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> DeepNets:
+    """The architectures of ``NETS`` with virtual edges, in a packed file."""
+    path = tmp_path_factory.mktemp("packed")
+    return DeepNets(generate("train", 20, path, format="packed"), "train", 50)
+
+
+def assert_same_batches(ones: list[MetaBatch], others: list[MetaBatch]) -> None:
+    assert len(ones) == len(others)
+    for one, other in zip(ones, others, strict=True):
+        assert content(one) == content(other)
+        assert torch.equal(one.graphs.op_types, other.graphs.op_types)
+        assert torch.equal(one.graphs.edges, other.graphs.edges)
+        assert one.graphs.shapes == other.graphs.shapes
+        assert [g.targets for g in one.graphs.graphs] == [g.targets for g in other.graphs.graphs]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("max_nodes", [10**6, 700])
+def test_workers_change_nothing(packed: DeepNets, workers: int, max_nodes: int) -> None:
+    settings: dict[str, Any] = {"seed": 1, "max_nodes": max_nodes, "num_classes": 7}
+    alone = list(islice(meta_batches(packed, 4, **settings), 13))
+    assert_same_batches(
+        list(islice(meta_batches(packed, 4, workers=workers, **settings), 13)), alone
+    )
+    for start in (5, 12):
+        resumed = meta_batches(packed, 4, start_step=start, workers=workers, prefetch=1, **settings)
+        assert_same_batches(list(islice(resumed, 13 - start)), alone[start:])
+
+
+def test_packed_files_and_samples_give_the_same_batches(packed: DeepNets) -> None:
+    sampled = SampledNets("train", 20, 0)
+    ones, others = (
+        list(islice(meta_batches(nets, 6, seed=2, image_size=64), 8)) for nets in (packed, sampled)
+    )
+    assert_same_batches(ones, others)
+
+
+def test_graphs_of_a_meta_batch(packed: DeepNets) -> None:
+    for workers in (0, 1):
+        batch = next(meta_batches(packed, 5, seed=0, workers=workers, num_classes=3))
+        assert isinstance(batch, MetaBatch)
+        assert ("graphs" in batch.__dict__) == (workers > 0)
+        assert batch.graphs is batch.graphs
+        for graph, item in zip(batch.graphs.graphs, batch, strict=True):
+            assert graph is item.graph is item.graph_for(3, 32)
+            assert graph.shapes[-1] == (3,)
+
+
+def test_workers_use_the_chosen_back_end(packed: DeepNets) -> None:
+    with ghn_fast.backend("reference"):
+        batch = next(meta_batches(packed, 2, seed=0, workers=1))
+    assert all(type(graph) is ghn_fast.ArchGraph for graph in batch.graphs.graphs)
+
+
+def test_closing_ends_the_workers(packed: DeepNets) -> None:
+    def running() -> int:
+        return sum(thread.name.startswith("meta-batches") for thread in threading.enumerate())
+
+    before = running()
+    batches = meta_batches(packed, 2, seed=0, workers=2)
+    next(batches)
+    assert running() > before
+    batches.close()  # type: ignore[attr-defined]
+    assert running() == before
+
+
+def test_errors_come_at_their_step(packed: DeepNets, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = list(islice(meta_batches(packed, 4, seed=1), 3))
+    broken = good[2][0].index
+    item = DeepNets._item
+
+    def fail(self: DeepNets, index: int) -> ArchItem:
+        if index == broken:
+            raise ValueError("unreadable")
+        return item(self, index)
+
+    monkeypatch.setattr(DeepNets, "_item", fail)
+    batches = meta_batches(packed, 4, seed=1, workers=3)
+    assert [content(next(batches)) for _ in range(2)] == [content(batch) for batch in good[:2]]
+    with pytest.raises(ValueError, match="unreadable"):
+        next(batches)
+
+
+def test_pinning_needs_workers() -> None:
+    with pytest.raises(ValueError, match="pin_memory: got true without workers"):
+        meta_batches(NETS, 4, seed=0, pin_memory=True)
+
+
+@pytest.mark.cuda
+def test_pinned_meta_batches(packed: DeepNets) -> None:
+    batch = next(meta_batches(packed, 4, seed=0, workers=1, pin_memory=True))
+    plan = batch.graphs.plan
+    assert batch.graphs.op_types.is_pinned()
+    assert plan.packed is None or plan.packed.is_pinned()
+    expected = next(meta_batches(packed, 4, seed=0)).graphs
+    moved = batch.graphs.to("cuda")
+    assert torch.equal(moved.op_types.cpu(), expected.op_types)
+    assert torch.equal(moved.edges.cpu(), expected.edges)

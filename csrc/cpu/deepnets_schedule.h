@@ -1,0 +1,17 @@
+// Shortest-path distances of an architecture graph, and the packed plan (common/plan.h) of its
+// message passing, straight from its edges.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "deepnets_graph.h"
+
+namespace ghn::deepnets {
+
+// Nodes of the largest graph: its matrices of distances fit into 256 MB.
+constexpr int64_t kMostNodes = 8192;
+
+// int32 tensor, equal to gated_gnn_plan(shortest_distances(edges, N, cutoff), {0, N}).
+at::Tensor make_plan(const Graph& graph, int64_t cutoff);
+
+}  // namespace ghn::deepnets
