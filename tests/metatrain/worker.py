@@ -1,0 +1,39 @@
+"""A process of a distributed run, for test_distributed.py: torchrun worker.py OUT SETTINGS KILL.
+
+KILL is "RANK:STEP": that rank dies in that step, the first time the job is started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ghn_fast import distributed
+from ghn_fast.metatrain import TrainConfig, train
+from ghn_fast.metatrain.step import MetaTrainer, StepResult
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    out, settings, kill = sys.argv[1:4]
+    here = distributed.launched()
+    rank, at = (int(part) for part in kill.split(":"))
+    step = MetaTrainer.step
+
+    def dying(self: MetaTrainer, *arguments: Any, **options: Any) -> StepResult:
+        if (here.rank, arguments[3], here.restarts) == (rank, at, 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *arguments, **options)
+
+    MetaTrainer.step = dying  # type: ignore[method-assign]
+    train(TrainConfig.from_dict(json.loads(settings)), Path(out))
+
+
+if __name__ == "__main__":
+    main()
