@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from ghn_fast.deepnets import ArchItem, DeepNets, SampledNets, held_out_keys, meta_batches
@@ -26,9 +27,15 @@ def training_architectures(config: TrainConfig) -> DeepNets | SampledNets:
             int(source),
             config.seed,
             virtual_edges=config.virtual_edges,
-            exclude=held_out_keys(),
+            exclude=_held_out(),
         )
     return DeepNets(source, "train", virtual_edges=config.virtual_edges)
+
+
+@cache
+def _held_out() -> frozenset[str]:
+    """They are sampled, which takes about as long as starting the rest of a run."""
+    return held_out_keys()
 
 
 def training_batches(

@@ -29,6 +29,7 @@ MAY_CHANGE = frozenset(
         "graphs",
         "balance",
         "hypernetwork",
+        "hypernetwork_threads",
     )
 )
 BALANCES = ("measured", "estimated")
@@ -75,6 +76,9 @@ class TrainConfig:
         hypernetwork: With several processes, whether the work of the hypernetwork is ``sharded`` or
             ``replicated`` (see :class:`ghn_fast.metatrain.step.MetaTrainer`); by default the former
             on GPUs, and the latter on CPUs, where candidate networks take nearly all the time.
+        hypernetwork_threads: Threads that the hypernetwork runs on, on a CPU. With one, the numbers
+            of a run do not depend on the number of threads, as long as the meta-batch has at least
+            as many networks.
         max_skip_rate: The run ends with an error when more than this fraction of the architectures
             of the last 100 steps had to be skipped.
         workers: Threads that decode images ahead, for data sets read from files.
@@ -121,6 +125,7 @@ class TrainConfig:
     graphs: int = 64
     balance: str = "measured"
     hypernetwork: str | None = None
+    hypernetwork_threads: int = 1
     max_skip_rate: float = 0.5
     workers: int = 0
     eval_every: int = 0
@@ -137,6 +142,7 @@ class TrainConfig:
             "max_nodes",
             "pool_refresh",
             "eval_networks",
+            "hypernetwork_threads",
             "checkpoint_every",
             "keep_checkpoints",
         ):

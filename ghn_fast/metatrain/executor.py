@@ -136,6 +136,7 @@ class Executor:
         loss_scale: float = 1.0,
         seeds: Sequence[int] | None = None,
         costs: Sequence[float] | None = None,
+        together: int | None = None,
     ) -> Outcome:
         """Gradients of ``factor`` times the cross-entropy of each network.
 
@@ -150,6 +151,8 @@ class Executor:
             loss_scale: Further factor on the loss, which the gradients are divided by again.
             seeds: Seed of the random numbers of each network; its position by default.
             costs: About how long each network takes, in any unit; the largest ones start first.
+            together: Networks of the meta-batch on all processes. On a CPU a network gets that part
+                of the threads, wherever it runs, because results hang on it in the last bit.
 
         Returns:
             The outcome. A network whose loss or gradient is not finite, or that does not fit into
@@ -171,7 +174,7 @@ class Executor:
         if self.device.type == "cuda":
             stats = self._run_cuda(jobs, work, seeds)
         else:
-            stats = self._run_threads(jobs, work, seeds, costs)
+            stats = self._run_threads(jobs, work, seeds, costs, together or len(jobs))
         seconds = time.perf_counter() - start
         for job in jobs:
             self.cache.give_back(job.key, job.skeleton)
@@ -180,15 +183,20 @@ class Executor:
         return Outcome(gradient, stats, seconds)
 
     def _run_threads(
-        self, jobs: list[_Job], work: _Work, seeds: Sequence[int], costs: Sequence[float] | None
+        self,
+        jobs: list[_Job],
+        work: _Work,
+        seeds: Sequence[int],
+        costs: Sequence[float] | None,
+        together: int,
     ) -> Tensor:
-        count = min(self.parallel, len(jobs))
-        if count < 2 or not all(job.skeleton.deterministic for job in jobs):
+        side_by_side = min(self.parallel, together)
+        if side_by_side < 2 or not all(job.skeleton.deterministic for job in jobs):
             results = [_run(job, work, seed) for job, seed in zip(jobs, seeds, strict=True)]
             return torch.tensor(results, dtype=torch.float32).reshape(-1, 4)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.parallel, "network")
-        each = max(self._threads // count, 1)
+        each = max(self._threads // side_by_side, 1)
         sizes = costs if costs is not None else [job.part.numel() for job in jobs]
         # The largest first, so that no thread is left with it at the end.
         order = sorted(range(len(jobs)), key=lambda i: -sizes[i])

@@ -123,6 +123,7 @@ def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
         executor=_executor(config, device),
         seed=config.seed,
         measured=config.balance == "measured",
+        threads=config.hypernetwork_threads if device.type == "cpu" else None,
         replicated=(
             device.type == "cpu"
             if config.hypernetwork is None

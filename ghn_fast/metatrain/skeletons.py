@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ghn_fast.deepnets.network import Network
 from ghn_fast.deepnets.ops import SelfAttention
 from ghn_fast.hypernet.batchnorm import use_batch_statistics
+from ghn_fast.metatrain.batch_norm import batch_norm
 
 
 class SeededDropout(nn.Module):
@@ -167,16 +168,22 @@ def adapt(network: nn.Module, generator: torch.Generator) -> None:
 
     Dropout gets a generator of its own. Self-attention (which DeepNets-1M spells out, because the
     recorded operations make the graph) becomes one fused operation that never stores the matrix of
-    attention weights.
+    attention weights. Batch normalisation gets exact statistics.
     """
     for module in list(network.modules()):
         if isinstance(module, SelfAttention):
             module._attend = types.MethodType(_fused_attention, module)  # type: ignore[method-assign]
+        if isinstance(module, nn.BatchNorm2d):
+            module.forward = types.MethodType(_batch_norm, module)  # type: ignore[method-assign]
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
                 dropout = SeededDropout(child.p).train(child.training)
                 dropout.generator = generator
                 setattr(module, name, dropout)
+
+
+def _batch_norm(self: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    return batch_norm(x, self.weight, self.bias, self.eps)
 
 
 def _fused_attention(self: SelfAttention, tokens: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,6 +92,8 @@ class MetaTrainer:
         measured: Whether shares are balanced by measured seconds. By estimates alone, two sharded
             runs on as many processes give bitwise the same numbers.
         replicated: Which of the two ways.
+        threads: Threads that the hypernetwork runs on, on a CPU; as torch is set by default. Its
+            matrix products hang on their number in the last bit.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class MetaTrainer:
         seed: int = 0,
         measured: bool = True,
         replicated: bool = False,
+        threads: int | None = None,
     ) -> None:
         self.ghn = ghn
         self.optimizer = optimizer
@@ -112,6 +116,7 @@ class MetaTrainer:
         self.executor = executor or Executor(ghn.device)
         self.seed = seed
         self.measured = measured
+        self.threads = threads
         self.costs = CostModel()
         self.loss_scale = LossScale()
         self.replicated = replicated and distributed.world_size() > 1
@@ -177,7 +182,8 @@ class MetaTrainer:
         # For propagators that draw random numbers.
         torch.manual_seed(network_seed(self.seed, number))
         here = list(range(count)) if self.replicated else share
-        flat, ranges = self._predict([architectures[i] for i in here], num_classes, size)
+        with _threads(self.threads):
+            flat, ranges = self._predict([architectures[i] for i in here], num_classes, size)
         places = torch.tensor(share, device=stats.device)
         seconds = 0.0
         gradient: Tensor | None = None
@@ -193,6 +199,7 @@ class MetaTrainer:
                 loss_scale=self.loss_scale.value if self.executor.precision == "fp16" else 1.0,
                 seeds=[network_seed(self.seed, number, i) for i in share],
                 costs=[costs[i] for i in share],
+                together=count,
             )
             gradient, seconds = outcome.gradient, outcome.seconds
             rows[places] = outcome.stats.to(stats.dtype)
@@ -200,10 +207,11 @@ class MetaTrainer:
             rows[places, 0] = float(Status.MEMORY)
         if self.replicated:
             gradient = self._put_together(flat, gradient)
-        if flat is not None and gradient is not None:
-            flat.backward(gradient)
-        self._gradients.finish()
-        return self._update(len(targets), count, table, seconds)
+        with _threads(self.threads):
+            if flat is not None and gradient is not None:
+                flat.backward(gradient)
+            self._gradients.finish()
+            return self._update(len(targets), count, table, seconds)
 
     def _predict(
         self, architectures: Sequence[Architecture], num_classes: int, size: int
@@ -259,6 +267,20 @@ class MetaTrainer:
             stop=stats[-1] > 0,
             network_seconds=seconds,
         )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Run torch's operations inside on a number of threads."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def graph_of(architecture: Any, num_classes: int, image_size: int) -> ArchGraph:

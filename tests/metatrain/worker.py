@@ -1,6 +1,7 @@
 """A process of a distributed run, for test_distributed.py: torchrun worker.py OUT SETTINGS KILL.
 
-KILL is "RANK:STEP": that rank dies in that step, the first time the job is started.
+KILL is "RANK:STEP": that rank dies in that step, the first time the job is started. If there is no
+such rank, a second run with a sharded hypernetwork follows, in the folder "sharded" beside OUT.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ def main() -> None:
         return step(self, *arguments, **options)
 
     MetaTrainer.step = dying  # type: ignore[method-assign]
-    train(TrainConfig.from_dict(json.loads(settings)), Path(out))
+    values = json.loads(settings)
+    # One job for both runs: starting processes takes longer than the steps.
+    with distributed.job():
+        train(TrainConfig.from_dict(values), Path(out))
+        if rank >= here.size:
+            sharded = {**values, "hypernetwork": "sharded", "eval_every": 0}
+            train(TrainConfig.from_dict(sharded), Path(out).with_name("sharded"))
 
 
 if __name__ == "__main__":
