@@ -212,6 +212,11 @@ class Executor:
         stats = torch.zeros(len(jobs), 4, device=self.device)
         clocks = []
         main = torch.cuda.current_stream(self.device)
+        if self.graphs is not None:
+            if self._static is None or not self._static.fits(*work[:3]):
+                self.graphs.clear()
+                self._static = StaticBuffers(*work[:3])
+            self._static.load(work.images, work.targets)
         for position, (job, seed) in enumerate(zip(jobs, seeds, strict=True)):
             graph = self._graph(job, work)
             stream = main if graph is not None else self._streams[position % self.parallel]
@@ -236,13 +241,11 @@ class Executor:
 
     def _graph(self, job: _Job, work: _Work) -> NetworkGraph | None:
         """The graph of a network that has been seen before, captured if need be."""
-        if self.graphs is None or job.key is None or not job.skeleton.deterministic:
-            return None
-        if self._static is None or not self._static.fits(work.images, work.targets, work.factor):
-            self.graphs.clear()
-            self._static = StaticBuffers(work.images, work.targets, work.factor)
-        self._static.load(work.images, work.targets)
         static = self._static
+        if self.graphs is None or static is None or job.key is None:
+            return None
+        if not job.skeleton.deterministic:
+            return None
 
         def capture() -> NetworkGraph:
             def step(part: Tensor, gradient: Tensor) -> Tensor:
