@@ -96,9 +96,23 @@ def train(
     hid: Annotated[int | None, typer.Option(min=4, help="Width of the embeddings.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="In steps.")] = None,
+    checkpoint_minutes: Annotated[
+        float | None, typer.Option(help="Minutes between checkpoints at most.")
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(min=0, help="Steps between evaluations; 0 for none.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bf16 or fp16.")] = None,
+    pool_size: Annotated[
+        int | None, typer.Option(min=0, help="Architectures in the pool; 0 for no pool.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
 ) -> None:
-    """Meta-train a hypernetwork, or continue the run in OUT."""
+    """Meta-train a hypernetwork, or continue the run in OUT.
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m ghn_fast train ...
+    """
+    from ghn_fast import distributed
     from ghn_fast.metatrain import TrainConfig, read_config
     from ghn_fast.metatrain import train as run
 
@@ -115,6 +129,10 @@ def train(
         "hid": hid,
         "lr": lr,
         "checkpoint_every": checkpoint_every,
+        "checkpoint_minutes": checkpoint_minutes,
+        "eval_every": eval_every,
+        "precision": precision,
+        "pool_size": pool_size,
         "device": device,
     }
     values = read_config(config) if config is not None else {}
@@ -125,19 +143,39 @@ def train(
     settings = TrainConfig.from_dict({**values, **given})
     _check_device(settings.device)
     _check_out(out)
-    with _progress() as progress:
+    main_process = distributed.launched().rank == 0
+    with _progress(show=main_process, rate=True) as progress:
         task = progress.add_task("meta-training", total=None, info="")
+        skipped, first = 0, None
 
         def on_step(metrics: dict[str, Any], total: int) -> None:
-            info = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %"
+            nonlocal skipped, first
+            if first is None:
+                # The time of a continued run counts from here, for speed and time left.
+                first = metrics["step"] - 1
+                progress.reset(task, total=total, completed=first)
+            skipped += metrics["skipped"]
+            info = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %  skipped {skipped}"
             progress.update(task, completed=metrics["step"], total=total, info=info)
 
         result = run(settings, out, on_step=on_step)
-    checkpoint = result.checkpoint or "none yet"
-    typer.echo(f"step {result.step} of {result.total}, checkpoint: {checkpoint}")
+    if main_process:
+        checkpoint = result.checkpoint or "none yet"
+        typer.echo(f"step {result.step} of {result.total}, checkpoint: {checkpoint}")
     if result.interrupted:
-        typer.echo("interrupted; the same command continues the run")
+        if main_process:
+            typer.echo("interrupted; the same command continues the run")
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+) -> None:
+    """Write RUN/report.html: curves, evaluations, skipped architectures, settings."""
+    from ghn_fast.metatrain.report import write_report
+
+    typer.echo(f"written: {write_report(run)}")
 
 
 @app.command()
@@ -158,20 +196,25 @@ def evaluate(
     device: Device = "cpu",
 ) -> None:
     """Accuracy of predicted networks on held-out images."""
+    from ghn_fast import distributed
     from ghn_fast.deepnets import SPLIT_SIZES
     from ghn_fast.hypernet import from_pretrained
     from ghn_fast.reports import evaluate_split, print_evaluation
 
     _check_device(device)
     _check_out(out)
+    main_process = distributed.launched().rank == 0
+    device = distributed.device_for(device)
     ghn = from_pretrained(ckpt, device=device)
     name = split.value
     count = limit or min(SPLIT_SIZES.get(name, _MOST), _MOST)
-    with _progress() as progress:
+    with distributed.job(device), _progress(show=main_process) as progress:
         task = progress.add_task(f"{name} architectures", total=None, info="")
 
         def on_result(done: int, total: int, record: Any) -> None:
             info = record.error or f"top-1 {record.top1:.1f} %"
+            # The other processes are about as far with their shares.
+            done = min(done * distributed.world_size(), total)
             progress.update(task, completed=done, total=total, info=info)
 
         report = evaluate_split(
@@ -187,6 +230,8 @@ def evaluate(
             device=device,
             on_result=on_result,
         )
+    if not main_process:
+        return
     kind, _, folder = dataset.partition(":")
     stem = "-".join(filter(None, (name, kind, Path(folder).name)))
     report.ckpt, report.split = ckpt, name
@@ -432,23 +477,37 @@ def _check_device(name: str) -> None:
         raise ValueError(f"device: got {name!r}, needs cpu, cuda or cuda:N")
 
 
-def _progress() -> Any:
+def _progress(*, show: bool = True, rate: bool = False) -> Any:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Steps per second, or seconds per step where that is the larger number."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.speed
+            if not rate or not speed:
+                return Text("")
+            return Text(f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s/step")
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        Rate(),
         TextColumn("{task.fields[info]}"),
         console=Console(stderr=True),
+        disable=not show,
     )
 
 

@@ -95,6 +95,10 @@ def test_train_continues_and_evaluates(run: Run, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
 
+    status, printed, error = run("report", out)
+    assert status == 0, error
+    assert "<svg" in (out / "report.html").read_text()
+
     results = tmp_path / "results"
     arguments = ("--ckpt", out, "--split", "test", "--limit", "2", "--out", results)
     status, printed, error = run("evaluate", *arguments)
@@ -141,6 +145,9 @@ def test_train_and_evaluate_on_generated_files(run: Run, tmp_path: Path) -> None
         ((*TRAIN, "--steps", "4", "--out", "x", "--deepnets", "nowhere"), "nowhere"),
         ((*TRAIN, "--steps", "4", "--out", "x", "--config", "none.yaml"), "no such configuration"),
         (("deepnets", "info", "nowhere"), "nowhere"),
+        (("report", "nowhere"), "no metrics.jsonl"),
+        ((*TRAIN, "--steps", "4", "--out", "x", "--precision", "fp8"), "float32, bf16, fp16"),
+        ((*TRAIN, "--steps", "4", "--out", "x", "--eval-every", "-1"), "--eval-every"),
         (("predict", "resnet5000"), "resnet50"),
     ],
 )  # fmt: skip

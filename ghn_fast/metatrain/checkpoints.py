@@ -1,8 +1,11 @@
 """Checkpoints of a training run: written atomically, resumed exactly.
 
 RUN/checkpoints/step-00000500/ holds ``config.json`` and ``model.safetensors`` (so that the folder
-is itself a checkpoint for :func:`ghn_fast.from_pretrained`) and ``trainer.pt`` with the optimizer.
-It is written under another name and renamed when it is complete.
+is itself a checkpoint for :func:`ghn_fast.from_pretrained`) and ``trainer.pt`` with the optimizer,
+the scale of the loss and the measured costs. Learning rate, order of images and architectures,
+augmentation and dropout are functions of the settings and the number of the step.
+
+A checkpoint is written under another name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -10,6 +13,9 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +31,22 @@ _PARTIAL = ".partial-"
 
 
 def save_checkpoint(
-    run: Path, step: int, ghn: GHN, optimizer: torch.optim.Optimizer, keep: int
+    run: Path,
+    step: int,
+    ghn: GHN,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+    extra: dict[str, Any] | None = None,
 ) -> Path:
     """Save the state after ``step`` steps and remove all but the newest ``keep`` checkpoints.
+
+    Args:
+        run: Folder of the run.
+        step: Steps done.
+        ghn: The hypernetwork.
+        optimizer: Its optimizer.
+        keep: Number of checkpoints that stay.
+        extra: Further state, plain values.
 
     Raises:
         OSError: If it cannot be written; earlier checkpoints stay as they are.
@@ -35,10 +54,15 @@ def save_checkpoint(
     folder = run / "checkpoints" / f"step-{step:08d}"
     partial = folder.with_name(f"{_PARTIAL}{folder.name}-{os.getpid()}")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    state = {"step": step, "optimizer": optimizer.state_dict(), "extra": extra or {}}
     try:
         save_pretrained(ghn, partial)
         with open(partial / _TRAINER_FILE, "wb") as file:
-            torch.save({"step": step, "optimizer": optimizer.state_dict()}, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:
+                # What torch's archive writer makes of a failed write.
+                raise OSError(f"{partial / _TRAINER_FILE}: {error}") from error
             file.flush()
             os.fsync(file.fileno())
         if folder.exists():
@@ -52,6 +76,77 @@ def save_checkpoint(
     return folder
 
 
+class Saver:
+    """Saves a run at intervals of steps and of time.
+
+    Args:
+        run: Folder of the run.
+        every: Steps between checkpoints.
+        minutes: Minutes between checkpoints at most, ``None`` for no such limit.
+        keep: Number of checkpoints that stay.
+        step: Steps done already.
+        newest: Checkpoint of that step, if there is one.
+    """
+
+    def __init__(
+        self, run: Path, *, every: int, minutes: float | None, keep: int, step: int,
+        newest: Path | None,
+    ) -> None:  # fmt: skip
+        self.run = run
+        self.every = every
+        self.minutes = minutes
+        self.keep = keep
+        self.newest = newest
+        self._saved = step
+        self._time = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is due after ``step`` steps."""
+        if step % self.every == 0:
+            return True
+        return self.minutes is not None and time.monotonic() - self._time >= 60 * self.minutes
+
+    def save(
+        self,
+        step: int,
+        ghn: GHN,
+        optimizer: torch.optim.Optimizer,
+        extra: dict[str, Any],
+        *,
+        before: Callable[[], None] | None = None,
+        last: bool = False,
+    ) -> None:
+        """Save the state after ``step`` steps, unless that is done.
+
+        ``before`` is called first: what belongs to the steps up to the checkpoint is to be written
+        before it is.
+
+        A failure, of which a full disk is the usual one, is a warning: earlier checkpoints stay,
+        training goes on, and the next interval tries again.
+
+        Raises:
+            OSError: If it fails and this was the last chance (``last``).
+        """
+        if self._saved == step:
+            return
+        self._time = time.monotonic()
+        try:
+            if before is not None:
+                before()
+            self.newest = save_checkpoint(self.run, step, ghn, optimizer, self.keep, extra)
+            self._saved = step
+        except OSError as error:
+            if last:
+                raise
+            stays = self.newest.name if self.newest else "there is none before it"
+            warnings.warn(
+                f"the checkpoint of step {step} could not be saved: {error}; training goes on, the "
+                f"newest checkpoint is still: {stays}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first; leftovers of interrupted writes are removed."""
     parent = run / "checkpoints"
@@ -60,32 +155,56 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in parent.glob("step-*") if (path / _TRAINER_FILE).is_file())
 
 
-def load_checkpoint(folder: Path, ghn: GHN, optimizer: torch.optim.Optimizer) -> int:
-    """Restore hypernetwork and optimizer; returns the number of steps done.
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint: ``weights``, ``step``, ``optimizer`` and ``extra``, on the CPU.
 
     Raises:
-        ValueError: If the checkpoint is damaged or of another hypernetwork.
+        ValueError: If it is damaged.
     """
     path = folder / WEIGHTS_FILE
     try:
         weights = load_file(path)
         path = folder / _TRAINER_FILE
-        state: dict[str, Any] = torch.load(path, map_location=ghn.device, weights_only=True)
-        load_weights(ghn, weights, str(folder / WEIGHTS_FILE))
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return {
+            "weights": weights,
+            "step": int(state["step"]),
+            "optimizer": state["optimizer"],
+            "extra": state.get("extra", {}),
+            "folder": str(folder),
+        }
+    except _DAMAGE as error:
+        raise _damaged(path, folder) from error
+
+
+def restore(state: dict[str, Any], ghn: GHN, optimizer: torch.optim.Optimizer) -> int:
+    """Put what :func:`read_checkpoint` gave into hypernetwork and optimizer; the steps done.
+
+    Raises:
+        ValueError: If the checkpoint is damaged or of another hypernetwork.
+    """
+    folder = Path(state["folder"])
+    load_weights(ghn, state["weights"], str(folder / WEIGHTS_FILE))
+    try:
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        IndexError,
-        TypeError,
-    ) as error:
-        raise ValueError(
-            f"{path}: damaged, remove {folder} to resume from the one before"
-        ) from error
+    except (*_DAMAGE, ValueError) as error:
+        raise _damaged(folder / _TRAINER_FILE, folder) from error
+    return int(state["step"])
+
+
+_DAMAGE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+)
+
+
+def _damaged(path: Path, folder: Path) -> ValueError:
+    return ValueError(f"{path}: damaged, remove {folder} to resume from the one before")
 
 
 def _sync(folder: Path) -> None:

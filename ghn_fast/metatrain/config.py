@@ -10,12 +10,32 @@ from typing import Any
 
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.settings import checked
+from ghn_fast.metatrain.precision import PRECISIONS
 
 SCHEDULES = ("multistep", "cosine")
 # Settings that a run may change when it is continued: none of them changes a step that was done.
 MAY_CHANGE = frozenset(
-    ("steps", "epochs", "checkpoint_every", "keep_checkpoints", "device", "data_root")
+    (
+        "steps",
+        "epochs",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "max_skip_rate",
+        "device",
+        "data_root",
+        "workers",
+        "parallel_networks",
+        "graphs",
+        "balance",
+        "hypernetwork",
+        "hypernetwork_threads",
+    )
 )
+BALANCES = ("measured", "estimated")
+HYPERNETWORK = ("sharded", "replicated")
+# Steps over which `max_skip_rate` is taken.
+SKIP_WINDOW = 100
 
 
 @dataclass(frozen=True)
@@ -42,9 +62,32 @@ class TrainConfig:
         warmup_steps: Steps over which the learning rate rises linearly.
         max_nodes: Meta-batches with more nodes are left out.
         min_channels, max_channels: Range of widths that architectures are given.
+        pool_size: Architectures in a pool from which meta-batches are drawn; 0 draws them from all
+            architectures. Architectures of a pool come again, which is what makes CUDA graphs pay.
+        pool_refresh: Steps after which the oldest architecture of the pool gives way to another.
+        precision: Of the candidate networks: ``float32``, or autocast to ``bf16`` or ``fp16`` (the
+            latter with a scaled loss).
+        channels_last: Whether candidate networks compute with channels last.
+        parallel_networks: Candidate networks that run at a time: threads on a CPU, streams on a
+            GPU. One per thread of torch, and four streams, by default.
+        graphs: CUDA graphs that are kept, on a GPU; 0 for none.
+        balance: How processes share a meta-batch: by ``measured`` seconds, or as ``estimated``, by
+            which two sharded runs on as many processes give bitwise the same numbers.
+        hypernetwork: With several processes, whether the work of the hypernetwork is ``sharded`` or
+            ``replicated`` (see :class:`ghn_fast.metatrain.step.MetaTrainer`); by default the former
+            on GPUs, and the latter on CPUs, where candidate networks take nearly all the time.
+        hypernetwork_threads: Threads that the hypernetwork runs on, on a CPU. With one, the numbers
+            of a run do not depend on the number of threads, as long as the meta-batch has at least
+            as many networks.
+        max_skip_rate: The run ends with an error when more than this fraction of the architectures
+            of the last 100 steps had to be skipped.
+        workers: Threads that decode images ahead, for data sets read from files.
+        eval_every: Steps between evaluations on validation architectures and images; 0 for none.
+        eval_networks: Number of these architectures.
         checkpoint_every: Steps between checkpoints.
+        checkpoint_minutes: Minutes between checkpoints at most; no such limit by default.
         keep_checkpoints: How many of the newest checkpoints stay.
-        device: Where to train.
+        device: Where to train; under torchrun, ``cuda`` is the GPU of each process.
     """
 
     dataset: str = "digits"
@@ -74,7 +117,21 @@ class TrainConfig:
     max_nodes: int = 2200
     min_channels: int = 32
     max_channels: int = 128
+    pool_size: int = 0
+    pool_refresh: int = 1
+    precision: str = "float32"
+    channels_last: bool = True
+    parallel_networks: int | None = None
+    graphs: int = 64
+    balance: str = "measured"
+    hypernetwork: str | None = None
+    hypernetwork_threads: int = 1
+    max_skip_rate: float = 0.5
+    workers: int = 0
+    eval_every: int = 0
+    eval_networks: int = 16
     checkpoint_every: int = 500
+    checkpoint_minutes: float | None = None
     keep_checkpoints: int = 3
     device: str = "cpu"
 
@@ -83,25 +140,45 @@ class TrainConfig:
             "meta_batch",
             "batch_size",
             "max_nodes",
+            "pool_refresh",
+            "eval_networks",
+            "hypernetwork_threads",
             "checkpoint_every",
             "keep_checkpoints",
         ):
             _at_least(name, getattr(self, name), 1)
-        for name in ("steps", "epochs"):
+        for name in ("steps", "epochs", "parallel_networks"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         for name in ("lr", "grad_clip", "gamma"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: got {value}, needs a positive number")
-        for name in ("weight_decay", "warmup_steps", "seed"):
+        for name in ("weight_decay", "warmup_steps", "seed", "workers", "eval_every", "graphs"):
             _at_least(name, getattr(self, name), 0)
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            raise ValueError(
+                f"checkpoint_minutes: got {self.checkpoint_minutes}, needs a positive number"
+            )
+        if not 0 <= self.max_skip_rate <= 1:
+            raise ValueError(f"max_skip_rate: got {self.max_skip_rate}, needs 0 to 1")
+        if self.pool_size and self.pool_size < self.meta_batch:
+            raise ValueError(
+                f"pool_size: got {self.pool_size}, needs 0 or at least the meta-batch of "
+                f"{self.meta_batch}"
+            )
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs: got both, needs one of them")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"schedule: got {self.schedule!r}, needs one of {', '.join(SCHEDULES)}"
-            )
+        choices: dict[str, tuple[str, ...]] = {
+            "schedule": SCHEDULES,
+            "precision": tuple(PRECISIONS),
+            "balance": BALANCES,
+            "hypernetwork": HYPERNETWORK,
+        }
+        for name, valid in choices.items():
+            value = getattr(self, name)
+            if value not in valid and not (name == "hypernetwork" and value is None):
+                raise ValueError(f"{name}: got {value!r}, needs one of {', '.join(valid)}")
         if not 1 <= self.min_channels <= self.max_channels:
             raise ValueError(
                 f"min_channels, max_channels: got {self.min_channels} and {self.max_channels}, "

@@ -1,22 +1,95 @@
-"""Metrics of a training run: one JSON line per step, and TensorBoard."""
+"""Records of a training run: JSON lines that survive crashes and full disks, and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from ghn_fast.hypernet.checkpoint import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
 
 
-class MetricsLog:
-    """Appends metrics of each step to RUN/metrics.jsonl and to TensorBoard.
+class JsonLines:
+    """Appends JSON objects with an entry ``step`` to a file, each as one whole line.
 
-    Lines after the step from which a run continues are dropped, so that each step has one line
-    however often the run was interrupted.
+    Lines after the step from which a run continues are dropped, so that each step has its lines
+    once however often the run was interrupted. What cannot be written, because the disk is full,
+    is kept and written later.
+
+    Args:
+        path: The file.
+        start_step: Number of steps that are done already.
+    """
+
+    def __init__(self, path: Path, start_step: int) -> None:
+        self.path = path
+        self._pending = b""
+        self._warned = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = read_lines(path)
+        kept = "".join(_line(values) for values in lines if values["step"] <= start_step).encode()
+        if not path.is_file() or path.read_bytes() != kept:
+            write_atomically(path, kept)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed in close()
+        self._end = len(kept)
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append a line."""
+        self._pending += _line(values).encode()
+        try:
+            self.flush()
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"{self.path}: {error.strerror or error}; its lines are kept in memory, and "
+                    "written when there is room",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def flush(self, *, sync: bool = False) -> None:
+        """Write what is pending.
+
+        Args:
+            sync: Whether to wait until it is on the disk.
+
+        Raises:
+            OSError: If it cannot be written; the file then ends with a whole line.
+        """
+        try:
+            if self._pending:
+                self._write_all(self._pending)
+                self._end += len(self._pending)
+                self._pending = b""
+            if sync:
+                os.fsync(self._file.fileno())
+        except OSError:
+            os.ftruncate(self._file.fileno(), self._end)
+            raise
+
+    def close(self) -> None:
+        """Close the file; what is still pending is lost if there is no room for it."""
+        try:
+            self.flush()
+        except OSError as error:
+            warnings.warn(f"{self.path}: {error}", RuntimeWarning, stacklevel=2)
+        self._file.close()
+
+    def _write_all(self, data: bytes) -> None:
+        while data:
+            data = data[self._file.write(data) :]
+
+
+class RunLog:
+    """The records of a run: metrics, evaluations, skipped architectures, TensorBoard.
 
     Args:
         run: Folder of the run.
@@ -24,32 +97,68 @@ class MetricsLog:
     """
 
     def __init__(self, run: Path, start_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        self.metrics = JsonLines(run / METRICS_FILE, start_step)
+        self.evaluations = JsonLines(run / EVALUATIONS_FILE, start_step)
+        self.skipped = JsonLines(run / SKIPPED_FILE, start_step)
+        self._board: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
 
-        run.mkdir(parents=True, exist_ok=True)
-        self.path = run / METRICS_FILE
-        kept = [line for line in read_metrics(run) if line["step"] <= start_step]
-        write_atomically(self.path, "".join(_line(values) for values in kept).encode())
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
+        except OSError as error:
+            self._without_board(error)
 
     def write(self, values: dict[str, Any]) -> None:
         """Write the metrics of one step; ``values`` has the entry ``step``."""
-        self._file.write(_line(values))
-        self._file.flush()
-        for name, value in values.items():
-            if name != "step" and value is not None:
-                self._board.add_scalar(name, value, values["step"])
+        self.metrics.write(values)
+        self._draw("", values)
+
+    def write_evaluation(self, values: dict[str, Any]) -> None:
+        """Write an evaluation; ``values`` has the entry ``step``."""
+        self.evaluations.write(values)
+        self._draw("evaluation/", values)
+
+    def write_skipped(self, values: dict[str, Any]) -> None:
+        """Write a skipped architecture; ``values`` has the entry ``step``."""
+        self.skipped.write(values)
+
+    def sync(self) -> None:
+        """Wait until everything is on the disk.
+
+        Raises:
+            OSError: If something cannot be written.
+        """
+        for lines in (self.metrics, self.evaluations, self.skipped):
+            lines.flush(sync=True)
 
     def close(self) -> None:
-        """Close both files."""
-        self._file.close()
-        self._board.close()
+        """Close all files."""
+        for lines in (self.metrics, self.evaluations, self.skipped):
+            lines.close()
+        if self._board is not None:
+            try:
+                self._board.close()
+            except OSError as error:
+                self._without_board(error)
+
+    def _draw(self, prefix: str, values: dict[str, Any]) -> None:
+        if self._board is None:
+            return
+        try:
+            for name, value in values.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(prefix + name, value, values["step"])
+        except OSError as error:
+            self._without_board(error)
+
+    def _without_board(self, error: OSError) -> None:
+        # Its writer does not recover; the curves are in the JSON lines anyway.
+        self._board = None
+        warnings.warn(f"TensorBoard ends here: {error}", RuntimeWarning, stacklevel=3)
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All complete lines of RUN/metrics.jsonl; a line cut off by a crash is left out."""
-    path = run / METRICS_FILE
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a file of JSON lines; one cut off by a crash is left out."""
     if not path.is_file():
         return []
     result = []
@@ -61,6 +170,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         if isinstance(values, dict) and "step" in values:
             result.append(values)
     return result
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All complete lines of RUN/metrics.jsonl."""
+    return read_lines(run / METRICS_FILE)
 
 
 def _line(values: dict[str, Any]) -> str:

@@ -6,7 +6,8 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,26 @@ from typing import Any
 
 import torch
 
-from ghn_fast.deepnets import DeepNets, SampledNets, held_out_keys, meta_batches
+from ghn_fast import distributed
 from ghn_fast.hypernet.checkpoint import from_pretrained, load_weights, write_atomically
 from ghn_fast.hypernet.ghn import GHN
-from ghn_fast.metatrain.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
-from ghn_fast.metatrain.config import MAY_CHANGE, TrainConfig
-from ghn_fast.metatrain.metrics import MetricsLog
-from ghn_fast.metatrain.step import meta_step
-from ghn_fast.vision import load_images, train_batches
+from ghn_fast.metatrain.architectures import (
+    training_architectures,
+    training_batches,
+    validation_architectures,
+)
+from ghn_fast.metatrain.checkpoints import Saver, list_checkpoints, read_checkpoint, restore
+from ghn_fast.metatrain.config import MAY_CHANGE, SKIP_WINDOW, TrainConfig
+from ghn_fast.metatrain.evaluation import evaluate_ghn
+from ghn_fast.metatrain.executor import Executor
+from ghn_fast.metatrain.memory import keep_freed_memory
+from ghn_fast.metatrain.metrics import RunLog, read_metrics
+from ghn_fast.metatrain.step import MetaTrainer, StepResult
+from ghn_fast.vision import ImageSplits, load_images, train_batches
 
-_SETTINGS_FILE = "train.json"
+SETTINGS_FILE = "train.json"
+
+OnStep = Callable[[dict[str, Any], int], None]
 
 
 @dataclass(frozen=True)
@@ -44,9 +55,7 @@ class RunResult:
     checkpoint: Path | None
 
 
-def train(
-    config: TrainConfig, out: Path, *, on_step: Callable[[dict[str, Any], int], None] | None = None
-) -> RunResult:
+def train(config: TrainConfig, out: Path, *, on_step: OnStep | None = None) -> RunResult:
     """Meta-train a hypernetwork, or continue the run in ``out``.
 
     Every step is a function of the settings and its number: images, architectures, augmentation
@@ -54,82 +63,179 @@ def train(
     an uninterrupted one. SIGINT and SIGTERM end the run after the step in progress, with a
     checkpoint; a second SIGINT ends it at once.
 
+    Under torchrun, all processes call this with the same arguments. They share the architectures of
+    each step; rank 0 writes the files.
+
     Args:
         config: The settings.
-        out: Folder of the run: ``train.json`` (settings), ``metrics.jsonl``, ``tensorboard/``,
-            ``checkpoints/``.
-        on_step: Called after each step with its metrics and the number of steps of the run.
+        out: Folder of the run: ``train.json`` (settings), ``metrics.jsonl``,
+            ``evaluations.jsonl``, ``skipped.jsonl``, ``tensorboard/``, ``checkpoints/``.
+        on_step: Called after each step with its metrics and the number of steps of the run, on
+            rank 0 only.
 
     Raises:
         ValueError: If ``out`` holds a run with other settings, or a setting is not valid.
+        RuntimeError: If too many architectures had to be skipped (``max_skip_rate``).
+        OSError: If the last checkpoint cannot be saved.
     """
+    with distributed.job(config.device):
+        return _train(config, out, on_step)
+
+
+def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
     check_settings(config, out)
+    device = torch.device(distributed.device_for(config.device))
+    if device.type == "cpu":
+        keep_freed_memory()
     splits = load_images(config.dataset, config.data_root, image_size=config.image_size)
-    nets = _architectures(config)
+    sizes = {"image_size": splits.image_size, "num_classes": splits.num_classes}
+    nets = training_architectures(config)
+    state = _newest_state(out)
     torch.manual_seed(config.seed)
     ghn = GHN(config.ghn_config(splits.num_classes, splits.image_size))
-    done = list_checkpoints(out)
-    if config.init is not None and not done:
+    if config.init is not None and state is None:
         load_weights(ghn, from_pretrained(config.init).state_dict(), config.init)
-    ghn = ghn.to(config.device).train()
-    optimizer = torch.optim.Adam(ghn.parameters(), config.lr, weight_decay=config.weight_decay)
+    ghn = ghn.to(device).train()
+    optimizer = torch.optim.Adam(
+        ghn.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
+    )
     total = config.total_steps(max(len(splits.train) // config.batch_size, 1))
-    step = load_checkpoint(done[-1], ghn, optimizer) if done else 0
+    step = restore(state, ghn, optimizer) if state is not None else 0
+    newest = Path(state["folder"]) if state is not None else None
     if step >= total:
-        return RunResult(step, total, False, done[-1])
+        return RunResult(step, total, False, newest)
 
     images = train_batches(
-        splits, config.batch_size, seed=config.seed, start_step=step, device=config.device
-    )
-    batches = meta_batches(
-        nets,
-        config.meta_batch,
+        splits,
+        config.batch_size,
         seed=config.seed,
         start_step=step,
-        image_size=splits.image_size,
-        num_classes=splits.num_classes,
-        max_nodes=config.max_nodes,
-        num_ch=(config.min_channels, config.max_channels),
+        device=device,
+        workers=config.workers,
     )
-    # Written when everything else has been accepted, so that a mistake leaves no run behind.
-    out.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps(config.to_dict(), indent=2) + "\n"
-    write_atomically(out / _SETTINGS_FILE, settings.encode())
-    log = MetricsLog(out, step)
-    checkpoint = done[-1] if done else None
-    saved = step
-    with _stop_requests() as stop:
-        try:
-            while step < total and not stop.is_set():
+    batches = training_batches(config, nets, start_step=step, **sizes)
+    validation = validation_architectures(config, **sizes) if config.eval_every else []
+    trainer = MetaTrainer(
+        ghn,
+        optimizer,
+        meta_batch=config.meta_batch,
+        grad_clip=config.grad_clip,
+        executor=_executor(config, device),
+        seed=config.seed,
+        measured=config.balance == "measured",
+        threads=config.hypernetwork_threads if device.type == "cpu" else None,
+        replicated=(
+            device.type == "cpu"
+            if config.hypernetwork is None
+            else config.hypernetwork == "replicated"
+        ),
+    )
+    if state is not None:
+        trainer.load_state_dict(state["extra"])
+    files = _Files(config, out, step, newest) if distributed.is_main() else None
+    skips = _skip_history(config, out, step)
+    stopped = False
+    try:
+        with _stop_requests() as stop:
+            while step < total and not stopped:
                 started = time.perf_counter()
                 rate = config.learning_rate(step, total)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 x, y = next(images)
                 architectures = next(batches)
-                # Dropout of the candidate networks is the only use of the global generator.
-                torch.manual_seed((config.seed << 32) + step)
-                result = meta_step(ghn, optimizer, architectures, x, y, grad_clip=config.grad_clip)
+                result = trainer.step(architectures, x, y, step, stop=stop.is_set())
                 step += 1
                 metrics = {
                     "step": step,
                     "loss": result.loss,
                     "top1": result.top1,
                     "seconds": time.perf_counter() - started,
+                    "network_seconds": result.network_seconds,
                     "lr": rate,
                     "skipped": result.skipped,
                 }
-                log.write(metrics)
-                if on_step is not None:
+                if files is not None:
+                    files.record(metrics, architectures, result)
+                skips.append((result.skipped, len(architectures)))
+                if files is not None and on_step is not None:
                     on_step(metrics, total)
-                if step % config.checkpoint_every == 0:
-                    checkpoint = save_checkpoint(out, step, ghn, optimizer, config.keep_checkpoints)
-                    saved = step
-        finally:
-            log.close()
-        if saved < step:
-            checkpoint = save_checkpoint(out, step, ghn, optimizer, config.keep_checkpoints)
-    return RunResult(step, total, step < total, checkpoint)
+                if config.eval_every and step % config.eval_every == 0:
+                    found = _evaluate(config, ghn, validation, splits)
+                    if files is not None:
+                        files.log.write_evaluation({"step": step, **found})
+                if files is not None:
+                    files.save_if_due(step, ghn, optimizer, trainer)
+                _check_skips(skips, config.max_skip_rate)
+                # Several processes have to agree on the step, so each asks with its results.
+                stopped = stop.is_set() if distributed.world_size() == 1 else result.stop
+            if files is not None:
+                files.save(step, ghn, optimizer, trainer, last=True)
+    finally:
+        trainer.close()
+        if files is not None:
+            files.log.close()
+    if files is not None:
+        newest = files.saver.newest
+    return RunResult(step, total, step < total, newest)
+
+
+class _Files:
+    """What rank 0 writes. Made when everything has been accepted: a mistake leaves no run behind.
+
+    Args:
+        config: The settings.
+        out: Folder of the run.
+        step: Steps done.
+        newest: Checkpoint of that step, if there is one.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, step: int, newest: Path | None) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        settings = json.dumps(config.to_dict(), indent=2) + "\n"
+        write_atomically(out / SETTINGS_FILE, settings.encode())
+        self.log = RunLog(out, step)
+        self.saver = Saver(
+            out,
+            every=config.checkpoint_every,
+            minutes=config.checkpoint_minutes,
+            keep=config.keep_checkpoints,
+            step=step,
+            newest=newest,
+        )
+
+    def record(
+        self, metrics: dict[str, Any], architectures: Sequence[Any], result: StepResult
+    ) -> None:
+        """Write the metrics of a step, and which architectures it skipped."""
+        self.log.write(metrics)
+        for index, reason in result.failures:
+            architecture = architectures[index]
+            values = {"step": metrics["step"], "reason": reason}
+            values["name"] = str(getattr(architecture, "name", type(architecture).__name__))
+            network = getattr(architecture, "config", None)
+            if network is not None:
+                values["config"] = network.to_dict()
+            self.log.write_skipped(values)
+
+    def save_if_due(
+        self, step: int, ghn: GHN, optimizer: torch.optim.Optimizer, trainer: MetaTrainer
+    ) -> None:
+        """Save a checkpoint if the interval is over."""
+        if self.saver.due(step):
+            self.save(step, ghn, optimizer, trainer)
+
+    def save(
+        self,
+        step: int,
+        ghn: GHN,
+        optimizer: torch.optim.Optimizer,
+        trainer: MetaTrainer,
+        *,
+        last: bool = False,
+    ) -> None:
+        """Save a checkpoint; the lines up to it are written before it is."""
+        self.saver.save(step, ghn, optimizer, trainer.state_dict(), before=self.log.sync, last=last)
 
 
 def check_settings(config: TrainConfig, out: Path) -> None:
@@ -138,7 +244,7 @@ def check_settings(config: TrainConfig, out: Path) -> None:
     Raises:
         ValueError: If a setting differs that would change the numbers.
     """
-    path = out / _SETTINGS_FILE
+    path = out / SETTINGS_FILE
     if not path.is_file():
         return
     try:
@@ -153,19 +259,58 @@ def check_settings(config: TrainConfig, out: Path) -> None:
             )
 
 
-def _architectures(config: TrainConfig) -> DeepNets | SampledNets:
-    source = config.deepnets
-    if source.lstrip("+-").isdigit():
-        if int(source) < 1:
-            raise ValueError(f"deepnets: got {source}, needs at least 1 architecture")
-        return SampledNets(
-            "train",
-            int(source),
-            config.seed,
-            virtual_edges=config.virtual_edges,
-            exclude=held_out_keys(),
+def _newest_state(out: Path) -> dict[str, Any] | None:
+    """The newest checkpoint, read by rank 0 for all: others need not see its disk."""
+    state = None
+    if distributed.is_main():
+        done = list_checkpoints(out)
+        state = read_checkpoint(done[-1]) if done else None
+    return distributed.broadcast_object(state)
+
+
+def _executor(config: TrainConfig, device: torch.device) -> Executor:
+    return Executor(
+        device,
+        precision=config.precision,
+        channels_last=config.channels_last,
+        parallel=config.parallel_networks,
+        skeletons=max(64, config.pool_size),
+        # Without a pool hardly any architecture comes again.
+        graphs=config.graphs if config.pool_size else 0,
+    )
+
+
+def _evaluate(
+    config: TrainConfig, ghn: GHN, validation: list[Any], splits: ImageSplits
+) -> dict[str, Any]:
+    return evaluate_ghn(
+        ghn,
+        validation,
+        splits,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.workers,
+    )
+
+
+def _skip_history(config: TrainConfig, out: Path, step: int) -> deque[tuple[int, int]]:
+    """Skipped and all architectures of the latest steps, the same on all processes."""
+    lines = read_metrics(out) if distributed.is_main() else []
+    known = [
+        (int(line.get("skipped", 0)), config.meta_batch) for line in lines if line["step"] <= step
+    ]
+    return deque(distributed.broadcast_object(known[-SKIP_WINDOW:]), maxlen=SKIP_WINDOW)
+
+
+def _check_skips(skips: deque[tuple[int, int]], largest: float) -> None:
+    if len(skips) < SKIP_WINDOW:
+        return
+    skipped, total = (sum(column) for column in zip(*skips, strict=True))
+    if skipped > largest * total:
+        raise RuntimeError(
+            f"max_skip_rate: {skipped} of the last {total} architectures had to be skipped, which "
+            f"is more than {largest:.0%}; skipped.jsonl names them with the reasons"
         )
-    return DeepNets(source, "train", virtual_edges=config.virtual_edges)
 
 
 @contextmanager

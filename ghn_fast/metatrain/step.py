@@ -3,123 +3,290 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ghn_fast import distributed
 from ghn_fast.graph.arch_graph import ArchGraph
-from ghn_fast.hypernet.batchnorm import use_batch_statistics
 from ghn_fast.hypernet.ghn import GHN
+from ghn_fast.metatrain.costs import CostModel, features, spread
+from ghn_fast.metatrain.executor import (
+    REASONS,
+    Executor,
+    Ranges,
+    Status,
+    is_out_of_memory,
+    network_seed,
+)
+from ghn_fast.metatrain.gradients import GradientBuffer
+from ghn_fast.metatrain.precision import LossScale
+
+HYPERNETWORK = "the gradient of the hypernetwork is not finite"
+# Status, loss, correct images and seconds of each architecture.
+_COLUMNS = 4
 
 
 class Architecture(Protocol):
     """What a step needs of an architecture."""
 
-    def graph_for(self, *, num_classes: int, image_size: int) -> ArchGraph:
+    def graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
         """Its architecture graph."""
 
-    def build(self, *, num_classes: int, image_size: int) -> nn.Module:
+    def build(self, num_classes: int, image_size: int) -> nn.Module:
         """Its network."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Outcome of a step.
+    """Outcome of a step, the same on all processes.
 
     Attributes:
-        loss: Mean cross-entropy over the architectures that had a finite one; NaN if none had.
+        loss: Mean cross-entropy over the architectures that were not skipped; NaN if all were.
         top1: Mean accuracy of them, in percent.
-        skipped: Number of architectures left out because their loss was not finite.
+        failures: Positions of the skipped architectures in the meta-batch, with the reason.
+        stop: Whether a process has been asked to stop.
+        network_seconds: Wall-clock seconds of this process's candidate networks.
     """
 
     loss: float
     top1: float
-    skipped: int
+    failures: tuple[tuple[int, str], ...] = ()
+    stop: bool = False
+    network_seconds: float = 0.0
+
+    @property
+    def skipped(self) -> int:
+        """Number of architectures that were left out."""
+        return len(self.failures)
 
 
-def meta_step(
-    ghn: GHN,
-    optimizer: torch.optim.Optimizer,
-    architectures: Sequence[Architecture],
-    images: Tensor,
-    targets: Tensor,
-    *,
-    grad_clip: float,
-) -> StepResult:
-    """Update the hypernetwork on a meta-batch of architectures and a batch of images.
+class MetaTrainer:
+    """Updates a hypernetwork on meta-batches.
 
-    The loss is the mean cross-entropy over the architectures (arXiv 2110.13100, Eq. 2). Each
-    network runs forward and backward by itself, on views of its part of the flat buffer of
-    predicted parameters, so that one network's activations are in memory at a time; the gradients
-    of all parts then pass through the hypernetwork together.
+    With several processes (see :mod:`ghn_fast.distributed`) the architectures of a meta-batch are
+    spread over them, balanced by the seconds that such architectures took before; every process
+    runs the candidate networks of its share. As to the hypernetwork, there are two ways:
+
+    - sharded: every process predicts its share only, and the gradients of the hypernetwork are
+      added up, in buckets, while the backward pass goes on. The result is that of one process up
+      to rounding, which Adam enlarges: where a gradient is zero but for rounding (a bias before
+      BatchNorm), it takes a full step in a random direction.
+    - replicated: every process predicts the whole meta-batch, and the gradients of the candidate
+      networks' parameters are put together before they pass through the hypernetwork. The result is
+      that of one process, bit for bit, if it is deterministic; but the work of the hypernetwork is
+      not shared.
 
     Args:
         ghn: The hypernetwork, in training mode.
         optimizer: Of its weights.
-        architectures: The meta-batch.
-        images: Images (B, 3, S, S).
-        targets: Class of each image (B,).
+        meta_batch: Largest number of architectures of a step.
         grad_clip: Largest norm of the gradient.
+        executor: Runs the candidate networks; a plain one by default.
+        seed: Of their dropout.
+        measured: Whether shares are balanced by measured seconds. By estimates alone, two sharded
+            runs on as many processes give bitwise the same numbers.
+        replicated: Which of the two ways.
+        threads: Threads that the hypernetwork runs on, on a CPU; as torch is set by default. Its
+            matrix products hang on their number in the last bit.
     """
-    num_classes, size = ghn.config.num_classes, images.shape[-1]
-    graphs = [
-        architecture.graph_for(num_classes=num_classes, image_size=size)
-        for architecture in architectures
-    ]
-    optimizer.zero_grad(set_to_none=True)
-    flat, plan = ghn.predict_flat(graphs)
-    spans = plan.spans()
-    sizes = [end - begin for begin, end in spans]
-    parts = [part.requires_grad_() for part in flat.detach().split(sizes)]
 
-    losses: list[float] = []
-    correct = 0
-    for architecture, part, ranges, (begin, _) in zip(
-        architectures, parts, plan.ranges, spans, strict=True
-    ):
-        with torch.device("meta"):
-            network = architecture.build(num_classes=num_classes, image_size=size).train()
-        use_batch_statistics(network)
-        logits = torch.func.functional_call(network, _views(part, ranges, begin), (images,))
-        loss = F.cross_entropy(logits, targets)
-        if not math.isfinite(float(loss.detach())):
-            continue
-        (loss / len(architectures)).backward()
-        if part.grad is None or not bool(part.grad.isfinite().all()):
-            part.grad = None
-            continue
-        losses.append(float(loss.detach()))
-        correct += int((logits.detach().argmax(1) == targets).sum())
+    def __init__(
+        self,
+        ghn: GHN,
+        optimizer: torch.optim.Optimizer,
+        *,
+        meta_batch: int,
+        grad_clip: float,
+        executor: Executor | None = None,
+        seed: int = 0,
+        measured: bool = True,
+        replicated: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        self.ghn = ghn
+        self.optimizer = optimizer
+        self.meta_batch = meta_batch
+        self.grad_clip = grad_clip
+        self.executor = executor or Executor(ghn.device)
+        self.seed = seed
+        self.measured = measured
+        self.threads = threads
+        self.costs = CostModel()
+        self.loss_scale = LossScale()
+        self.replicated = replicated and distributed.world_size() > 1
+        self._gradients = GradientBuffer(
+            list(ghn.parameters()), _COLUMNS * meta_batch + 1, reduce=not self.replicated
+        )
 
-    if losses:
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parts]
-        flat.backward(torch.cat(gradients))
-        norm = nn.utils.clip_grad_norm_(ghn.parameters(), grad_clip)
-        if bool(norm.isfinite()):
-            optimizer.step()
-        else:
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes from step to step, except for weights and optimizer."""
+        return {"costs": self.costs.state_dict(), "loss_scale": self.loss_scale.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint; what is missing keeps its value."""
+        if "costs" in state:
+            self.costs.load_state_dict(state["costs"])
+        if "loss_scale" in state:
+            self.loss_scale.load_state_dict(state["loss_scale"])
+
+    def close(self) -> None:
+        """End the executor's threads and let go of the parameters."""
+        self.executor.close()
+        self._gradients.detach()
+
+    def step(
+        self,
+        architectures: Sequence[Architecture],
+        images: Tensor,
+        targets: Tensor,
+        number: int = 0,
+        *,
+        stop: bool = False,
+    ) -> StepResult:
+        """Update the hypernetwork on a meta-batch of architectures and a batch of images.
+
+        The loss is the mean cross-entropy over the architectures (arXiv 2110.13100, Eq. 2). Each
+        network runs forward and backward by itself, so that the activations of few networks are in
+        memory at a time; the gradients of all parameters then pass through the hypernetwork
+        together. An architecture whose loss or gradient is not finite, or that does not fit into
+        memory, is skipped: it adds nothing to the gradient.
+
+        Args:
+            architectures: The meta-batch, the same on all processes.
+            images: Images (B, 3, S, S), the same on all processes.
+            targets: Class of each image (B,).
+            number: Of the step; decides dropout together with the seed.
+            stop: Whether this process has been asked to stop, which all learn from the result.
+
+        Raises:
+            ValueError: If there are no architectures, or more than ``meta_batch``.
+        """
+        count = len(architectures)
+        if not 1 <= count <= self.meta_batch:
+            raise ValueError(f"architectures: got {count}, needs 1 to {self.meta_batch}")
+        num_classes, size = self.ghn.config.num_classes, images.shape[-1]
+        table = np.stack([features(a, num_classes, size) for a in architectures])
+        costs = (self.costs if self.measured else CostModel()).predict(table)
+        share = spread(costs, distributed.world_size())[distributed.rank()]
+
+        self._gradients.start()
+        stats = self._gradients.stats
+        stats[-1] = float(stop)
+        rows = stats[: _COLUMNS * count].view(count, _COLUMNS)
+        # For propagators that draw random numbers.
+        torch.manual_seed(network_seed(self.seed, number))
+        here = list(range(count)) if self.replicated else share
+        with _threads(self.threads):
+            flat, ranges = self._predict([architectures[i] for i in here], num_classes, size)
+        places = torch.tensor(share, device=stats.device)
+        seconds = 0.0
+        gradient: Tensor | None = None
+        if flat is not None and share:
+            outcome = self.executor.run(
+                [architectures[i] for i in share],
+                [ranges[here.index(i)] for i in share],
+                flat,
+                images,
+                targets,
+                num_classes=num_classes,
+                factor=1 / count,
+                loss_scale=self.loss_scale.value if self.executor.precision == "fp16" else 1.0,
+                seeds=[network_seed(self.seed, number, i) for i in share],
+                costs=[costs[i] for i in share],
+                together=count,
+            )
+            gradient, seconds = outcome.gradient, outcome.seconds
+            rows[places] = outcome.stats.to(stats.dtype)
+        elif share:
+            rows[places, 0] = float(Status.MEMORY)
+        if self.replicated:
+            gradient = self._put_together(flat, gradient)
+        with _threads(self.threads):
+            if flat is not None and gradient is not None:
+                flat.backward(gradient)
+            self._gradients.finish()
+            return self._update(len(targets), count, table, seconds)
+
+    def _predict(
+        self, architectures: Sequence[Architecture], num_classes: int, size: int
+    ) -> tuple[Tensor | None, list[Ranges]]:
+        """Predicted parameters and where they are; ``None`` if memory is too small for them."""
+        if not architectures:
+            return None, []
+        try:
+            graphs = [graph_of(a, num_classes, size) for a in architectures]
+            flat, plan = self.ghn.predict_flat(graphs)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None, []
+        return flat, plan.ranges
+
+    def _put_together(self, flat: Tensor | None, gradient: Tensor | None) -> Tensor:
+        """The gradients of all candidate networks, each from the process that ran it; and stats.
+
+        Sums of one value and zeros are exact.
+        """
+        stats = self._gradients.stats
+        # A process without memory for the meta-batch has to know how large the message is.
+        numel = max(distributed.gather_objects(0 if flat is None else flat.numel()))
+        message = torch.zeros(numel + len(stats), dtype=stats.dtype, device=stats.device)
+        if gradient is not None:
+            message[:numel] = gradient
+        message[numel:] = stats
+        distributed.all_reduce(message).wait()
+        stats.copy_(message[numel:])
+        return message[:numel]
+
+    def _update(self, images: int, count: int, table: Any, seconds: float) -> StepResult:
+        stats = self._gradients.stats.tolist()
+        rows = [stats[i * _COLUMNS : (i + 1) * _COLUMNS] for i in range(count)]
+        failures = [
+            (index, REASONS[Status(int(row[0]))]) for index, row in enumerate(rows) if row[0] != 0
+        ]
+        good = [index for index, row in enumerate(rows) if row[0] == 0]
+        if self.executor.precision == "fp16":
+            self.loss_scale.update(any(int(row[0]) == Status.GRADIENT for row in rows))
+        if good:
+            self.costs.observe(table[good], [rows[i][3] for i in good])
             # Clipping by an infinite norm would turn every weight into NaN.
-            losses, correct = [], 0
-    count = max(len(losses), 1)
-    return StepResult(
-        loss=sum(losses) / count if losses else math.nan,
-        top1=100.0 * correct / (count * len(targets)),
-        skipped=len(architectures) - len(losses),
-    )
+            if math.isfinite(float(self._gradients.clip(self.grad_clip))):
+                self.optimizer.step()
+            else:
+                failures, good = [(i, HYPERNETWORK) for i in range(count)], []
+        return StepResult(
+            loss=sum(rows[i][1] for i in good) / len(good) if good else math.nan,
+            top1=100.0 * sum(rows[i][2] for i in good) / (max(len(good), 1) * images),
+            failures=tuple(failures),
+            stop=stats[-1] > 0,
+            network_seconds=seconds,
+        )
 
 
-def _views(
-    part: Tensor, ranges: dict[str, tuple[int, tuple[int, ...]]], begin: int
-) -> dict[str, Tensor]:
-    # Each piece with the gap behind it: one split, whose backward pass fills one buffer.
-    offsets = [offset - begin for offset, _ in ranges.values()] + [len(part)]
-    pieces = part.split([after - before for before, after in pairwise(offsets)])
-    return {
-        name: piece[: math.prod(shape)].view(shape)
-        for piece, (name, (_, shape)) in zip(pieces, ranges.items(), strict=True)
-    }
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Run torch's operations inside on a number of threads."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def graph_of(architecture: Any, num_classes: int, image_size: int) -> ArchGraph:
+    """The graph of an architecture; one that it keeps for these sizes is not made again."""
+    sizes = (getattr(architecture, "num_classes", None), getattr(architecture, "image_size", None))
+    if sizes == (num_classes, image_size) and hasattr(architecture, "graph"):
+        graph: ArchGraph = architecture.graph
+        return graph
+    return architecture.graph_for(num_classes=num_classes, image_size=image_size)

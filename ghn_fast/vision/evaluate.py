@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ghn_fast import distributed
 from ghn_fast.hypernet.batchnorm import use_batch_statistics
 from ghn_fast.vision.augment import seeded_generator
 from ghn_fast.vision.batches import eval_batches
@@ -174,6 +175,9 @@ def evaluate_networks(
     on_result: called with the record of each architecture when it is done.
     workers: threads that decode images ahead, for data sets read from files.
 
+    With several processes (see `ghn_fast.distributed`), each evaluates every so many-th item, and
+    all of them return the whole report; `on_result` hears of the process's own items.
+
     BatchNorm layers use batch statistics in both cases. An architecture that fails (out of memory,
     unsupported layer, ...) leaves its message in `error` of its record, and the next one follows.
 
@@ -187,7 +191,8 @@ def evaluate_networks(
     image_set = splits.split(images)
     batches = _Batches(image_set, splits, batch_size, device, seed, workers)
     records = []
-    for item in itertools.islice(items, limit):
+    rank, size = distributed.rank(), distributed.world_size()
+    for item in itertools.islice(items, rank, limit, size):
         record = ArchitectureResult(index=int(item.index), name=str(item.name))
         try:
             _evaluate_item(record, item, predict, splits, batches, device, baseline, seed)
@@ -199,6 +204,9 @@ def evaluate_networks(
         records.append(record)
         if on_result is not None:
             on_result(record)
+    gathered = distributed.gather_objects(records)
+    # Item k was the (k // size)-th of process k % size.
+    records = [part[k] for k in range(len(gathered[0])) for part in gathered if k < len(part)]
     return EvaluationReport(
         dataset=splits.name,
         images=images,

@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ import ghn_fast
 from ghn_fast.metatrain import TrainConfig, read_config, train
 from ghn_fast.metatrain import run as run_module
 from ghn_fast.metatrain.checkpoints import list_checkpoints
-from ghn_fast.metatrain.metrics import read_metrics
+from ghn_fast.metatrain.metrics import JsonLines, read_lines, read_metrics
+from ghn_fast.metatrain.skeletons import Skeleton
 
 TINY = TrainConfig(
     dataset="digits",
@@ -118,20 +122,158 @@ def test_other_settings_are_refused(reference: Path) -> None:
         train(changed, reference)
 
 
-def test_failed_save_keeps_the_checkpoint_before(
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_full_disk_at_the_end_keeps_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
     def on_step(metrics: dict[str, Any], total: int) -> None:
         if metrics["step"] == 3:
             monkeypatch.setattr(torch, "save", full)
 
-    with pytest.raises(OSError, match="No space left"):
+    with (
+        pytest.warns(RuntimeWarning, match="step 4 could not be saved: .*No space left"),
+        pytest.raises(OSError, match="No space left"),
+    ):
         train(TINY, tmp_path, on_step=on_step)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002"]
     assert ghn_fast.from_pretrained(tmp_path).config.hid == 8
+
+
+def test_full_disk_on_the_way_is_told_and_survived(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, write = torch.save, JsonLines._write_all
+
+    def part(self: JsonLines, data: bytes) -> None:
+        self._file.write(data[:20])
+        full()
+
+    def on_step(metrics: dict[str, Any], total: int) -> None:
+        if metrics["step"] == 1:
+            monkeypatch.setattr(torch, "save", full)
+            monkeypatch.setattr(JsonLines, "_write_all", part)
+        if metrics["step"] == 3:
+            monkeypatch.setattr(torch, "save", save)
+            monkeypatch.setattr(JsonLines, "_write_all", write)
+
+    with pytest.warns(RuntimeWarning) as warned:
+        train(TINY, tmp_path, on_step=on_step)
+    messages = [str(warning.message) for warning in warned]
+    assert any("metrics.jsonl" in m and "kept in memory" in m for m in messages)
+    assert any("step 2 could not be saved" in m and "none before it" in m for m in messages)
+    assert losses(tmp_path) == losses(reference)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000004"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [("nan", "the loss is not finite"), ("memory", "out of memory")],
+)
+def test_planted_architectures_are_skipped_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str, reason: str
+) -> None:
+    bind, count = Skeleton.bind, [0]
+
+    def planted(self: Skeleton, names: Any, tensors: Any) -> None:
+        bind(self, names, tensors)
+        count[0] += 1
+        if count[0] == 3:
+            if trouble == "memory":
+                raise torch.OutOfMemoryError("planted")
+            for tensor in tensors:
+                tensor.data.fill_(torch.nan)
+
+    monkeypatch.setattr(Skeleton, "bind", planted)
+    result = train(TINY, tmp_path)
+    assert (result.step, result.interrupted) == (4, False)
+    assert [line["skipped"] for line in read_metrics(tmp_path)] == [0, 0, 1, 0]
+    assert [line["loss"] is None for line in read_metrics(tmp_path)] == [False, False, True, False]
+    (line,) = read_lines(tmp_path / "skipped.jsonl")
+    assert (line["step"], line["reason"]) == (3, reason)
+    assert line["name"].startswith("train-")
+    config = ghn_fast.deepnets.NetworkConfig.from_dict(line["config"])
+    assert config.n_cells > 0
+    assert ghn_fast.from_pretrained(tmp_path).encoder.op.weight.isfinite().all()
+
+
+def test_too_many_skipped_architectures_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(self: Skeleton, names: Any, tensors: Any) -> None:
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(Skeleton, "bind", out_of_memory)
+    monkeypatch.setattr(run_module, "SKIP_WINDOW", 3)
+    with pytest.raises(RuntimeError, match="max_skip_rate: 3 of the last 3 architectures"):
+        train(TINY, tmp_path)
+    assert len(read_metrics(tmp_path)) == 3
+
+
+def test_periodic_evaluation_is_resumed_too(tmp_path: Path) -> None:
+    config = TrainConfig.from_dict({**TINY.to_dict(), "eval_every": 2, "eval_networks": 2})
+    train(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(config, tmp_path / "killed", on_step=killed_at(3))
+    train(config, tmp_path / "killed")
+    found = [
+        [(line["step"], line["top1"], line["networks"]) for line in read_lines(path)]
+        for path in sorted(tmp_path.glob("*/evaluations.jsonl"))
+    ]
+    assert found[0] == found[1]
+    assert [(line[0], line[2]) for line in found[0]] == [(2, 2), (4, 2)]
+
+
+def test_pool_of_architectures_is_resumed_too(tmp_path: Path) -> None:
+    config = TrainConfig.from_dict(
+        {**TINY.to_dict(), "pool_size": 3, "pool_refresh": 2, "checkpoint_every": 3}
+    )
+    train(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(config, tmp_path / "killed", on_step=killed_at(4))
+    train(config, tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_checkpoints_at_intervals_of_time(tmp_path: Path) -> None:
+    config = TrainConfig.from_dict(
+        {**TINY.to_dict(), "checkpoint_every": 1000, "checkpoint_minutes": 1e-9}
+    )
+    train(config, tmp_path)
+    names = [path.name for path in list_checkpoints(tmp_path)]
+    assert names == ["step-00000002", "step-00000003", "step-00000004"]
+
+
+def test_numbers_do_not_depend_on_threads(tmp_path: Path) -> None:
+    config = TrainConfig.from_dict({**TINY.to_dict(), "meta_batch": 2, "max_nodes": 300})
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            train(config, tmp_path / str(threads))
+    finally:
+        torch.set_num_threads(before)
+    assert losses(tmp_path / "1") == losses(tmp_path / "2")
+
+
+def test_killed_process_continues_to_the_same_numbers(reference: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "tiny.yaml"
+    settings.write_text(json.dumps({**TINY.to_dict(), "deepnets": "20"}))
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ghn_fast", "train", "--config", settings, "--out", out]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    while not losses(out) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(reference)
+    for name, value in weights(reference).items():
+        assert torch.equal(weights(out)[name], value), name
 
 
 @pytest.mark.parametrize("name", ["trainer.pt", "model.safetensors"])
@@ -171,6 +313,12 @@ def test_starting_weights(reference: Path, tmp_path: Path) -> None:
         ({"schedule": "linear"}, "schedule: got 'linear', needs one of multistep, cosine"),
         ({"steps": 3, "epochs": 2}, "got both"),
         ({"max_channels": 8}, "min_channels"),
+        ({"precision": "fp8"}, "precision: got 'fp8', needs one of float32, bf16, fp16"),
+        ({"hypernetwork": "no"}, "hypernetwork: got 'no', needs one of sharded, replicated"),
+        ({"pool_size": 4}, "pool_size: got 4, needs 0 or at least the meta-batch of 8"),
+        ({"max_skip_rate": 1.5}, r"max_skip_rate: got 1\.5"),
+        ({"checkpoint_minutes": 0}, r"checkpoint_minutes: got 0\.0, needs a positive"),
+        ({"parallel_networks": 0}, "parallel_networks: got 0"),
         ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
         ({"batch_size": "many"}, "batch_size: got 'many', needs an integer"),
         ({"batch_size": True}, "batch_size: got True, needs an integer"),

@@ -1,0 +1,225 @@
+"""Candidate networks on views of the flat buffer: the gradients of plain autograd."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ghn_fast
+from ghn_fast.deepnets import ArchItem, Genotype, NetworkConfig
+from ghn_fast.metatrain.batch_norm import batch_norm
+from ghn_fast.metatrain.cuda_graphs import GraphCache
+from ghn_fast.metatrain.executor import Executor, network_seed
+from ghn_fast.metatrain.skeletons import SeededDropout, Skeleton, SkeletonCache
+from networks import Tied
+from tolerances import assert_close
+
+
+def item(*primitives: str, **settings: Any) -> ArchItem:
+    """A small network with four operations in its cells."""
+    genes = tuple((name, k % 2) for k, name in enumerate(primitives))
+    genotype = Genotype(genes, (2, 3), genes, (2, 3))
+    config = NetworkConfig(genotype=genotype, n_cells=3, C=16, **settings)
+    return ArchItem(0, "test", config, num_classes=10, image_size=16)
+
+
+ARCHITECTURES = {
+    "convolutions": item("conv_3x3", "sep_conv_3x3", "dil_conv_3x3", "max_pool_3x3"),
+    "attention": item("msa", "conv_1x1", "cse", "skip_connect", stem_pool=False),
+    "no norm": item("conv_5x5", "avg_pool_3x3", "skip_connect", "conv_1x1", norm=None),
+    "hidden layer": item("conv_1x1", "conv_3x3", "none", "skip_connect", fc_layers=2, fc_dim=64),
+}
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(8, 3, 16, 16), torch.randint(0, 10, (8,))
+
+
+def predicted(architectures: list[ArchItem]) -> tuple[Tensor, Any]:
+    torch.manual_seed(0)
+    ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 5, 5)))
+    flat, plan = ghn.predict_flat([a.graph for a in architectures])
+    return flat.detach(), plan.ranges
+
+
+def run(executor: Executor, names: list[str], **options: Any) -> Any:
+    architectures = [ARCHITECTURES[name] for name in names]
+    flat, ranges = predicted(architectures)
+    torch.manual_seed(1)
+    images, targets = batch()
+    return executor.run(
+        architectures, ranges, flat, images, targets, num_classes=10, factor=0.5, **options
+    )
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"hidden layer"}))
+def test_gradients_are_those_of_autograd(name: str, channels_last: bool) -> None:
+    outcome = run(Executor(channels_last=channels_last), [name])
+    architecture = ARCHITECTURES[name]
+    flat, (ranges,) = predicted([architecture])
+    torch.manual_seed(1)
+    images, targets = batch()
+    flat = flat.double().requires_grad_()
+    values = {
+        name: flat[offset : offset + math.prod(shape)].view(shape)
+        for name, (offset, shape) in ranges.items()
+    }
+    network = architecture.build().train().double()
+    logits = torch.func.functional_call(network, values, (images.double(),))
+    loss = F.cross_entropy(logits, targets)
+    (0.5 * loss).backward()
+    status, value, correct, seconds = outcome.stats[0].tolist()
+    assert status == 0
+    assert seconds > 0
+    assert correct == int((logits.argmax(1) == targets).sum())
+    assert_close(torch.tensor(value), loss.float(), context="ghn")
+    assert flat.grad is not None
+    # Gradients of single elements can be sums that cancel: their terms have the size of the tensor.
+    for place, (offset, shape) in ranges.items():
+        part = slice(offset, offset + math.prod(shape))
+        scale = max(float(flat.grad[part].abs().max()), 1e-3 * float(flat.grad.abs().max()))
+        want = flat.grad[part].float()
+        assert_close(outcome.gradient[part], want, context="gradient", scale=scale, name=place)
+
+
+def test_networks_side_by_side_give_what_they_give_alone() -> None:
+    names = sorted(ARCHITECTURES)
+    alone = run(Executor(parallel=1), names, seeds=[5, 6, 7, 8])
+    executor = Executor(parallel=3)
+    for _ in range(2):
+        together = run(executor, names, seeds=[5, 6, 7, 8], costs=[1.0, 3.0, 2.0, 4.0])
+        assert torch.equal(together.gradient, alone.gradient)
+        assert torch.equal(together.stats[:, :3], alone.stats[:, :3])
+    executor.close()
+    other = run(Executor(), ["hidden layer"], seeds=[9])
+    same = run(Executor(), ["hidden layer"], seeds=[9])
+    assert torch.equal(other.gradient, same.gradient)
+    assert not torch.equal(run(Executor(), ["hidden layer"], seeds=[8]).gradient, other.gradient)
+
+
+def test_loss_scale_is_taken_out_again() -> None:
+    plain = run(Executor(), ["convolutions"])
+    scaled = run(Executor(), ["convolutions"], loss_scale=1024.0)
+    assert_close(scaled.gradient, plain.gradient, context="gradient")
+
+
+def test_modules_are_built_at_first_sight_only() -> None:
+    executor = Executor()
+    for _ in range(3):
+        run(executor, ["convolutions", "attention", "convolutions"])
+    assert executor.cache.built == 3
+    assert len(executor.cache) == 3
+
+
+def test_cache_forgets_what_was_not_used_for_longest() -> None:
+    cache = SkeletonCache(2, torch.device("cpu"))
+    sizes = {"num_classes": 10, "image_size": 16}
+    for name in ("convolutions", "attention", "convolutions", "no norm"):
+        cache.give_back(*cache.take(ARCHITECTURES[name], **sizes))
+    assert (cache.built, len(cache)) == (3, 2)
+    cache.give_back(*cache.take(ARCHITECTURES["convolutions"], **sizes))
+    assert cache.built == 3
+    cache.take(ARCHITECTURES["attention"], **sizes)
+    assert cache.built == 4
+    with pytest.raises(ValueError, match="capacity: got -1"):
+        SkeletonCache(-1, torch.device("cpu"))
+
+
+def test_shared_parameters_are_bound_everywhere() -> None:
+    with torch.device("meta"):
+        network = Tied()
+    skeleton = Skeleton(network, torch.device("cpu"))
+    values = {name: torch.randn(p.shape) for name, p in Tied().named_parameters()}
+    skeleton.bind(list(values), list(values.values()))
+    assert network.first.weight is network.second.weight is values["first.weight"]
+    reference = Tied()
+    reference.load_state_dict({**values, "second.weight": values["first.weight"]})
+    images = torch.randn(2, 3, 8, 8)
+    assert_close(network(images), reference(images))
+    with pytest.raises(ValueError, match="names: got 'third', which Tied"):
+        skeleton.bind(["third"], [torch.zeros(1)])
+
+
+def test_dropout_keeps_the_mean() -> None:
+    dropout = SeededDropout(0.25).train()
+    dropout.generator = torch.Generator().manual_seed(3)
+    x = torch.ones(20_000)
+    y = dropout(x)
+    assert y.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert float((y == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
+    assert dropout.eval()(x) is x
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 7), (64, 8, 32, 32), (2, 5, 1, 1)])
+def test_batch_norm_is_exact(shape: tuple[int, ...]) -> None:
+    x = (torch.randn(shape) + 10).to(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(shape[1]).requires_grad_(), torch.randn(shape[1]).requires_grad_()
+    inputs = [x, weight, bias]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    have = batch_norm(*inputs, 1e-5)
+    want = F.batch_norm(exact[0], None, None, exact[1], exact[2], True, 0.0, 1e-5)
+    assert have.is_contiguous(memory_format=torch.channels_last)
+    assert_close(have, want.float())
+    direction = torch.randn(shape)
+    found = torch.autograd.grad(have, inputs, direction)
+    gradients = torch.autograd.grad(want, exact, direction.double())
+    for one, other, name in zip(found, gradients, ("x", "weight", "bias"), strict=True):
+        scale = float(direction.abs().mean()) * float(weight.detach().abs().mean())
+        assert_close(one, other.float(), context="gradient", scale=scale, name=name)
+
+
+def test_seeds_depend_on_every_number() -> None:
+    seeds = {network_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
+    assert len(seeds) == 125
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_graphs_are_captured_at_the_second_sight_and_bounded() -> None:
+    cache: GraphCache[str] = GraphCache(2)
+    captured: list[str] = []
+
+    def capture(name: str) -> str:
+        captured.append(name)
+        return name.upper()
+
+    assert [cache.get("a", lambda: capture("a")) for _ in range(3)] == [None, "A", "A"]
+    assert (cache.captured, cache.replayed) == (1, 1)
+    for name in ("b", "b", "a", "c", "c"):
+        cache.get(name, lambda name=name: capture(name))
+    assert captured == ["a", "b", "c"]
+    assert len(cache) == 2
+    # "b" gave way to "c", and is captured again.
+    assert cache.get("b", lambda: capture("b")) == "B"
+    cache.clear()
+    assert len(cache) == 0
+    with pytest.raises(ValueError, match="capacity: got 0"):
+        GraphCache(0)
+
+
+def test_unused_parameters_have_zero_gradients() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = nn.Linear(3, 10)
+            self.unused = nn.Linear(3, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x.mean((2, 3)))
+
+    class One:
+        def build(self, *, num_classes: int, image_size: int) -> nn.Module:
+            return Half()
+
+    ranges = {"used.weight": (0, (10, 3)), "unused.weight": (30, (10, 3)), "used.bias": (60, (10,))}
+    images, targets = batch()
+    outcome = Executor().run(
+        [One()], [ranges], torch.randn(70), images, targets, num_classes=10, factor=1.0
+    )
+    assert outcome.gradient[:30].abs().min() > 0
+    assert torch.equal(outcome.gradient[30:60], torch.zeros(30))
