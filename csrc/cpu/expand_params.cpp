@@ -10,7 +10,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <cstring>
@@ -223,10 +222,26 @@ void sum_copies(const ExpandRow& row, const T* grad, const T* block, int64_t beg
   }
 }
 
+// Zeros for the elements that no row reads.
+template <class T>
+void clear_gaps(const Chains& found, std::vector<at::Tensor>& grads) {
+  size_t next = 0;
+  for (size_t b = 0; b < grads.size(); ++b) {
+    T* to = grads[b].template data_ptr<T>();
+    int64_t end = 0;
+    for (; next < found.chains.size() && found.chains[next].block == int32_t(b); ++next) {
+      std::fill(to + end, to + found.chains[next].begin, T(0));
+      end = found.chains[next].end;
+    }
+    std::fill(to + end, to + grads[b].numel(), T(0));
+  }
+}
+
 template <class T>
 void backward_rows(const std::vector<ExpandRow>& rows, const T* grad,
                    const std::vector<const T*>& blocks, std::vector<at::Tensor>& grads) {
   const Chains found = find_chains(rows);
+  clear_gaps<T>(found, grads);
   std::vector<Piece<T>> pieces;
   std::vector<int64_t> work = {0};  // gradients read up to each piece
   for (const Chain& chain : found.chains) {
@@ -247,6 +262,7 @@ void backward_rows(const std::vector<ExpandRow>& rows, const T* grad,
     for (; p < pieces.size() && work[p] < end; ++p) {
       const Chain& chain = *pieces[p].chain;
       T* to = grads[size_t(chain.block)].template data_ptr<T>();
+      std::fill(to + pieces[p].begin, to + pieces[p].end, T(0));
       for (int64_t i = chain.first; i < chain.last; ++i) {
         const ExpandRow& row = rows[size_t(found.order[size_t(i)])];
         const int64_t s0 = std::max(pieces[p].begin - row.source, int64_t(0));
@@ -325,7 +341,7 @@ std::vector<at::Tensor> expand_params_backward_cpu(const at::Tensor& grad, at::T
   const at::Tensor values = grad.contiguous();
   const std::vector<at::Tensor> from = contiguous(blocks);
   std::vector<at::Tensor> grads;
-  for (const at::Tensor& block : from) grads.push_back(at::zeros_like(block));
+  for (const at::Tensor& block : from) grads.push_back(at::empty_like(block));
   with_block_type(grad.scalar_type(), [&](auto type) {
     using T = decltype(type);
     backward_rows<T>(rows, values.const_data_ptr<T>(), pointers<T>(from), grads);

@@ -11,11 +11,16 @@ rows of the first out-channels and, in each, of the first in-channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghn_fast.hypernet.config import GHNConfig
-from ghn_fast.hypernet.linear import linear
+from ghn_fast.hypernet.linear import corner_linears
+
+Shape = tuple[int, int, int, int]
 
 
 class BlockDecoder(nn.Module):
@@ -34,44 +39,68 @@ class BlockDecoder(nn.Module):
         self.output = nn.Linear(8 * config.hid, out * in_)
         self.head = nn.Linear(out, config.num_classes)
 
-    def forward(self, x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-        """Decode n blocks of one shape.
+    def forward(self, x: Tensor, shape: Shape) -> Tensor:
+        """Decode n blocks of one shape; see :meth:`decode_groups`."""
+        return self.decode_groups([x], [shape])[0]
+
+    def decode_groups(self, groups: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        """Decode groups of blocks, the blocks of a group in one shape.
+
+        Each layer is a few large products: the first one per kernel size, the second one for all
+        groups together, the last one per number of channels.
 
         Args:
-            x: Node embeddings (n, C).
-            shape: Shape (out, in, h, w) of the blocks, at most ``max_shape``.
+            groups: Per group the embeddings of its nodes (n, C).
+            shapes: Per group the shape (out, in, h, w) of its blocks, at most ``max_shape``.
 
         Returns:
-            Blocks (n, out, in, h, w), contiguous.
+            Per group the blocks (n, out, in, h, w), contiguous.
         """
-        out, in_, height, width = shape
-        n, hid = x.shape
-        channels = self.hidden.in_features
-        size = self.max_shape[2]
-        weight: Tensor = self.expand.weight
-        bias: Tensor = self.expand.bias
-        if (height, width) != (size, size):
-            weight = weight.view(channels, size, size, hid)[:, :height, :width].reshape(-1, hid)
-            bias = bias.view(channels, size, size)[:, :height, :width].reshape(-1)
-        # (n, channels, positions) -> (n, positions, channels)
-        features = linear(x, weight, bias, relu=True).view(n, channels, -1).transpose(1, 2)
-        features = features.reshape(n * height * width, channels)
-        features = linear(features, self.hidden.weight, self.hidden.bias, relu=True)
-        weight, bias = self.output.weight, self.output.bias
-        if (out, in_) != self.max_shape[:2]:
-            max_out, max_in = self.max_shape[:2]
-            weight = weight.view(max_out, max_in, -1)[:out, :in_].reshape(out * in_, -1)
-            bias = bias.view(max_out, max_in)[:out, :in_].reshape(-1)
-        blocks = linear(features, weight, bias)
-        if height * width > 1:
-            # One large product over all nodes and positions; positions are innermost in a kernel.
-            blocks = blocks.view(n, height * width, -1).transpose(1, 2)
-        return blocks.reshape(n, out, in_, height, width)
+        if not groups:
+            return []
+        channels, size, hid = self.hidden.in_features, self.max_shape[2], self.expand.in_features
+        order: dict[tuple[int, int], list[int]] = {}
+        for index, shape in enumerate(shapes):
+            order.setdefault(shape[2:], []).append(index)
+        sizes = [(height, width) for height, width in order]
+        first = corner_linears(
+            [torch.cat([groups[i] for i in members]) for members in order.values()],
+            self.expand.weight.view(channels, size, size, hid),
+            self.expand.bias.view(channels, size, size),
+            [(channels, *kernel) for kernel in sizes],
+            relu=True,
+        )
+        # (n, channels, positions) -> (n * positions, channels)
+        rows = [x.view(len(x), channels, -1).transpose(1, 2).reshape(-1, channels) for x in first]
+        (features,) = corner_linears(
+            [torch.cat(rows)],
+            self.hidden.weight,
+            self.hidden.bias,
+            [(self.hidden.out_features,)],
+            relu=True,
+        )
+        members = [index for indices in order.values() for index in indices]
+        counts = [len(groups[i]) * shapes[i][2] * shapes[i][3] for i in members]
+        max_out, max_in = self.max_shape[:2]
+        last = corner_linears(
+            features.split(counts),
+            self.output.weight.view(max_out, max_in, -1),
+            self.output.bias.view(max_out, max_in),
+            [shapes[i][:2] for i in members],
+        )
+        blocks = [features] * len(groups)
+        for index, block in zip(members, last, strict=True):
+            out, in_, height, width = shapes[index]
+            if height * width > 1:
+                # Positions are innermost in a kernel.
+                block = block.view(-1, height * width, out * in_).transpose(1, 2)
+            blocks[index] = block.reshape(-1, out, in_, height, width)
+        return blocks
 
-    def classifier(self, x: Tensor, in_channels: int) -> Tensor:
-        """Decode classifier weights: (n, C) to (n, num_classes, in_channels)."""
-        blocks = self(x, (self.max_shape[0], in_channels, 1, 1)).flatten(2)
-        return self.head(F.relu(blocks).transpose(1, 2)).transpose(1, 2).contiguous()
+    def classifier(self, blocks: Tensor) -> Tensor:
+        """Classifier weights (n, num_classes, in) from blocks (n, out, in, 1, 1) of full out."""
+        blocks = F.relu(blocks.flatten(2)).transpose(1, 2)
+        return self.head(blocks).transpose(1, 2).contiguous()
 
 
 class VectorDecoder(nn.Module):

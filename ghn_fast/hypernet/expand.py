@@ -98,19 +98,26 @@ def decode(
     x: Tensor, plan: DecodePlan, blocks: BlockDecoder, vectors: VectorDecoder
 ) -> list[Tensor]:
     """Decode the blocks of all groups of a plan from node embeddings (N, C)."""
-    result = []
+    result: list[Tensor] = []
+    groups, shapes, places = [], [], []
     for (decoder, shape), index in zip(plan.groups, plan.indices(x.device), strict=True):
-        nodes_x = x[index]
+        nodes = x[index]
         if decoder == _VECTOR:
-            block = vectors(nodes_x)
+            result.append(vectors(nodes))
         elif decoder == _HEAD_BIAS:
-            block = vectors.classifier(nodes_x)
-        elif decoder == _HEAD_WEIGHT:
-            block = blocks.classifier(nodes_x, shape[0])
+            result.append(vectors.classifier(nodes))
         else:
-            out, in_, height, width = shape
-            block = blocks(nodes_x, (out, in_, height, width))
-        result.append(block)
+            if decoder == _HEAD_WEIGHT:
+                shape = (blocks.max_shape[0], shape[0], 1, 1)
+            groups.append(nodes)
+            shapes.append((shape[0], shape[1], shape[2], shape[3]))
+            places.append(len(result))
+            result.append(nodes)  # until its blocks are there
+    for place, block in zip(places, blocks.decode_groups(groups, shapes), strict=True):
+        result[place] = block
+    for place, (decoder, _) in enumerate(plan.groups):
+        if decoder == _HEAD_WEIGHT:
+            result[place] = blocks.classifier(result[place])
     return result
 
 

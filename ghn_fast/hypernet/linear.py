@@ -1,53 +1,122 @@
-"""Linear layers on the fastest library for them.
+"""Linear layers that share one weight, of which each takes a corner; on the fastest library.
 
-Prediction spends much of its time in one product of (nodes x positions, 8C) with (8C, 64 * 64). On
-CPUs with AVX-512 that are not Intel's, oneDNN is twice as fast at it in float32 as the BLAS that
-torch calls (240 against 110 GFLOP/s on one core of an AMD EPYC, ``benchmarks/linear.py``). torch
-offers it through an op for inference alone, so gradients and other devices take the usual way.
+The decoder computes with the first rows of its weights only, other rows for every shape group. As
+plain slices, each would allocate, clear and add a gradient of the whole weight; here all groups add
+to one gradient.
+
+On CPUs with AVX-512 that are not Intel's, oneDNN is twice as fast at float32 products of the
+decoder's sizes as the BLAS that torch calls (240 against 110 GFLOP/s on one core of an AMD EPYC,
+``benchmarks/linear.py``). torch offers it through an op without gradients, which are made here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Below, the setting up of a call outweighs the gain.
+# Multiplications below which the setting up of a call of oneDNN outweighs the gain.
 _LEAST_PRODUCTS = 1 << 20
 
+Corner = tuple[int, ...]
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
-    """x W^T + b, optionally followed by a ReLU.
+
+def corner_linears(
+    inputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    corners: Sequence[Corner],
+    *,
+    relu: bool = False,
+) -> list[Tensor]:
+    """Linear layers with corners of one weight, each optionally followed by a ReLU.
+
+    Differentiable once in inputs, weight and bias.
 
     Args:
-        x: (..., in).
-        weight: (out, in).
-        bias: (out,).
+        inputs: G tensors (n_g, in).
+        weight: (r_1, ..., r_k, in); rows in k dimensions.
+        bias: (r_1, ..., r_k).
+        corners: For each input the numbers (c_1, ..., c_k) of the first rows that it takes.
         relu: Whether to apply max(0, .).
 
     Returns:
-        (..., out).
+        G tensors (n_g, c_1 * ... * c_k).
     """
-    differentiated = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (x, weight, bias)
-    )
+    if not inputs:
+        return []
+    return list(_CornerLinears.apply(weight, bias, tuple(corners), relu, *inputs))  # type: ignore[no-untyped-call]
+
+
+class _CornerLinears(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor,
+        corners: tuple[Corner, ...],
+        relu: bool,
+        *inputs: Tensor,
+    ) -> tuple[Tensor, ...]:
+        outputs = []
+        for x, corner in zip(inputs, corners, strict=True):
+            rows, offset = _corner(weight, corner), _corner(bias.unsqueeze(-1), corner)
+            outputs.append(_linear(x, rows, offset.reshape(-1), relu))
+        ctx.corners, ctx.relu = corners, relu
+        ctx.save_for_backward(weight, bias, *inputs, *(outputs if relu else ()))
+        return tuple(outputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        weight, bias, *rest = ctx.saved_tensors
+        count = len(ctx.corners)
+        inputs, outputs = rest[:count], rest[count:]
+        need_weight, need_bias = ctx.needs_input_grad[:2]
+        grad_weight = torch.zeros_like(weight) if need_weight else None
+        grad_bias = torch.zeros_like(bias) if need_bias else None
+        grad_inputs: list[Tensor | None] = []
+        for i, (corner, grad) in enumerate(zip(ctx.corners, grads, strict=True)):
+            if grad is None:
+                grad_inputs.append(None)
+                continue
+            if ctx.relu:
+                grad = torch.ops.aten.threshold_backward(grad, outputs[i], 0)
+            grad = grad.contiguous()
+            at = tuple(slice(0, size) for size in corner)
+            if grad_weight is not None:
+                product = _linear(grad.t().contiguous(), inputs[i].t(), None, False)
+                grad_weight[at] += product.view(*corner, -1)
+            if grad_bias is not None:
+                grad_bias[at] += grad.sum(0).view(corner)
+            needed = ctx.needs_input_grad[4 + i]
+            rows = _corner(weight, corner)
+            grad_inputs.append(_linear(grad, rows.t(), None, False) if needed else None)
+        return grad_weight, grad_bias, None, None, *grad_inputs
+
+
+def _corner(weight: Tensor, corner: Corner) -> Tensor:
+    """First rows of a weight as a matrix (c_1 * ... * c_k, in), contiguous."""
+    at = tuple(slice(0, size) for size in corner)
+    return weight[at].reshape(-1, weight.shape[-1]).contiguous()
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """x W^T + b; ``weight`` may be a transposed matrix."""
     if (
-        not differentiated
-        and x.dtype == weight.dtype == torch.float32
+        x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.numel() * len(weight) >= _LEAST_PRODUCTS
-        and not torch.compiler.is_compiling()
         and _has_onednn()
     ):
         after = "relu" if relu else "none"
-        # Strided weights would take oneDNN's slow reference path.
-        return torch.ops.mkldnn._linear_pointwise(
-            x.contiguous(), weight.contiguous(), bias.contiguous(), after, [], ""
-        )
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, after, [], "")
     result = F.linear(x, weight, bias)
-    return F.relu(result) if relu else result
+    return result.relu_() if relu else result
 
 
 @cache

@@ -142,7 +142,7 @@ class Executor:
 
         Args:
             architectures: The n architectures.
-            ranges: Per architecture where its parameters lie in the flat buffer, in ascending order;
+            ranges: Per architecture where its parameters lie in the flat buffer, ascending;
                 gaps between them are for alignment.
             flat: Flat buffer of parameters (P,).
             images: Images (B, 3, S, S).

@@ -2,30 +2,54 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from ghn_fast.hypernet.linear import linear
+from ghn_fast.hypernet.linear import corner_linears
 from tolerances import assert_close
+
+CORNERS = [(3, 4), (16, 12), (1, 12), (16, 1), (2, 2)]
+
+
+def plain(
+    inputs: list[Tensor], weight: Tensor, bias: Tensor, corners: list[tuple[int, int]], relu: bool
+) -> list[Tensor]:
+    result = []
+    for x, (a, b) in zip(inputs, corners, strict=True):
+        y = torch.einsum("ni,abi->nab", x, weight[:a, :b]) + bias[:a, :b]
+        result.append((F.relu(y) if relu else y).flatten(1))
+    return result
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("shape", [(0, 8), (1, 8), (3000, 8), (2, 1500, 8)])
+@pytest.mark.parametrize("rows", [0, 1, 9, 700])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equals_torch_with_and_without_gradients(
-    relu: bool, shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    x = torch.randn(shape, dtype=dtype)
-    weight, bias = torch.randn(65, 8, dtype=dtype), torch.randn(65, dtype=dtype)
-    want = F.linear(x, weight, bias)
-    want = F.relu(want) if relu else want
-    assert_close(linear(x, weight, bias, relu=relu), want)
-    # Views of larger weights, as the decoder takes them.
-    wide = torch.cat([weight, weight], dim=1)[:, :8]
-    assert_close(linear(x, wide, bias, relu=relu), want)
-    weight.requires_grad_()
-    found = linear(x, weight, bias, relu=relu)
-    (got,) = torch.autograd.grad(found.sum(), weight)
-    (expected,) = torch.autograd.grad(
-        (F.relu(F.linear(x, weight, bias)) if relu else F.linear(x, weight, bias)).sum(), weight
-    )
-    assert_close(got, expected, context="gradient")
+def test_values_and_gradients_equal_einsum(relu: bool, rows: int, dtype: torch.dtype) -> None:
+    weight = torch.randn(16, 12, 40, dtype=dtype).requires_grad_()
+    bias = torch.randn(16, 12, dtype=dtype).requires_grad_()
+    inputs = [torch.randn(rows, 40, dtype=dtype).requires_grad_() for _ in CORNERS]
+    want = plain(inputs, weight, bias, CORNERS, relu)
+    got = corner_linears(inputs, weight, bias, CORNERS, relu=relu)
+    probes = [torch.randn_like(y) for y in want]
+    leaves = [weight, bias, *inputs]
+    expected = torch.autograd.grad(want, leaves, probes)
+    found = torch.autograd.grad(got, leaves, probes)
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, context="gradient")
+
+
+def test_gradcheck_with_unused_outputs() -> None:
+    weight = torch.randn(3, 2, 4, dtype=torch.float64).requires_grad_()
+    bias = torch.randn(3, 2, dtype=torch.float64).requires_grad_()
+    x = torch.randn(5, 4, dtype=torch.float64).requires_grad_()
+
+    def run(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        return corner_linears([x, x * 2], weight, bias, [(3, 2), (2, 1)])[1]
+
+    assert torch.autograd.gradcheck(run, [weight, bias, x])
+
+
+def test_no_inputs() -> None:
+    assert corner_linears([], torch.zeros(2, 3), torch.zeros(2), []) == []
