@@ -5,6 +5,7 @@ They are loaded when they are first used, so that importing this module needs no
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -21,8 +22,11 @@ _KERNELS = "ghn_fast.kernels.expand_params"
 
 def problem() -> str | None:
     """Why the Triton kernels cannot be used, or ``None`` where they can."""
-    if not torch.cuda.is_available():
-        return "CUDA finds no device"
+    return _missing() if torch.cuda.is_available() else "CUDA finds no device"
+
+
+@functools.cache
+def _missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     try:

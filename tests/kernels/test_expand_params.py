@@ -332,7 +332,11 @@ def test_it_is_the_second_choice_on_cuda(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @only_once
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = expand_params_triton.problem
+
+    def problem() -> str | None:
+        expand_params_triton._missing.cache_clear()
+        return expand_params_triton.problem()
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert problem() == "CUDA finds no device"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -351,3 +355,4 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "without being installed" in (problem() or "")
     del found["triton"]
     assert problem() == "Triton is not installed"
+    expand_params_triton._missing.cache_clear()
