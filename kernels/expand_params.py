@@ -13,55 +13,48 @@ yet. The sizes of the tiles are not tuned.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Elements that a program of the forward pass writes.
-TILE = 1024
-# Elements of a block that a program of the backward pass owns: few of them with 16 sums for each,
-# or many with one sum, by how many copies there are.
-PARTS, NARROW, WIDE = 16, 64, 1024
-MANY_COPIES = 8
-# Where a parameter or a block has as many elements, places in it are computed in 64 bits. Half of
-# what 32 bits hold: a place may lie behind the end by as much as there is in front of it.
-LARGE = 1 << 30
+from .expand_params_plan import (
+    BEGIN,
+    BLOCK_SHAPE,
+    BLOCK_SIZE,
+    CHANNELS,
+    COLUMNS,
+    COPIES,
+    END,
+    FIRST,
+    FIRST_TILE,
+    KIND,
+    LAST,
+    LINEAR,
+    MANY,
+    NARROW,
+    OFFSET,
+    PADDED,
+    PARTS,
+    PERIOD,
+    ROW_LENGTH,
+    ROWS,
+    SCALE,
+    SEGMENT_COLUMNS,
+    SEGMENT_TILE,
+    SHAPE,
+    SIZE,
+    SOURCE,
+    STRIDE,
+    TILE,
+    WIDE,
+    Work,
+    pack,
+)
 
-# Columns of Work.rows. A parameter is linear if it agrees with its block in height and width: its
-# element e, o = e div ROW_LENGTH, t = e mod ROW_LENGTH, is then in row o mod ROWS, of STRIDE
-# elements, of the block, at t mod PERIOD.
-_SOURCE = tl.constexpr(0)  # of the block in the joined ones
-_OFFSET = tl.constexpr(1)  # of the parameter in the flat buffer
-_SIZE = tl.constexpr(2)  # elements of the parameter
-_PADDED = tl.constexpr(3)  # and with the gap behind it
-_BLOCK_SIZE = tl.constexpr(4)
-_KIND = tl.constexpr(5)
-_SCALE = tl.constexpr(6)  # bits of a double
-_FIRST_TILE = tl.constexpr(7)
-_COPIES = tl.constexpr(8)  # most copies of an element
-_LINEAR = tl.constexpr(9)
-_ROW_LENGTH = tl.constexpr(10)
-_PERIOD = tl.constexpr(11)
-_STRIDE = tl.constexpr(12)
-_ROWS = tl.constexpr(13)
-_CHANNELS = tl.constexpr(14)
-_SHAPE = tl.constexpr(15)  # and the next three
-_BLOCK_SHAPE = tl.constexpr(19)  # and the next three
-_COLUMNS = tl.constexpr(23)
-# Columns of Work.segments: elements [BEGIN, END) of the joined blocks and the rows that read them,
-# order[FIRST] to order[LAST - 1].
-_BEGIN = tl.constexpr(0)
-_END = tl.constexpr(1)
-_FIRST = tl.constexpr(2)
-_LAST = tl.constexpr(3)
-_SEGMENT_TILE = tl.constexpr(4)  # its first tile
-_MANY = tl.constexpr(5)  # whether its elements have many copies
-_SEGMENT_COLUMNS = tl.constexpr(6)
+__all__ = ["expand", "expand_backward", "pack"]
 
 # As in Kind of ghn_fast/ops/expand_params.py.
 _WEIGHT = tl.constexpr(1)
@@ -74,50 +67,6 @@ _TYPES = {
     torch.float16: tl.float32,
     torch.bfloat16: tl.float32,
 }
-
-
-class Work(NamedTuple):
-    """A packed plan, int64 on the device of the blocks; columns are explained above.
-
-    Attributes:
-        rows: The parameters, (R, 23).
-        tiles: Row of each tile of the forward pass, (T,).
-        segments: Parts of the joined blocks that different rows read, (S, 6).
-        segment_tiles: Segment of each tile of the backward pass, (U,).
-        order: Rows by where they read, without empty ones, (at most R,).
-    """
-
-    rows: Tensor
-    tiles: Tensor
-    segments: Tensor
-    segment_tiles: Tensor
-    order: Tensor
-
-
-def pack(
-    table: Tensor, sizes: list[int], numel: int, device: torch.device
-) -> tuple[list[Tensor], bool]:
-    """The work of a plan, in one transfer.
-
-    Args:
-        table: ``ParamPlan.table`` (R, 13) of a plan that has been checked.
-        sizes: Number of elements of each block tensor.
-        numel: Number of elements of the flat buffer.
-        device: Where the work goes.
-
-    Returns:
-        The tensors of :class:`Work`, and whether places need 64 bits.
-    """
-    rows, tiles = _pack_rows(table.numpy(), sizes, numel)
-    segments, segment_tiles, order = _pack_segments(rows)
-    arrays = Work(*(torch.from_numpy(a) for a in (rows, tiles, segments, segment_tiles, order)))
-    joined = torch.cat([array.reshape(-1) for array in arrays])
-    if device.type == "cuda":
-        joined = joined.pin_memory()
-    moved = joined.to(device, non_blocking=True).split([array.numel() for array in arrays])
-    work = [part.view(array.shape) for part, array in zip(moved, arrays, strict=True)]
-    extents = rows[:, [_PADDED.value, _BLOCK_SIZE.value]]
-    return work, bool((extents >= LARGE).any())
 
 
 def expand(blocks: Tensor, work: list[Tensor], large: bool, numel: int) -> Tensor:
@@ -197,16 +146,16 @@ def _expand_kernel(
 ):
     """out[offset + e] = f(block[source + place(e)]) for elements e of a tile; 0 in the gap."""
     tile = tl.program_id(0).to(tl.int64)
-    row = rows_ptr + tl.load(tiles_ptr + tile) * _COLUMNS
-    begin = (tile - tl.load(row + _FIRST_TILE)) * TILE
+    row = rows_ptr + tl.load(tiles_ptr + tile) * COLUMNS
+    begin = (tile - tl.load(row + FIRST_TILE)) * TILE
     e = begin + tl.arange(0, TILE)  # [TILE]
-    inside = e < tl.load(row + _SIZE)
+    inside = e < tl.load(row + SIZE)
     place = _place(row, tl.where(inside, e, 0).to(INDEX), INDEX)
-    x_ptr = blocks_ptr + tl.load(row + _SOURCE) + place.to(tl.int64)
+    x_ptr = blocks_ptr + tl.load(row + SOURCE) + place.to(tl.int64)
     x = tl.load(x_ptr, mask=inside, other=0.0).to(COMPUTE)
     y = tl.where(inside, _normalise(row, x, COMPUTE), 0.0)
-    to_ptr = out_ptr + tl.load(row + _OFFSET) + e
-    tl.store(to_ptr, y.to(out_ptr.dtype.element_ty), mask=e < tl.load(row + _PADDED))
+    to_ptr = out_ptr + tl.load(row + OFFSET) + e
+    tl.store(to_ptr, y.to(out_ptr.dtype.element_ty), mask=e < tl.load(row + PADDED))
 
 
 @triton.jit
@@ -226,9 +175,9 @@ def _expand_backward_kernel(
 ):
     """out[s] = sum of f'(block[s]) grad[e] over all elements e that are copies of element s."""
     tile = tl.program_id(0).to(tl.int64)
-    segment = segments_ptr + tl.load(tiles_ptr + tile) * _SEGMENT_COLUMNS
-    number = tile - tl.load(segment + _SEGMENT_TILE)
-    if tl.load(segment + _MANY) != 0:
+    segment = segments_ptr + tl.load(tiles_ptr + tile) * SEGMENT_COLUMNS
+    number = tile - tl.load(segment + SEGMENT_TILE)
+    if tl.load(segment + MANY) != 0:
         _sum_tile(
             grad_ptr, blocks_ptr, rows_ptr, segment, order_ptr, out_ptr, number,
             PARTS=PARTS, WIDTH=NARROW, INDEX=INDEX, COMPUTE=COMPUTE,
@@ -255,20 +204,20 @@ def _sum_tile(
     COMPUTE: tl.constexpr,
 ):
     """Tile ``number`` of a segment: WIDTH elements, the copies of each in PARTS sums."""
-    element = tl.load(segment + _BEGIN) + number * WIDTH + tl.arange(0, WIDTH)[None, :]  # [1, W]
-    owned = element < tl.load(segment + _END)
+    element = tl.load(segment + BEGIN) + number * WIDTH + tl.arange(0, WIDTH)[None, :]  # [1, W]
+    owned = element < tl.load(segment + END)
     x = tl.load(blocks_ptr + element, mask=owned, other=0.0).to(COMPUTE)  # [1, W]
     total = tl.full([PARTS, WIDTH], 0.0, COMPUTE)
     # A loop over a range of what was loaded fails in the interpreter of Triton 3.6 with NumPy 2.4.
-    i = tl.load(segment + _FIRST)
-    last = tl.load(segment + _LAST)
+    i = tl.load(segment + FIRST)
+    last = tl.load(segment + LAST)
     while i < last:
-        row = rows_ptr + tl.load(order_ptr + i) * _COLUMNS
-        s = element - tl.load(row + _SOURCE)
-        read = owned & (s >= 0) & (s < tl.load(row + _BLOCK_SIZE))
+        row = rows_ptr + tl.load(order_ptr + i) * COLUMNS
+        s = element - tl.load(row + SOURCE)
+        read = owned & (s >= 0) & (s < tl.load(row + BLOCK_SIZE))
         s = tl.where(read, s, 0).to(INDEX)
-        values_ptr = grad_ptr + tl.load(row + _OFFSET)
-        if tl.load(row + _LINEAR) != 0:
+        values_ptr = grad_ptr + tl.load(row + OFFSET)
+        if tl.load(row + LINEAR) != 0:
             sums = _gather_linear(values_ptr, row, s, read, PARTS, WIDTH, INDEX, COMPUTE)
         else:
             sums = _gather(values_ptr, row, s, read, PARTS, WIDTH, INDEX, COMPUTE)
@@ -281,24 +230,24 @@ def _sum_tile(
 @triton.jit
 def _place(row, e, INDEX: tl.constexpr):
     """Where the block has element e of the parameter, counted from its beginning."""
-    if tl.load(row + _LINEAR) != 0:
-        length = tl.load(row + _ROW_LENGTH).to(INDEX)
+    if tl.load(row + LINEAR) != 0:
+        length = tl.load(row + ROW_LENGTH).to(INDEX)
         o = e // length
-        t = (e - o * length) % tl.load(row + _PERIOD).to(INDEX)
-        at = o % tl.load(row + _ROWS).to(INDEX) * tl.load(row + _STRIDE).to(INDEX) + t
+        t = (e - o * length) % tl.load(row + PERIOD).to(INDEX)
+        at = o % tl.load(row + ROWS).to(INDEX) * tl.load(row + STRIDE).to(INDEX) + t
     else:
-        width = tl.load(row + _SHAPE + 3).to(INDEX)
-        height = tl.load(row + _SHAPE + 2).to(INDEX)
-        ins = tl.load(row + _SHAPE + 1).to(INDEX)
+        width = tl.load(row + SHAPE + 3).to(INDEX)
+        height = tl.load(row + SHAPE + 2).to(INDEX)
+        ins = tl.load(row + SHAPE + 1).to(INDEX)
         line = e // width
         channel = line // height
         o = channel // ins
-        at = o % tl.load(row + _BLOCK_SHAPE).to(INDEX)
-        block_ins = tl.load(row + _BLOCK_SHAPE + 1).to(INDEX)
+        at = o % tl.load(row + BLOCK_SHAPE).to(INDEX)
+        block_ins = tl.load(row + BLOCK_SHAPE + 1).to(INDEX)
         at = at * block_ins + (channel - o * ins) % block_ins
-        block_height = tl.load(row + _BLOCK_SHAPE + 2).to(INDEX)
+        block_height = tl.load(row + BLOCK_SHAPE + 2).to(INDEX)
         at = at * block_height + (line - channel * height) % block_height
-        block_width = tl.load(row + _BLOCK_SHAPE + 3).to(INDEX)
+        block_width = tl.load(row + BLOCK_SHAPE + 3).to(INDEX)
         at = at * block_width + (e - line * width) % block_width
     return at
 
@@ -319,12 +268,12 @@ def _gather_linear(
     Copy q is in the (q div repeats)-th of the channels that repeat the row of s, at the
     (q mod repeats)-th place of s in it.
     """
-    length = tl.load(row + _ROW_LENGTH).to(INDEX)
-    period = tl.load(row + _PERIOD).to(INDEX)
-    stride = tl.load(row + _STRIDE).to(INDEX)
-    rows = tl.load(row + _ROWS).to(INDEX)
-    channels = tl.load(row + _CHANNELS).to(INDEX)
-    copies = tl.load(row + _COPIES)
+    length = tl.load(row + ROW_LENGTH).to(INDEX)
+    period = tl.load(row + PERIOD).to(INDEX)
+    stride = tl.load(row + STRIDE).to(INDEX)
+    rows = tl.load(row + ROWS).to(INDEX)
+    channels = tl.load(row + CHANNELS).to(INDEX)
+    copies = tl.load(row + COPIES)
     repeats = (length + period - 1) // period
     r = s // stride
     t = s - r * stride
@@ -356,15 +305,15 @@ def _gather(
     COMPUTE: tl.constexpr,
 ):
     """Sums [PARTS, W] over the copies of elements s of the block, in any parameter."""
-    outs = tl.load(row + _SHAPE).to(INDEX)
-    ins = tl.load(row + _SHAPE + 1).to(INDEX)
-    height = tl.load(row + _SHAPE + 2).to(INDEX)
-    width = tl.load(row + _SHAPE + 3).to(INDEX)
-    block_outs = tl.load(row + _BLOCK_SHAPE).to(INDEX)
-    block_ins = tl.load(row + _BLOCK_SHAPE + 1).to(INDEX)
-    block_height = tl.load(row + _BLOCK_SHAPE + 2).to(INDEX)
-    block_width = tl.load(row + _BLOCK_SHAPE + 3).to(INDEX)
-    copies = tl.load(row + _COPIES)
+    outs = tl.load(row + SHAPE).to(INDEX)
+    ins = tl.load(row + SHAPE + 1).to(INDEX)
+    height = tl.load(row + SHAPE + 2).to(INDEX)
+    width = tl.load(row + SHAPE + 3).to(INDEX)
+    block_outs = tl.load(row + BLOCK_SHAPE).to(INDEX)
+    block_ins = tl.load(row + BLOCK_SHAPE + 1).to(INDEX)
+    block_height = tl.load(row + BLOCK_SHAPE + 2).to(INDEX)
+    block_width = tl.load(row + BLOCK_SHAPE + 3).to(INDEX)
+    copies = tl.load(row + COPIES)
     # How often an element comes in each direction, at most.
     many_ins = (ins + block_ins - 1) // block_ins
     many_height = (height + block_height - 1) // block_height
@@ -395,7 +344,7 @@ def _gather(
 @triton.jit
 def _normalise(row, x, COMPUTE: tl.constexpr):
     """f(x): scale * x, 2 sigmoid(x / 2), tanh(x / 5) or x."""
-    kind = tl.load(row + _KIND)
+    kind = tl.load(row + KIND)
     y = x
     if kind == _WEIGHT:
         y = x * _scale(row, COMPUTE)
@@ -409,7 +358,7 @@ def _normalise(row, x, COMPUTE: tl.constexpr):
 @triton.jit
 def _slope(row, x, COMPUTE: tl.constexpr):
     """f'(x)."""
-    kind = tl.load(row + _KIND)
+    kind = tl.load(row + KIND)
     y = tl.full(x.shape, 1.0, COMPUTE)
     if kind == _WEIGHT:
         y = y * _scale(row, COMPUTE)
@@ -424,7 +373,7 @@ def _slope(row, x, COMPUTE: tl.constexpr):
 
 @triton.jit
 def _scale(row, COMPUTE: tl.constexpr):
-    return tl.load(row + _SCALE).to(tl.float64, bitcast=True).to(COMPUTE)
+    return tl.load(row + SCALE).to(tl.float64, bitcast=True).to(COMPUTE)
 
 
 @triton.jit
@@ -455,79 +404,3 @@ def _compute_type(blocks: Tensor) -> Any:
             f"blocks[0]: got {blocks.dtype}, needs float32, float64, float16 or bfloat16"
         )
     return _TYPES[blocks.dtype]
-
-
-_Array = npt.NDArray[np.int64]
-
-
-def _pack_rows(table: _Array, sizes: list[int], numel: int) -> tuple[_Array, _Array]:
-    """Work.rows and Work.tiles. Formulas as in ExpandRow::derive of csrc/common/expand_params.h."""
-    block_shape, shape = table[:, 2:6], table[:, 6:10].copy()
-    offset = table[:, 11]
-    size = shape.prod(axis=1)
-    # A row without elements may have a gap behind it: one of shape 1 is divided by.
-    shape[size == 0] = 1
-    area = shape[:, 2] * shape[:, 3]
-    stride = block_shape[:, 1:].prod(axis=1)
-    linear = (block_shape[:, 2:] == shape[:, 2:]).all(axis=1)
-    channels = shape[:, 0]
-    held = np.minimum(block_shape[:, 0], channels)
-    length = shape[:, 1] * area
-    period = np.minimum(block_shape[:, 1], shape[:, 1]) * area
-    # Nothing is cut off and nothing repeats within a channel: rows that touch are one row.
-    one = linear & (length == period) & (period == stride)
-    length, period = np.where(one, length * channels, length), np.where(one, period * held, period)
-    stride = np.where(one, stride * block_shape[:, 0], stride)
-    channels, held = np.where(one, 1, channels), np.where(one, 1, held)
-    copies = np.where(
-        linear,
-        -(-channels // held) * -(-length // period),
-        (-(-shape // block_shape)).prod(axis=1),
-    )
-    rows = np.empty((len(table), _COLUMNS.value), np.int64)
-    starts = np.cumsum([0, *sizes])
-    rows[:, _SOURCE.value] = starts[table[:, 0]] + table[:, 1]
-    rows[:, _OFFSET.value] = offset
-    rows[:, _SIZE.value] = size
-    padded = rows[:, _PADDED.value] = np.append(offset[1:], numel) - offset
-    rows[:, _BLOCK_SIZE.value] = block_shape.prod(axis=1)
-    rows[:, _KIND.value] = table[:, 10]
-    rows[:, _SCALE.value] = table[:, 12]
-    tiles = -(-padded // TILE)
-    rows[:, _FIRST_TILE.value] = np.cumsum(tiles) - tiles
-    rows[:, _COPIES.value] = copies
-    rows[:, _LINEAR.value] = linear
-    rows[:, _ROW_LENGTH.value] = length
-    rows[:, _PERIOD.value] = period
-    rows[:, _STRIDE.value] = stride
-    rows[:, _ROWS.value] = held
-    rows[:, _CHANNELS.value] = channels
-    rows[:, _SHAPE.value : _SHAPE.value + 4] = shape
-    rows[:, _BLOCK_SHAPE.value :] = block_shape
-    return rows, np.repeat(np.arange(len(rows)), tiles)
-
-
-def _pack_segments(rows: _Array) -> tuple[_Array, _Array, _Array]:
-    """Work.segments, Work.segment_tiles and Work.order: rows that read the same are together."""
-    filled = np.flatnonzero(rows[:, _SIZE.value])
-    order = filled[np.argsort(rows[filled, _SOURCE.value], kind="stable")]
-    begin = rows[order, _SOURCE.value]
-    # The furthest that a row has read so far; a row that begins behind it begins a segment.
-    reach = np.maximum.accumulate(begin + rows[order, _BLOCK_SIZE.value])
-    first = np.flatnonzero(begin[1:] >= reach[:-1]) + 1
-    if len(order):
-        first = np.insert(first, 0, 0)
-    last = np.append(first[1:], len(order))[: len(first)]
-    many = np.zeros(len(first), bool)
-    if len(first):
-        many = np.maximum.reduceat(rows[order, _COPIES.value], first) >= MANY_COPIES
-    segments = np.empty((len(first), _SEGMENT_COLUMNS.value), np.int64)
-    segments[:, _BEGIN.value] = begin[first]
-    segments[:, _END.value] = reach[last - 1]
-    segments[:, _FIRST.value] = first
-    segments[:, _LAST.value] = last
-    elements = segments[:, _END.value] - segments[:, _BEGIN.value]
-    tiles = -(-elements // np.where(many, NARROW, WIDE))
-    segments[:, _SEGMENT_TILE.value] = np.cumsum(tiles) - tiles
-    segments[:, _MANY.value] = many
-    return segments, np.repeat(np.arange(len(segments)), tiles), order

@@ -7,6 +7,7 @@ imported, and for a whole process: one test starts that process.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import math
 import os
@@ -35,6 +36,7 @@ from tolerances import assert_close
 pytest.importorskip("triton", reason="Triton is not installed")
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "ghn_fast_kernels_under_test"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 runs_kernels = [pytest.mark.usefixtures("triton_backend")]
@@ -60,13 +62,10 @@ SHAPES = [
 @functools.cache
 def kernels() -> ModuleType:
     """The kernels of this repository, whatever is installed."""
-    name = "ghn_fast_kernels_under_test"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "kernels" / "expand_params.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "kernels" / "__init__.py")
+    assert spec is not None
+    sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"{PACKAGE}.expand_params")
 
 
 @pytest.fixture
@@ -125,7 +124,7 @@ class TestValues:
     def test_places_in_large_parameters(
         self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(kernels(), "LARGE", 1)
+        monkeypatch.setattr(f"{PACKAGE}.expand_params_plan.LARGE", 1)
         blocks, plan = make_plan(dtype, shapes=SHAPES[2:6], gap=0)
         assert plan.work(blocks)[1]
         compare(blocks, plan)
