@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 # Elements that a program of the forward pass writes.
 TILE = 1024
@@ -89,11 +90,13 @@ def pack(
     rows, tiles = _pack_rows(table.numpy(), sizes, numel)
     segments, segment_tiles, order = _pack_segments(rows)
     arrays = Work(*(torch.from_numpy(a) for a in (rows, tiles, segments, segment_tiles, order)))
-    joined = torch.cat([array.reshape(-1) for array in arrays])
+    # Each begins at a multiple of 16 bytes: Triton compiles a kernel anew where that changes.
+    flat = [pad(array.reshape(-1), (0, array.numel() % 2)) for array in arrays]
+    joined = torch.cat(flat)
     if device.type == "cuda":
         joined = joined.pin_memory()
-    moved = joined.to(device, non_blocking=True).split([array.numel() for array in arrays])
-    work = [part.view(array.shape) for part, array in zip(moved, arrays, strict=True)]
+    parts = joined.to(device, non_blocking=True).split([len(array) for array in flat])
+    work = [p[: a.numel()].view(a.shape) for p, a in zip(parts, arrays, strict=True)]
     extents = rows[:, [PADDED.value, BLOCK_SIZE.value]]
     return work, bool((extents >= LARGE).any())
 

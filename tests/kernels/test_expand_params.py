@@ -215,6 +215,11 @@ class TestCalls:
         assert plan.work(longer) is not first
         assert torch.equal(expand_params(longer, plan), expand_params(blocks, plan))
 
+    def test_work_is_aligned(self) -> None:
+        blocks, plan = make_plan(torch.float32, shapes=SHAPES[2:4])
+        work, _ = ParamPlan(plan.rows[:3], plan.numel).work(blocks)
+        assert all(tensor.data_ptr() % 16 == 0 for tensor in work)
+
     def test_destinations(self) -> None:
         blocks, plan = make_plan(torch.float32, shapes=SHAPES[1:4], gap=0)
         out = [torch.full(row.shape, math.nan, device=DEVICE) for row in plan.rows]
