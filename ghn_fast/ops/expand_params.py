@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ghn_fast.ops import expand_params_triton
 from ghn_fast.ops.backend import cuda_problem, extension_problem, register_op, resolve
 
 # Block tensors that a launch on CUDA takes (csrc/cuda/expand_params.h); more are joined first.
@@ -77,6 +78,7 @@ class ParamPlan:
         self.rows = list(rows)
         self.numel = numel
         self._packed: tuple[tuple[torch.device, tuple[int, ...]], Tensor] | None = None
+        self._work: tuple[tuple[torch.device, tuple[int, ...]], Any] | None = None
 
     @cached_property
     def table(self) -> Tensor:
@@ -106,12 +108,22 @@ class ParamPlan:
             self._packed = kept
         return kept[1]
 
+    def work(self, blocks: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
+        """:meth:`packed` as the Triton kernels read it; the rows are checked when it is made."""
+        key = (blocks[0].device, tuple(block.numel() for block in blocks))
+        kept = self._work
+        if kept is None or kept[0] != key:
+            _check(blocks, self)
+            kept = self._work = key, expand_params_triton.pack(self.table, blocks, self.numel)
+        return kept[1]
+
 
 def expand_params(blocks: Sequence[Tensor], plan: ParamPlan) -> Tensor:
     """Expand decoded blocks into the flat buffer of all parameters.
 
-    Runs on the back ends ``reference``, ``cpu`` and ``cuda`` (see :mod:`ghn_fast.ops.backend`). The
-    compiled ones are differentiable once, the reference any number of times.
+    Runs on the back ends ``reference``, ``cpu``, ``cuda`` and ``triton`` (see
+    :mod:`ghn_fast.ops.backend`). The compiled ones are differentiable once, the reference any
+    number of times.
 
     Args:
         blocks: Floating-point tensors of any shape with the blocks inside, in the order of their
@@ -137,6 +149,9 @@ def expand_params(blocks: Sequence[Tensor], plan: ParamPlan) -> Tensor:
         return reference(blocks, plan)
     blocks = list(blocks)
     _check_devices(blocks)
+    if chosen == "triton":
+        _check_types(blocks)
+        return expand_params_triton.expand(blocks, plan.work(blocks), plan.numel)
     narrow = chosen == "cpu" and blocks[0].dtype in (torch.float16, torch.bfloat16)
     dtype = blocks[0].dtype
     if narrow:
@@ -303,14 +318,18 @@ def _check_devices(blocks: Sequence[Tensor]) -> None:
             )
 
 
-def _check(blocks: Sequence[Tensor], plan: ParamPlan) -> None:
-    _check_devices(blocks)
+def _check_types(blocks: Sequence[Tensor]) -> None:
     for index, block in enumerate(blocks):
         if not block.is_floating_point() or block.dtype != blocks[0].dtype:
             raise TypeError(
                 f"blocks[{index}]: got {block.dtype}, needs the floating-point type of blocks[0] "
                 f"({blocks[0].dtype})"
             )
+
+
+def _check(blocks: Sequence[Tensor], plan: ParamPlan) -> None:
+    _check_devices(blocks)
+    _check_types(blocks)
     end = 0
     for index, row in enumerate(plan.rows):
         if not 0 <= row.block < len(blocks):
@@ -374,4 +393,7 @@ if extension_problem() is None:
         "ghn_fast::expand_params", _backward, setup_context=_setup_context
     )
 
-register_op("expand_params", {"cpu": extension_problem, "cuda": cuda_problem})
+register_op(
+    "expand_params",
+    {"cpu": extension_problem, "cuda": cuda_problem, "triton": expand_params_triton.problem},
+)

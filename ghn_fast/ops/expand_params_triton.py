@@ -1,0 +1,122 @@
+"""The Triton back end of expand_params as custom ops; the kernels are in kernels/expand_params.py.
+
+They are loaded when they are first used, so that importing this module needs no Triton.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_KERNELS = "ghn_fast.kernels.expand_params"
+
+
+def problem() -> str | None:
+    """Why the Triton kernels cannot be used, or ``None`` where they can."""
+    return _missing() if torch.cuda.is_available() else "CUDA finds no device"
+
+
+@functools.cache
+def _missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    try:
+        found = importlib.util.find_spec(_KERNELS)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        return "ghn_fast is imported from its sources without being installed"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
+        return "Triton needs a GPU of compute capability 7.0 or newer"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton finds no C compiler, which it needs to launch kernels"
+    return None
+
+
+def pack(table: Tensor, blocks: Sequence[Tensor], numel: int) -> tuple[list[Tensor], bool]:
+    """The order of work on the device of the blocks, and whether places in them need 64 bits.
+
+    Args:
+        table: ``ParamPlan.table`` (R, 13) of a plan that has been checked against the blocks.
+        blocks: The block tensors; their sizes and device matter.
+        numel: Number of elements of the flat buffer.
+    """
+    sizes = [block.numel() for block in blocks]
+    return _kernels().pack(table, sizes, numel, blocks[0].device)
+
+
+def expand(blocks: Sequence[Tensor], work: tuple[list[Tensor], bool], numel: int) -> Tensor:
+    """Flat buffer (numel,), differentiable once in the blocks; ``work`` is what :func:`pack` gives.
+
+    Raises:
+        TypeError: If the kernels do not know the dtype of the blocks.
+    """
+    flat = [block.reshape(-1) for block in blocks]
+    joined = flat[0] if len(flat) == 1 else torch.cat(flat)
+    return torch.ops.ghn_fast.expand_params_triton(joined, *work, numel)
+
+
+def _kernels() -> ModuleType:
+    return importlib.import_module(_KERNELS)
+
+
+def _expand(blocks: Tensor, work: Sequence[Tensor], large: bool, numel: int) -> Tensor:
+    return _kernels().expand(blocks.contiguous(), work, large, numel)
+
+
+def _expand_backward(grad: Tensor, blocks: Tensor, work: Sequence[Tensor], large: bool) -> Tensor:
+    return _kernels().expand_backward(grad.contiguous(), blocks.contiguous(), work, large)
+
+
+def _fake(blocks: Tensor, work: Sequence[Tensor], large: bool, numel: int) -> Tensor:
+    return blocks.new_empty(numel)
+
+
+def _backward_fake(grad: Tensor, blocks: Tensor, work: Sequence[Tensor], large: bool) -> Tensor:
+    return torch.empty_like(blocks, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    blocks, work, large, _ = inputs
+    ctx.large = large
+    ctx.save_for_backward(blocks, *work)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    blocks, *work = ctx.saved_tensors
+    grads = torch.ops.ghn_fast.expand_params_triton_backward(grad, blocks, work, ctx.large)
+    return grads, [None] * len(work), None, None
+
+
+# The blocks are joined before, where autograd knows how: an op has one gradient then, which is not
+# a list of parts of one tensor. The schemas are here, since the back end is for those who have no
+# extension. On the CPU the kernels run in Triton's interpreter alone, in tests.
+for _name, _schema, _implementation, _shape in (
+    (
+        "ghn_fast::expand_params_triton",
+        "(Tensor blocks, Tensor[] work, bool large, int numel) -> Tensor",
+        _expand,
+        _fake,
+    ),
+    (
+        "ghn_fast::expand_params_triton_backward",
+        "(Tensor grad, Tensor blocks, Tensor[] work, bool large) -> Tensor",
+        _expand_backward,
+        _backward_fake,
+    ),
+):
+    torch.library.define(_name, _schema)
+    torch.library.impl(_name, ("cpu", "cuda"))(_implementation)
+    torch.library.register_fake(_name, _shape)
+torch.library.register_autograd(
+    "ghn_fast::expand_params_triton", _backward, setup_context=_setup_context
+)
