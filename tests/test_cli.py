@@ -14,6 +14,8 @@ import pytest
 
 import ghn_fast
 from ghn_fast import cli
+from ghn_fast.commands.deepnets import Split
+from ghn_fast.commands.prediction import EvaluationSplit
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -44,8 +46,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_choices_are_the_splits_that_exist() -> None:
-    assert set(cli.EvaluationSplit) == set(ghn_fast.deepnets.SPLITS)
-    assert set(cli.Split) == set(ghn_fast.deepnets.SPLITS) - {"predefined"}
+    assert set(EvaluationSplit) == set(ghn_fast.deepnets.SPLITS)
+    assert set(Split) == set(ghn_fast.deepnets.SPLITS) - {"predefined"}
 
 
 def test_generate_and_info(run: Run, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The subcommands of ``ghn-fast``, a module for each part of the house."""

@@ -1,0 +1,100 @@
+"""What the subcommands share: the application, options, checks, output."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="ghn-fast",
+    help="Graph hypernetworks: predict all parameters of a network in one forward pass.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+deepnets_app = typer.Typer(
+    help="Generate and inspect files of DeepNets-1M architectures.", no_args_is_help=True
+)
+app.add_typer(deepnets_app, name="deepnets")
+
+# Exit status of a program that SIGINT ended, by the convention of shells.
+INTERRUPTED = 130
+# Architectures that are taken of a large split unless it is told otherwise.
+MOST = 500
+
+Dataset = Annotated[
+    str,
+    typer.Option("--dataset", help="digits, cifar10, imagenet or folder:PATH (an ImageFolder)."),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+
+
+def check_out(folder: Path) -> None:
+    """Refuse a place for results before the work, not after it."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--out: got {folder}, but {existing} is a file; needs a folder")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"--out: got {folder}, but {existing} cannot be written to")
+
+
+def check_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: got {name!r}, needs cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device: got {name!r}, but there is no CUDA GPU that torch can use; use cpu"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: got {name!r}, but there are {torch.cuda.device_count()} CUDA GPUs"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {name!r}, needs cpu, cuda or cuda:N")
+
+
+def make_progress(*, show: bool = True, rate: bool = False) -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Steps per second, or seconds per step where that is the larger number."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.speed
+            if not rate or not speed:
+                return Text("")
+            return Text(f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s/step")
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        Rate(),
+        TextColumn("{task.fields[info]}"),
+        console=Console(stderr=True),
+        disable=not show,
+    )
+
+
+def print_table(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)

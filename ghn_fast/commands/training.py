@@ -1,0 +1,123 @@
+"""``train`` and ``report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ghn_fast.commands.common import (
+    INTERRUPTED,
+    app,
+    check_device,
+    check_out,
+    make_progress,
+)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; continued if it exists.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file of settings; options override it.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="digits, cifar10, imagenet or folder:PATH.")
+    ] = None,
+    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
+    deepnets: Annotated[
+        str | None,
+        typer.Option(help="Folder of generated files, or how many architectures to sample."),
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Hypernetwork to start from, as in evaluate --ckpt.")
+    ] = None,
+    meta_batch: Annotated[int | None, typer.Option(min=1, help="Architectures per step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the run.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    hid: Annotated[int | None, typer.Option(min=4, help="Width of the embeddings.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(min=1, help="In steps.")] = None,
+    checkpoint_minutes: Annotated[
+        float | None, typer.Option(help="Minutes between checkpoints at most.")
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(min=0, help="Steps between evaluations; 0 for none.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bf16 or fp16.")] = None,
+    pool_size: Annotated[
+        int | None, typer.Option(min=0, help="Architectures in the pool; 0 for no pool.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+) -> None:
+    """Meta-train a hypernetwork, or continue the run in OUT.
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m ghn_fast train ...
+    """
+    from ghn_fast import distributed
+    from ghn_fast.metatrain import TrainConfig, read_config
+    from ghn_fast.metatrain import train as run
+
+    given = {
+        "dataset": dataset,
+        "data_root": data_root,
+        "deepnets": deepnets,
+        "init": init,
+        "meta_batch": meta_batch,
+        "batch_size": batch_size,
+        "steps": steps,
+        "epochs": epochs,
+        "seed": seed,
+        "hid": hid,
+        "lr": lr,
+        "checkpoint_every": checkpoint_every,
+        "checkpoint_minutes": checkpoint_minutes,
+        "eval_every": eval_every,
+        "precision": precision,
+        "pool_size": pool_size,
+        "device": device,
+    }
+    values = read_config(config) if config is not None else {}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "steps" in given or "epochs" in given:
+        values.pop("steps", None)
+        values.pop("epochs", None)
+    settings = TrainConfig.from_dict({**values, **given})
+    check_device(settings.device)
+    check_out(out)
+    main_process = distributed.launched().rank == 0
+    with make_progress(show=main_process, rate=True) as progress:
+        task = progress.add_task("meta-training", total=None, info="")
+        skipped, first = 0, None
+
+        def on_step(metrics: dict[str, Any], total: int) -> None:
+            nonlocal skipped, first
+            if first is None:
+                # The time of a continued run counts from here, for speed and time left.
+                first = metrics["step"] - 1
+                progress.reset(task, total=total, completed=first)
+            skipped += metrics["skipped"]
+            info = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %  skipped {skipped}"
+            progress.update(task, completed=metrics["step"], total=total, info=info)
+
+        result = run(settings, out, on_step=on_step)
+    if main_process:
+        checkpoint = result.checkpoint or "none yet"
+        typer.echo(f"step {result.step} of {result.total}, checkpoint: {checkpoint}")
+    if result.interrupted:
+        if main_process:
+            typer.echo("interrupted; the same command continues the run")
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+) -> None:
+    """Write RUN/report.html: curves, evaluations, skipped architectures, settings."""
+    from ghn_fast.metatrain.report import write_report
+
+    typer.echo(f"written: {write_report(run)}")
