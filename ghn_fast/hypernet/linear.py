@@ -11,6 +11,7 @@ decoder's sizes as the BLAS that torch calls (240 against 110 GFLOP/s on one cor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Multiplications below which the setting up of a call of oneDNN outweighs the gain.
-_LEAST_PRODUCTS = 1 << 20
+# Elements of a weight below which the setting up of a call of oneDNN outweighs the gain. The number
+# of inputs does not count: the same node gets the same numbers in a small batch and in a large one.
+_LEAST_WEIGHT = 1 << 15
 
 Corner = tuple[int, ...]
 
@@ -89,7 +91,8 @@ class _CornerLinears(torch.autograd.Function):
             grad = grad.contiguous()
             at = tuple(slice(0, size) for size in corner)
             if grad_weight is not None:
-                product = _linear(grad.t().contiguous(), inputs[i].t(), None, False)
+                size = math.prod(corner) * weight.shape[-1]
+                product = _linear(grad.t().contiguous(), inputs[i].t(), None, False, size)
                 grad_weight[at] += product.view(*corner, -1)
             if grad_bias is not None:
                 grad_bias[at] += grad.sum(0).view(corner)
@@ -105,12 +108,13 @@ def _corner(weight: Tensor, corner: Corner) -> Tensor:
     return weight[at].reshape(-1, weight.shape[-1]).contiguous()
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    """x W^T + b; ``weight`` may be a transposed matrix."""
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, size: int = 0) -> Tensor:
+    """x W^T + b; ``weight`` may be a transposed matrix, ``size`` is the size of the layer's."""
     if (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and x.numel() * len(weight) >= _LEAST_PRODUCTS
+        and (size or weight.numel()) >= _LEAST_WEIGHT
+        and x.numel() > 0
         and _has_onednn()
     ):
         after = "relu" if relu else "none"
