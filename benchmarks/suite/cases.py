@@ -103,7 +103,7 @@ GRIDS = (
         hid=(32, 64),
         graphs=("resnet50", "train"),
         meta_batches=(1, 8),
-        guard=(_COMPILED, ("hid", (32,)), ("graph", ("train",))),
+        guard=(_COMPILED, ("hid", (32,)), ("graph", ("train",)), ("meta_batch", (8,))),
     ),
     Grid(
         "expand_params",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.cases import Case
-from suite.decide import Verdict, decide, final, interval, quartile
+from suite.decide import EARLY_PASS, Verdict, decide, final, interval, quartile
 from suite.workers import RunningWorker, WorkerError
 
 # A slice of time of one revision; short, so that what disturbs one disturbs the other.
@@ -191,6 +191,8 @@ def table(outcomes: Iterable[Outcome]) -> list[str]:
         lines.append(name)
         if outcome.ratios and outcome.seconds is not None:
             found = interval(outcome.ratios)
+            if len(outcome.ratios) < 5:
+                found = interval(outcome.ratios, EARLY_PASS)
             before, after = (1e3 * seconds for seconds in outcome.seconds)
             lines.append(
                 f"    {before:.4g} ms -> {after:.4g} ms, ratio {found.median:.3f} "

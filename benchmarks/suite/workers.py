@@ -25,7 +25,8 @@ def environment(tree: Path) -> dict[str, str]:
     """Environment in which the package of a tree is imported, with one thread."""
     kept = {k: v for k, v in os.environ.items() if k != "GHN_FAST_BACKEND"}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {**kept, **threads, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
+    quiet = {"KINETO_LOG_LEVEL": "99"}
+    return {**kept, **threads, **quiet, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
 
 
 class RunningWorker:
@@ -51,8 +52,7 @@ class RunningWorker:
             env=environment(tree),
             cwd=tree,
         )
-        if core is not None and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(self.process.pid, {core})
+        self.core = core
         self.send({"do": "hello"})
 
     def send(self, request: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ class RunningWorker:
         return self.receive()
 
     def wait_ready(self) -> None:
-        """Wait until torch and the package are imported.
+        """Wait until torch and the package are imported; bind the process to its processor then.
 
         Raises:
             WorkerError: If the package is not the tree's.
@@ -91,6 +91,8 @@ class RunningWorker:
         found = Path(self.receive()["package"])
         if found != self.tree.resolve():
             raise WorkerError(f"imports the package of {found}, not of {self.tree}")
+        if self.core is not None:
+            os.sched_setaffinity(self.process.pid, {self.core})
 
     def close(self) -> None:
         """End the process."""
