@@ -18,6 +18,8 @@ from enum import StrEnum
 FALSE_ALARM = 0.05
 # Chance of stopping early with a case whose median is at its threshold: 1 of 2^3.
 EARLY_PASS = 0.125
+# Rounds after which a median nearer to 1 than to the threshold is enough to pass.
+ENOUGH = 5
 
 
 class Verdict(StrEnum):
@@ -69,6 +71,8 @@ def decide(ratios: Sequence[float], threshold: float) -> Verdict:
     if interval(ratios).low > threshold:
         return Verdict.SLOWER
     if interval(ratios, EARLY_PASS).high <= threshold:
+        return Verdict.PASSED
+    if len(ratios) >= ENOUGH and statistics.median(ratios) <= (1 + threshold) / 2:
         return Verdict.PASSED
     return Verdict.UNDECIDED
 
