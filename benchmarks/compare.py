@@ -1,4 +1,4 @@
-"""Compare this checkout, or a revision, with a base revision: times and counts of the guarded cases.
+"""Compare this checkout, or a revision, with a base: times and counts of the guarded cases.
 
     python benchmarks/compare.py BASE [--head REV] [--only TEXT ...] [--rounds 15]
                                  [--instructions] [--json FILE]

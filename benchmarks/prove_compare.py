@@ -63,7 +63,10 @@ def main() -> int:
     found: dict[str, list[dict[str, Any]]] = {"unchanged": [], "slower": []}
     good = 0
     for number in range(arguments.runs):
-        for kind, more in (("unchanged", ["--head", "HEAD"]), ("slower", [f"--head-tree={planted}"])):
+        for kind, more in (
+            ("unchanged", ["--head", "HEAD"]),
+            ("slower", [f"--head-tree={planted}"]),
+        ):
             result = compare(arguments.only, *more)
             found[kind].append(result)
             if kind == "unchanged":

@@ -27,7 +27,7 @@ _first: Any = None
 
 
 def clock() -> float:
-    """Seconds: of the processor for a case on CPU, between events of the stream for one on a GPU."""
+    """Seconds: of the processor for a case on CPU, between events of the stream on a GPU."""
     global _first
     if _device != "cuda":
         return time.process_time()

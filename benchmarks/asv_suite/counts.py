@@ -16,7 +16,7 @@ class Tracked:
 
     version = "1"
     timeout = 600
-    params = [case.name for case in base.guarded_cases()]
+    params = (tuple(case.name for case in base.guarded_cases()),)
     param_names = ("case",)
 
     def setup_cache(self) -> Counts:
@@ -63,7 +63,10 @@ NOT_HERE = float("nan")
 
 
 class Instructions:
-    """Instructions of one call of a case under valgrind; with GHN_FAST_INSTRUCTIONS=1, for minutes."""
+    """Instructions of one call of a case under valgrind; takes minutes, needs to be asked for.
+
+    GHN_FAST_INSTRUCTIONS=1 asks for them.
+    """
 
     version = "1"
     timeout = 1800
@@ -72,9 +75,10 @@ class Instructions:
 
     def setup_cache(self) -> dict[str, int]:
         """Count every case once; none without valgrind or without being asked to."""
-        import ghn_fast
         from suite.instructions import NotCountedError, count_instructions
         from suite.setups import problem_of
+
+        import ghn_fast
 
         if os.environ.get("GHN_FAST_INSTRUCTIONS") != "1":
             return {}

@@ -86,7 +86,7 @@ def final(ratios: Sequence[float], threshold: float) -> Verdict:
 
 
 def quartile(times: Sequence[float]) -> float:
-    """The lower quartile: other processes only add to a time, and the least one is a matter of luck.
+    """The lower quartile: others only add to a time, and the least one is a matter of luck.
 
     Raises:
         ValueError: If there are no times.

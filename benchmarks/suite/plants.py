@@ -10,7 +10,7 @@ from pathlib import Path
 MODULE = Path("ghn_fast") / "ops" / "gated_gnn.py"
 
 # Processor time is added in proportion to what the op has taken, so that it is 15 % on any machine.
-SLOWER = '''
+SLOWER = """
 
 def _slower(function: Any) -> Any:
     import functools
@@ -30,7 +30,7 @@ def _slower(function: Any) -> Any:
 
 
 gated_gnn = _slower(gated_gnn)
-'''
+"""
 
 # A copy of the result: on a GPU a launch, everywhere a call and an allocation.
 COPY = """

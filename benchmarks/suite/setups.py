@@ -11,7 +11,6 @@ from math import prod
 from typing import Any
 
 import torch
-from suite.cases import Case
 from torch import Tensor, nn
 
 import ghn_fast
@@ -25,6 +24,7 @@ from ghn_fast.ops import backend
 from ghn_fast.ops.collate_edges import collate_edges
 from ghn_fast.ops.expand_params import ParamPlan, expand_params
 from ghn_fast.ops.shortest_distances import shortest_distances
+from suite.cases import Case
 
 Run = Callable[[], Any]
 CUTOFF = 50

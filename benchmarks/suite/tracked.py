@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from measure import ROOT
+
 from suite.cases import Case
 from suite.counting import count
 from suite.setups import SkippedError, prepared
 
 RECORD = ROOT / "benchmarks" / "tracked.json"
-UPDATE = "if that is meant, `make bench-track` records what there is, to be committed with the change"
+UPDATE = (
+    "if that is meant, `make bench-track` records what there is, to be committed with the change"
+)
 
 Counts = dict[str, int]
 

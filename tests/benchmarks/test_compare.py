@@ -138,7 +138,9 @@ def test_a_slower_case_fails_and_is_in_the_table(monkeypatch: pytest.MonkeyPatch
     assert outcome.failed
     text = "\n".join(rounds.table([outcome]))
     assert CASE.name in text
-    assert "10 ms -> 11.5 ms, ratio 1.150 (1.150 to 1.150, 5 rounds), threshold 1.05: SLOWER" in text
+    assert (
+        "10 ms -> 11.5 ms, ratio 1.150 (1.150 to 1.150, 5 rounds), threshold 1.05: SLOWER" in text
+    )
 
 
 def test_a_grown_count_fails_though_the_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
