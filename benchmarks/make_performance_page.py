@@ -27,10 +27,10 @@ with one thread on a CPU and between two events of the stream on a GPU. How to m
 revisions and read the site with all trends: [benchmarks](../benchmarks/README.md).
 """
 ROOFLINE = """The least time of an op is that of its bytes at the bandwidth of a copy, or of its
-operations at the rate of a float32 matrix product, whichever is longer; what is counted is said in
-`benchmarks/suite/roofline.py`. Inputs and outputs count once; what stays in caches is free, so that a small
-case whose data lies in a cache can come nearer than a large one, whose result is fresh memory that
-the system first has to provide."""
+operations at the rate of a float32 matrix product, whichever is longer; what is counted is said
+in `benchmarks/suite/roofline.py`. Inputs and outputs count once; what stays in caches is free,
+so that a small case, whose data lies in a cache, can come nearer than a large one. The allocator
+keeps its memory between calls."""
 
 
 def newest(results: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

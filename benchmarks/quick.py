@@ -5,8 +5,9 @@
 For every op the ratio of the reference's time to that of the compiled back end, of neighbouring
 measurements of processor time. The floors are far below what is measured, so that a busy machine
 passes and an op that has lost its speed does not. No case is begun after the time that is given;
-one that was not reached by then is a failure. The exit status is 1 if a ratio is below its floor. Without compiled ops there
-is nothing to compare: each case is then skipped by name, and the exit status is 0.
+one that was not reached by then is a failure. The exit status is 1 if a ratio is below its floor.
+Without compiled ops there is nothing to compare: each case is then skipped by name, and the exit
+status is 0.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 from run_asv import gpu, machine_name
 from suite.roofline import measure_all
+from suite.workers import ALLOCATOR, environment
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--commit", help="what is measured, if git cannot tell")
     arguments = parser.parse_args(argv)
+    if not ALLOCATOR.items() <= os.environ.items():
+        # The allocator reads its settings when the process starts.
+        command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
+        return subprocess.run(command, env=environment(ROOT)).returncode
     torch.set_num_threads(1)
     out = arguments.out or ROOT / "benchmarks" / "results" / f"roofline-{machine_name()}.json"
     commit = commit_of(named=arguments.commit)
