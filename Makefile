@@ -47,7 +47,10 @@ NEEDS_BENCH := $(if $(VENV_PYTHON),,$(STAMP) bench-extra)
 .PHONY: bench-extra
 bench-extra: $(STAMP)
 	@$(BIN)/python -c 'import asv' 2>/dev/null \
-	  || $(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation -e '.[bench]'
+	  || $(BIN)/python -c 'import tomllib; \
+	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*extras["bench"], sep="\n")' \
+	  | $(BIN)/python -m pip install -qq --disable-pip-version-check --requirement /dev/stdin
 
 bench: $(NEEDS_BENCH) ## Time and count every case of this checkout (BENCH_ONLY=REGEX for some)
 	@$(BENCH) benchmarks/run_asv.py quick $(if $(BENCH_ONLY),--bench "$(BENCH_ONLY)")
