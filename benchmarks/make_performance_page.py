@@ -22,8 +22,8 @@ PAGE, PICTURE = "performance.md", "performance.png"
 INTRODUCTION = """# Performance
 
 Made by `make bench-docs` from the results in `benchmarks/results`; changes by hand are overwritten.
-Times are medians of one call with the interval that asv gives for them (99 %), of processor time
-with one thread on a CPU and between two events of the stream on a GPU. How to measure, compare two
+Times are medians of one call with the quartiles of at least five samples, of processor time with one
+thread on a CPU and between two events of the stream on a GPU. How to measure, compare two
 revisions and read the site with all trends: [benchmarks](../benchmarks/README.md).
 """
 ROOFLINE = """The least time of an op is that of its bytes at the bandwidth of a copy, or of its
@@ -60,7 +60,7 @@ def about(params: Mapping[str, str], commit: str) -> str:
 def times_table(result: Mapping[str, Any]) -> list[str]:
     """Rows of all timed cases of a result."""
     lines = [
-        "| path | back end, device | hid | graph | meta-batch | dtype | time | interval |",
+        "| path | back end, device | hid | graph | meta-batch | dtype | time | quartiles |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (benchmark, params), value in sorted(timed(result).items()):

@@ -5,9 +5,11 @@
     python benchmarks/run_asv.py publish [--out build/benchmarks-html]
 
 `record` without a revision takes the last commit. Every revision is measured with its own package
-and with the cases of this checkout. `publish` writes a static site and, beside it, trends.png with
-the trend of every timed case. The exit status is 1 if a benchmark failed; one that cannot run on
-this machine (a GPU case, say) is shown as n/a. GHN_FAST_INSTRUCTIONS=1 counts instructions, too.
+and with the cases of this checkout. `publish` writes a static site and, beside it, trends.html with
+a picture of the trend of every timed case. asv's own page loads jquery and others from the net;
+trends.html needs nothing, and --libraries takes them from a folder. The exit status is 1 if a
+benchmark failed; one that cannot run on this machine (a GPU case, say) is shown as n/a.
+GHN_FAST_INSTRUCTIONS=1 counts instructions, too.
 """
 
 from __future__ import annotations
@@ -114,7 +116,16 @@ def measure(tree: Path, commit: str, bench: str | None, results: Path) -> list[s
     path = file_of(results, machine_name(), commit)
     if path is None:
         raise AsvError(f"asv ended with status {status} and wrote no results")
-    path = tidy(path, {"gpu": gpu(), "torch": torch.__version__, "cpu": processor()})
+    about = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": processor(),
+        "gpu": gpu(),
+        "arch": platform.machine(),
+        "os": f"{platform.system()} {platform.release()}",
+        "num_cpu": str(os.cpu_count()),
+    }
+    path = tidy(path, about)
     found = failures(json.loads(path.read_text()))
     if status != 0 and not found:
         found.append(f"asv ended with status {status}")
@@ -133,8 +144,36 @@ def configuration(folder: Path, results: Path) -> Path:
     return path
 
 
-def publish(out: Path) -> int:
-    """Write the site and the picture of the trends.
+def use_libraries(site: Path, folder: Path) -> None:
+    """Let a site of asv take the libraries that it loads from the net from a folder.
+
+    Args:
+        site: The site.
+        folder: Has, somewhere below, a file for each of them: jquery.min.js or jquery.js and so on.
+
+    Raises:
+        AsvError: If one is missing.
+    """
+    index = site / "index.html"
+    text = index.read_text()
+    there = {path.name: path for path in sorted(folder.rglob("*")) if path.is_file()}
+    for tag, url in re.findall(
+        r"""(<(?:script|link)[^>]*?(?:src|href)="(https://[^"]*)"[^>]*>)""", text
+    ):
+        # jquery-3.3.1.min.js is jquery.min.js in the package.
+        name = re.sub(r"-[0-9.]+(?=\.min\.|\.js$)", "", url.rpartition("/")[2])
+        path = there.get(name) or there.get(name.replace(".min.", "."))
+        if path is None:
+            raise AsvError(f"{folder} has no {name}, which the site needs")
+        (site / "libraries").mkdir(exist_ok=True)
+        shutil.copy(path, site / "libraries" / path.name)
+        plain = re.sub(r' (integrity|crossorigin|referrerpolicy)="[^"]*"', "", tag)
+        text = text.replace(tag, plain.replace(url, f"libraries/{path.name}"))
+    index.write_text(text)
+
+
+def publish(out: Path, libraries: Path | None) -> int:
+    """Write the site, and the pictures of the trends with a page that shows them.
 
     Raises:
         AsvError: If there are no results, or asv fails.
@@ -149,8 +188,16 @@ def publish(out: Path) -> int:
         config.write_text(json.dumps(settings))
         if asv(["publish"], config=config) != 0:
             raise AsvError("asv publish failed")
+    if libraries is not None:
+        use_libraries(out, libraries)
     pages = draw_trends(read_results(RESULTS), out)
-    print(f"Wrote {out / 'index.html'} and {', '.join(str(page) for page in pages)}")
+    images = "\n".join(
+        f'<img src="{page.name}" alt="trends" style="max-width: 100%">' for page in pages
+    )
+    (out / "trends.html").write_text(
+        f"<!doctype html>\n<title>ghn_fast: trends</title>\n<h1>Trends</h1>\n{images}\n"
+    )
+    print(f"Wrote {out / 'index.html'}, {out / 'trends.html'} and {len(pages)} pictures")
     return 0
 
 
@@ -173,10 +220,11 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("revisions", nargs="*", default=["HEAD"])
     site = commands.add_parser("publish")
     site.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks-html")
+    site.add_argument("--libraries", type=Path, help="folder with what the site loads from the net")
     arguments: Any = parser.parse_args(argv)
     try:
         if arguments.command == "publish":
-            return publish(arguments.out)
+            return publish(arguments.out, arguments.libraries)
         if arguments.command == "quick":
             build(ROOT)
             results = CACHE / "quick"

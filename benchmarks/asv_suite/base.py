@@ -48,9 +48,9 @@ class Suite:
     version = "1"
     timer = staticmethod(clock)
     rounds = 1
-    repeat = (3, 8, 0.3)
+    repeat = (5, 20, 0.8)
     sample_time = 0.02
-    warmup_time = 0.05
+    warmup_time = 0.1
     timeout = 300
     param_names = NAMES
 

@@ -26,7 +26,7 @@ class Value:
         benchmark: Its name in asv.
         params: The values of its parameters.
         value: In seconds, bytes or as a count; ``None`` where it failed, NaN where it cannot run.
-        low, high: Interval that asv gives for the median of times; NaN for what is no time.
+        low, high: Quartiles of times; NaN for what is no time.
     """
 
     benchmark: str
@@ -54,14 +54,17 @@ def file_of(folder: Path, machine: str, commit: str) -> Path | None:
 def tidy(path: Path, about: Mapping[str, str]) -> Path:
     """Add what the results were measured with, and leave out where on the disk that was.
 
+    Args:
+        path: A result file.
+        about: What asv does not know or keep; ``python``, its version, has to be there.
+
     Returns:
         The file, whose name changes.
     """
     result = json.loads(path.read_text())
     result["params"] |= about
-    python = f"existing-py-python{result['python'].rpartition('python')[2]}"
-    result["env_name"] = python
-    result["python"] = result["params"]["python"] = f"python{python.rpartition('python')[2]}"
+    result["python"] = result["params"]["python"]
+    result["env_name"] = python = f"existing-py{result['python']}"
     to = path.with_name(f"{path.name.partition('-')[0]}-{python}.json")
     part = to.with_name(f".{to.name}.{os.getpid()}")
     part.write_text(json.dumps(result, indent=1) + "\n")
@@ -81,8 +84,7 @@ def values(result: Mapping[str, Any]) -> Iterator[Value]:
         if found is None:
             found = [None] * len(combinations)
         lows, highs = (
-            fields.get(f"stats_{name}") or [None] * len(combinations)
-            for name in ("ci_99_a", "ci_99_b")
+            fields.get(f"stats_{name}") or [None] * len(combinations) for name in ("q_25", "q_75")
         )
         for combination, value, low, high in zip(combinations, found, lows, highs, strict=True):
             yield Value(benchmark, combination, value, _number(low), _number(high))
