@@ -22,8 +22,8 @@ PAGE, PICTURE = "performance.md", "performance.png"
 INTRODUCTION = """# Performance
 
 Made by `make bench-docs` from the results in `benchmarks/results`; changes by hand are overwritten.
-Times are medians of one call with the quartiles of at least five samples, of processor time with one
-thread on a CPU and between two events of the stream on a GPU. How to measure, compare two
+Times are medians of one call with the quartiles of at least five samples, of processor time with
+one thread on a CPU and between two events of the stream on a GPU. How to measure, compare two
 revisions and read the site with all trends: [benchmarks](../benchmarks/README.md).
 """
 ROOFLINE = """The least time of an op is that of its bytes at the bandwidth of a copy, or of its

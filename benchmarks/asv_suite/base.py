@@ -24,6 +24,9 @@ from suite.setups import SkippedError, prepared  # noqa: E402
 NAMES = ["backend, device", "hid", "graph", "meta_batch", "dtype"]
 _device = "cpu"
 _first: Any = None
+# asv calls setup before every execution; a case stays as it is until its process ends.
+_prepared: dict[Case, Callable[[], Any]] = {}
+_open = ExitStack()
 
 
 def clock() -> float:
@@ -61,18 +64,14 @@ class Suite:
         torch.set_num_threads(1)
         backend, device = target.split(", ")
         case = Case(self.grid.path, self.part, backend, device, hid, graph, meta_batch, dtype)
-        self.stack = ExitStack()
-        try:
-            self.run = self.stack.enter_context(prepared(case))
-        except SkippedError as reason:
-            raise NotImplementedError(f"skipped: {reason}") from None
-        _device, _first = device, None
-        self.run()
-
-    def teardown(self, *_: Any) -> None:
-        """Let go of the case."""
-        if hasattr(self, "stack"):
-            self.stack.close()
+        if case not in _prepared:
+            try:
+                _prepared[case] = _open.enter_context(prepared(case))
+            except SkippedError as reason:
+                raise NotImplementedError(f"skipped: {reason}") from None
+            _device, _first = device, None
+            _prepared[case]()
+        self.run = _prepared[case]
 
 
 def _time_call(self: Suite, *_: Any) -> None:

@@ -90,11 +90,10 @@ class Worker:
         """One call with the instruction counter of valgrind switched on."""
         import torch
 
-        torch._C._valgrind_toggle_and_dump_stats()
+        # On; and off, with what was counted in a file.
         torch._C._valgrind_toggle()
         self.run()
         torch._C._valgrind_toggle_and_dump_stats()
-        torch._C._valgrind_toggle()
         return {}
 
 

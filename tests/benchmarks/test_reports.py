@@ -28,8 +28,8 @@ COLUMNS = [
     "version",
     "started_at",
     "duration",
-    "stats_ci_99_a",
-    "stats_ci_99_b",
+    "stats_q_25",
+    "stats_q_75",
 ]
 
 
