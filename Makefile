@@ -7,10 +7,11 @@ STAMP := $(VENV)/.installed
 CANDIDATES := $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format sanitize gpu-check clean
+.PHONY: help venv demo test lint format sanitize gpu-check clean \
+  bench bench-compare bench-publish bench-record bench-roofline bench-docs bench-track bench-quick
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP) ## Create .venv and install the package into it (once, and when its metadata changes)
 
@@ -38,6 +39,44 @@ sanitize: $(STAMP) ## Run the C++ tests under address and undefined-behaviour sa
 # GPU_CHECK="--sanitize --commit ..." passes options on (benchmarks/gpu_check.py --help).
 gpu-check: $(if $(VENV_PYTHON),,$(STAMP)) ## Build, test and measure on this machine's GPU; writes one report
 	@$(or $(VENV_PYTHON),$(BIN)/python) benchmarks/gpu_check.py $(GPU_CHECK)
+
+# What runs the benchmarks: VENV_PYTHON=python3 as above; asv is in the extra `bench`.
+BENCH := $(or $(VENV_PYTHON),$(BIN)/python)
+NEEDS_BENCH := $(if $(VENV_PYTHON),,$(STAMP) bench-extra)
+
+.PHONY: bench-extra
+bench-extra: $(STAMP)
+	@$(BIN)/python -c 'import asv' 2>/dev/null \
+	  || $(BIN)/python -c 'import tomllib; \
+	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*extras["bench"], sep="\n")' \
+	  | $(BIN)/python -m pip install -qq --disable-pip-version-check --requirement /dev/stdin
+
+bench: $(NEEDS_BENCH) ## Time and count every case of this checkout (BENCH_ONLY=REGEX for some)
+	@$(BENCH) benchmarks/run_asv.py quick $(if $(BENCH_ONLY),--bench "$(BENCH_ONLY)")
+
+# COMPARE="--only gated_gnn --instructions" passes options on (benchmarks/compare.py --help).
+bench-compare: $(if $(VENV_PYTHON),,$(STAMP)) ## Fail if this checkout is slower than BASE=REV
+	@test -n "$(BASE)" || { echo "bench-compare: name a revision, make bench-compare BASE=main" >&2; exit 2; }
+	@$(BENCH) benchmarks/compare.py "$(BASE)" $(COMPARE)
+
+bench-record: $(NEEDS_BENCH) ## Measure REV (the last commit if not given) into benchmarks/results/asv
+	@$(BENCH) benchmarks/run_asv.py record $(REV) $(if $(BENCH_ONLY),--bench "$(BENCH_ONLY)")
+
+bench-publish: $(NEEDS_BENCH) ## Write the site with all trends into build/benchmarks-html
+	@$(BENCH) benchmarks/run_asv.py publish
+
+bench-roofline: $(if $(VENV_PYTHON),,$(STAMP)) ## Measure how near the ops come to the machine's ceilings
+	@$(BENCH) benchmarks/roofline.py
+
+bench-docs: $(if $(VENV_PYTHON),,$(STAMP)) ## Write docs/performance.md from the results
+	@$(BENCH) benchmarks/make_performance_page.py
+
+bench-track: $(if $(VENV_PYTHON),,$(STAMP)) ## Record the counts that the tests compare with
+	@$(BENCH) benchmarks/track.py
+
+bench-quick: $(if $(VENV_PYTHON),,$(STAMP)) ## Compiled ops against the references, with generous floors
+	@$(BENCH) benchmarks/quick.py
 
 clean: ## Remove build products, caches and demo-out/ (.venv stays)
 	@rm -rf build dist *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What is measured, counted and compared: the cases, their setup, and how two revisions differ."""

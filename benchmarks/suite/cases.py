@@ -1,0 +1,168 @@
+"""The cases: which path, on which back end and device, at which sizes.
+
+A grid lists the values of every parameter of one path; its cases are all combinations. The asv
+suite runs every case. Those that are guarded are also compared between revisions and counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case.
+
+    Attributes:
+        path: The op or the way through the package.
+        part: ``forward``, ``backward``, or ``call`` where there is no gradient.
+        backend: Back end of the ops.
+        device: Device of the tensors.
+        hid: Width of the node embeddings.
+        graph: Which architecture graphs (see :func:`suite.setups.graphs_of`).
+        meta_batch: Number of graphs.
+        dtype: Type of the floating-point tensors.
+        threshold: Ratio of times above which a case has become slower.
+        exact: Whether the allocations are the same on every machine of one architecture.
+    """
+
+    path: str
+    part: str
+    backend: str
+    device: str
+    hid: int
+    graph: str
+    meta_batch: int
+    dtype: str
+    threshold: float = 1.05
+    exact: bool = True
+
+    @property
+    def name(self) -> str:
+        """Unique among all cases."""
+        return (
+            f"{self.path}.{self.part}({self.backend}, {self.device}, hid={self.hid}, "
+            f"{self.graph} x {self.meta_batch}, {self.dtype})"
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cases of one path; attributes as of :class:`Case`, with all values of each.
+
+    Attributes:
+        targets: Pairs of back end and device.
+        guard: For some parameters the values that are guarded; the others are with all.
+    """
+
+    path: str
+    parts: tuple[str, ...]
+    targets: tuple[tuple[str, str], ...]
+    hid: tuple[int, ...] = (32,)
+    graphs: tuple[str, ...] = ("resnet50",)
+    meta_batches: tuple[int, ...] = (1,)
+    dtypes: tuple[str, ...] = ("float32",)
+    threshold: float = 1.05
+    exact: bool = True
+    guard: tuple[tuple[str, tuple[object, ...]], ...] = ()
+
+    def cases(self) -> Iterator[Case]:
+        """Every combination."""
+        for part, target, hid, graph, meta_batch, dtype in itertools.product(
+            self.parts, self.targets, self.hid, self.graphs, self.meta_batches, self.dtypes
+        ):
+            yield Case(
+                self.path,
+                part,
+                *target,
+                hid,
+                graph,
+                meta_batch,
+                dtype,
+                self.threshold,
+                self.exact,
+            )
+
+    def guards(self, case: Case) -> bool:
+        """Whether a case is compared between revisions and counted."""
+        return all(getattr(case, name) in values for name, values in self.guard)
+
+
+CPU, REFERENCE, CUDA = ("cpu", "cpu"), ("reference", "cpu"), ("cuda", "cuda")
+AUTO, AUTO_CUDA = ("auto", "cpu"), ("auto", "cuda")
+_GRADIENT = ("forward", "backward")
+_COMPILED = ("backend", ("cpu", "cuda", "auto"))
+
+GRIDS = (
+    Grid(
+        "gated_gnn",
+        _GRADIENT,
+        (CPU, REFERENCE, CUDA),
+        hid=(32, 64),
+        graphs=("resnet50", "train"),
+        meta_batches=(1, 8),
+        guard=(_COMPILED, ("hid", (32,)), ("graph", ("train",)), ("meta_batch", (8,))),
+    ),
+    Grid(
+        "expand_params",
+        _GRADIENT,
+        (CPU, REFERENCE, CUDA),
+        graphs=("resnet50", "train"),
+        dtypes=("float32", "bfloat16"),
+        guard=(_COMPILED, ("dtype", ("float32",))),
+    ),
+    Grid("shortest_distances", ("call",), (CPU, REFERENCE), graphs=("train", "deep"),
+         guard=(_COMPILED,)),
+    Grid("collate_edges", ("call",), (CPU, REFERENCE), graphs=("train",), meta_batches=(8,),
+         guard=(_COMPILED,)),
+    Grid("decode", _GRADIENT, (AUTO, AUTO_CUDA), hid=(32, 64), graphs=("train",),
+         meta_batches=(1, 8), guard=(("hid", (32,)), ("meta_batch", (1,)))),
+    Grid("capture", ("call",), (AUTO,), graphs=("resnet18", "resnet50"), threshold=1.08,
+         guard=(("graph", ("resnet18",)),)),
+    Grid("predict_cold", ("call",), (AUTO, AUTO_CUDA), graphs=("resnet18", "resnet50"),
+         threshold=1.08, guard=(("graph", ("resnet18",)),)),
+    Grid("predict_warm", ("call",), (AUTO, AUTO_CUDA), graphs=("resnet18", "resnet50"),
+         threshold=1.08, guard=(("graph", ("resnet18",)),)),
+    Grid("loader", ("call",), (AUTO,), graphs=("train",), meta_batches=(1, 8), threshold=1.08,
+         guard=(("meta_batch", (1,)),)),
+    Grid("generator", ("call",), (AUTO,), graphs=("train",), threshold=1.08),
+    # Convolutions of the candidate networks allocate what the machine's library wants.
+    Grid("meta_step", ("call",), (AUTO, AUTO_CUDA), graphs=("train",), meta_batches=(1, 2),
+         threshold=1.08, exact=False, guard=(("meta_batch", (1,)),)),
+)  # fmt: skip
+
+
+def all_cases() -> list[Case]:
+    """Every case of every grid."""
+    return [case for grid in GRIDS for case in grid.cases()]
+
+
+def guarded_cases() -> list[Case]:
+    """The cases that are compared between revisions and counted."""
+    return [case for grid in GRIDS for case in grid.cases() if grid.guards(case)]
+
+
+def find_case(name: str) -> Case:
+    """The case of a name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for case in all_cases():
+        if case.name == name:
+            return case
+    raise ValueError(f"case: there is none named {name!r}")
+
+
+def choose(cases: list[Case], patterns: list[str] | None) -> list[Case]:
+    """The cases whose name contains one of the patterns; all without patterns.
+
+    Raises:
+        ValueError: If a pattern fits no case.
+    """
+    for pattern in patterns or ():
+        if not any(pattern in case.name for case in cases):
+            raise ValueError(f"--only: {pattern!r} is in the name of no case")
+    return [c for c in cases if not patterns or any(pattern in c.name for pattern in patterns)]

@@ -1,0 +1,94 @@
+"""Recorded counts of the guarded cases, by release of torch, and what differs from them.
+
+The record is benchmarks/tracked.json, written by ``make bench-track``. Another release of torch may
+call other operators inside its own; the record has an entry for each release that it was made with.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import ROOT
+
+from suite.cases import Case
+from suite.counting import count
+from suite.setups import SkippedError, prepared
+
+RECORD = ROOT / "benchmarks" / "tracked.json"
+UPDATE = (
+    "if that is meant, `make bench-track` records what there is, to be committed with the change"
+)
+
+Counts = dict[str, int]
+
+
+def release() -> str:
+    """What the record is looked up by: torch 2.15 and the machine's architecture."""
+    numbers = torch.__version__.split("+")[0].split(".")[:2]
+    return f"torch {'.'.join(numbers)}, {platform.machine()}"
+
+
+def read_record(path: Path = RECORD) -> dict[str, dict[str, Counts]]:
+    """The counts by release and case."""
+    record: dict[str, dict[str, Counts]] = json.loads(path.read_text())
+    return record
+
+
+def write_record(found: dict[str, Counts], path: Path = RECORD) -> None:
+    """Put the counts of this release into the record.
+
+    Cases that cannot run on this machine keep what was recorded elsewhere; those that are no more
+    go.
+    """
+    from suite.cases import guarded_cases
+
+    record = read_record(path) if path.is_file() else {}
+    names = [case.name for case in guarded_cases()]
+    known = {name: counts for name, counts in record.get(release(), {}).items() if name in names}
+    record[release()] = dict(sorted((known | found).items()))
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    path.write_text(text)
+
+
+def count_case(case: Case) -> Counts:
+    """Count a case; counts that depend on the machine's libraries are left out.
+
+    Raises:
+        suite.setups.SkippedError: If it cannot run here.
+    """
+    with prepared(case) as run:
+        found = count(run, case.device)
+    if not case.exact:
+        found = {k: v for k, v in found.items() if not k.startswith("alloc")}
+    return found
+
+
+def differences(found: dict[str, Counts], recorded: dict[str, Counts]) -> list[str]:
+    """In words what is not as recorded; a count that has shrunk is to be recorded, too."""
+    lines = []
+    for name, counts in found.items():
+        if name not in recorded:
+            lines.append(f"{name}: not recorded")
+            continue
+        for key in sorted(counts.keys() | recorded[name].keys()):
+            before, after = recorded[name].get(key), counts.get(key)
+            if before != after:
+                lines.append(f"{name}: {key} was {before}, is {after}")
+    return lines
+
+
+def count_all(cases: Sequence[Case]) -> tuple[dict[str, Counts], dict[str, str]]:
+    """Counts of all cases, and why some cannot run here."""
+    found: dict[str, Any] = {}
+    skipped = {}
+    for case in cases:
+        try:
+            found[case.name] = count_case(case)
+        except SkippedError as reason:
+            skipped[case.name] = str(reason)
+    return found, skipped

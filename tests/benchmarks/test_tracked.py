@@ -1,0 +1,183 @@
+"""Counts of the guarded cases: as recorded, and sensitive to what is planted."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import ghn_fast
+from ghn_fast.ops import backend
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from suite import cases, counting, plants, setups, tracked, workers  # noqa: E402
+
+sys.path.remove(str(ROOT / "benchmarks"))
+
+GUARDED = cases.guarded_cases()
+
+
+@functools.cache
+def recorded() -> dict[str, dict[str, int]]:
+    return tracked.read_record().get(tracked.release(), {})
+
+
+@pytest.mark.parametrize("case", GUARDED, ids=lambda case: case.name)
+def test_counts_are_as_recorded(case: cases.Case) -> None:
+    problem = setups.problem_of(case)
+    if problem is not None:
+        pytest.skip(problem)
+    if not recorded():
+        pytest.skip(f"no counts are recorded for {tracked.release()}: make bench-track")
+    if case.device == "cuda" and case.name not in recorded():
+        pytest.skip("recorded on a machine without a GPU: make bench-track")
+    with_counts = {case.name: tracked.count_case(case)}
+    found = tracked.differences(with_counts, recorded())
+    assert not found, "\n".join([*found, tracked.UPDATE])
+
+
+def test_the_record_holds_what_is_guarded_and_nothing_else() -> None:
+    names = {case.name for case in GUARDED}
+    for release, found in tracked.read_record().items():
+        assert set(found) <= names, f"{release}: make bench-track removes what is no more"
+        assert {case.name for case in GUARDED if case.device == "cpu"} <= set(found)
+        for counts in found.values():
+            assert counts["calls"] > 0
+
+
+def test_every_count_that_differs_is_named() -> None:
+    before = {"a": {"calls": 2, "launches": 1}, "b": {"calls": 1}}
+    assert tracked.differences(before, before) == []
+    after = {"a": {"calls": 3}, "b": {"calls": 1}, "c": {"calls": 1}}
+    assert tracked.differences(after, before) == [
+        "a: calls was 2, is 3",
+        "a: launches was 1, is None",
+        "c: not recorded",
+    ]
+
+
+def test_recording_keeps_what_cannot_run_here_and_drops_what_is_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "tracked.json"
+    here, elsewhere = GUARDED[0].name, GUARDED[1].name
+    old = {tracked.release(): {elsewhere: {"calls": 7}, "gone": {"calls": 1}}, "torch 1.0": {}}
+    path.write_text(json.dumps(old))
+    tracked.write_record({here: {"calls": 2}}, path)
+    record = tracked.read_record(path)
+    assert record[tracked.release()] == {here: {"calls": 2}, elsewhere: {"calls": 7}}
+    assert record["torch 1.0"] == {}
+
+
+def test_counts_of_a_hand_counted_function() -> None:
+    x, y = torch.ones(16), torch.ones(4, 4)
+
+    def run() -> torch.Tensor:
+        return (x.view(4, 4) + y).mul(y)
+
+    found = counting.count(run, "cpu")
+    # A view moves nothing; the sum reads 32 elements and writes 16, and so does the product.
+    assert found == {"calls": 3, "moved_bytes": 384, "allocations": 2, "allocated_bytes": 128}
+
+
+def planted_tree(folder: Path, plant: Callable[[Path], None]) -> Path:
+    """A copy of the package with something planted."""
+    skip = shutil.ignore_patterns("__pycache__", "pretrained")
+    shutil.copytree(ROOT / "ghn_fast", folder / "ghn_fast", ignore=skip)
+    plant(folder)
+    return folder
+
+
+@pytest.fixture
+def case() -> Iterator[cases.Case]:
+    if backend.extension_problem() is not None:
+        pytest.skip("the compiled ops are not here")
+    (found,) = [c for c in GUARDED if (c.path, c.part, c.device) == ("gated_gnn", "forward", "cpu")]
+    yield found
+
+
+def test_a_planted_call_and_allocation_make_the_counts_differ(
+    tmp_path: Path, case: cases.Case
+) -> None:
+    tree = planted_tree(tmp_path, plants.plant_copy)
+    with workers.RunningWorker(tree) as worker:
+        worker.wait_ready()
+        assert worker.ask("prepare", case=case.name) == {}
+        counts = worker.ask("count")["counts"]
+    before = tracked.count_case(case)
+    assert counts["calls"] == before["calls"] + 1
+    assert counts["allocations"] == before["allocations"] + 1
+    lines = tracked.differences({case.name: counts}, {case.name: before})
+    assert len(lines) == 4
+    assert any("allocations" in line for line in lines)
+
+
+def test_the_planted_slow_down_is_of_the_op_and_changes_nothing_else(
+    tmp_path: Path, case: cases.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = planted_tree(tmp_path, plants.plant_slowdown)
+    source = (tree / plants.MODULE).read_text()
+    assert source.startswith((ROOT / plants.MODULE).read_text())
+    scope: dict[str, Any] = {"Any": Any, "gated_gnn": lambda: clock.pop(0)}
+    # Begin 100, end 300: 200 taken, so that it ends at 330 at the earliest.
+    clock = [100, "result", 300, 310, 329, 330, 999]
+    fake = ModuleType("time")
+    fake.thread_time_ns = lambda: clock.pop(0)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "time", fake)
+    exec(plants.SLOWER.format(percent=15), scope)
+    assert scope["gated_gnn"]() == "result"
+    assert clock == [999]
+
+
+def test_a_worker_refuses_another_package(tmp_path: Path) -> None:
+    (tmp_path / "ghn_fast").mkdir()
+    (tmp_path / "ghn_fast" / "__init__.py").write_text("")
+    other = tmp_path / "other"
+    other.mkdir()
+    with workers.RunningWorker(tmp_path) as worker:
+        worker.tree = other
+        with pytest.raises(workers.WorkerError, match=r"imports the package of .*, not of .*other"):
+            worker.wait_ready()
+
+
+def test_a_failing_case_is_an_error_with_its_reason() -> None:
+    with workers.RunningWorker(ROOT) as worker:
+        worker.wait_ready()
+        with pytest.raises(workers.WorkerError, match="there is none named 'x'"):
+            worker.ask("prepare", case="x")
+        with pytest.raises(workers.WorkerError, match="AttributeError") as caught:
+            worker.ask("no_such_request")
+        assert caught.value.lacking
+
+
+def test_a_case_without_its_device_is_skipped_by_name() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    (case,) = [c for c in GUARDED if (c.path, c.part, c.device) == ("gated_gnn", "forward", "cuda")]
+    with pytest.raises(setups.SkippedError, match="no CUDA device"), setups.prepared(case):
+        pass
+
+
+def test_names_are_unique_and_every_path_has_a_setup() -> None:
+    every = cases.all_cases()
+    assert len({case.name for case in every}) == len(every)
+    assert {case.path for case in every} == set(setups.SETUPS)
+    assert {case.path for case in GUARDED} == set(setups.SETUPS)
+    assert cases.find_case(every[-1].name) == every[-1]
+    with pytest.raises(ValueError, match="'nothing like it' is in the name of no case"):
+        cases.choose(every, ["nothing like it"])
+
+
+def test_the_back_end_of_a_case_is_the_one_that_runs() -> None:
+    reference = next(c for c in cases.all_cases() if c.backend == "reference")
+    with setups.prepared(reference):
+        assert backend.requested() == "reference"
+    assert ghn_fast.ops.backend.requested() == "auto"
