@@ -1,7 +1,7 @@
 // Expansion of decoded blocks into parameters on CPU.
 //
 // Forward: every element is written once and its block comes from the cache, so the floor is the
-// memory's bandwidth for writing. Outputs that no cache can hold are written past it (streaming
+// memory's bandwidth for writing. Destinations that no cache can hold are written past it (streaming
 // stores), which saves reading each line before it is overwritten. Threads share the elements of
 // all parameters evenly, wherever a parameter begins.
 //
@@ -131,14 +131,15 @@ void with_block_type(at::ScalarType type, F f) {
 
 template <class T>
 void expand_rows(const std::vector<ExpandRow>& rows, const std::vector<const T*>& blocks,
-                 const std::vector<void*>& to, const std::vector<at::ScalarType>& types) {
+                 const std::vector<void*>& to, const std::vector<at::ScalarType>& types,
+                 bool may_stream) {
   std::vector<int64_t> first = {0};
   int64_t bytes = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     first.push_back(first.back() + rows[i].size);
     bytes += rows[i].size * int64_t(c10::elementSize(types[i]));
   }
-  const bool stream = bytes > kStreamBytes;
+  const bool stream = may_stream && bytes > kStreamBytes;
   at::parallel_for(0, first.back(), kGrain, [&](int64_t begin, int64_t end) {
     // The last row that begins at or before `begin` is the one with the element: rows without
     // elements begin where the next one does.
@@ -293,7 +294,8 @@ at::Tensor expand_params_cpu(at::TensorList blocks, const at::Tensor& table,
       std::fill_n(data + row.offset + row.size, row.padded - row.size, T(0));
     }
     const std::vector<at::ScalarType> types(rows.size(), out.scalar_type());
-    expand_rows<T>(rows, pointers<T>(from), to, types);
+    // Fresh memory comes cleared page by page: it is in the caches when it is written.
+    expand_rows<T>(rows, pointers<T>(from), to, types, false);
   });
   return out;
 }
@@ -319,7 +321,7 @@ void expand_params_into_cpu(at::TensorList blocks, const at::Tensor& table, at::
   const std::vector<at::Tensor> from = contiguous(blocks);
   with_block_type(blocks[0].scalar_type(), [&](auto type) {
     using T = decltype(type);
-    expand_rows<T>(rows, pointers<T>(from), to, types);
+    expand_rows<T>(rows, pointers<T>(from), to, types, true);
   });
   for (size_t i = 0; i < rows.size(); ++i) {
     if (scratch[i].defined()) {
