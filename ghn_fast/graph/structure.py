@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,23 @@ _IGNORED = frozenset(
         "_backward_pre_hooks",
     )
 )
+
+
+class _Layout(NamedTuple):
+    """Places of a module's attributes: hooks, which must be empty, and all that is listed."""
+
+    hooks: tuple[int, ...]
+    others: tuple[int, ...]
+
+
+# Modules of one class nearly always have the same attributes, in one order.
+_layouts: dict[tuple[str, ...], _Layout] = {}
+
+
+def _layout_of(names: tuple[str, ...]) -> _Layout:
+    hooks = [i for i, name in enumerate(names) if name in _HOOKS and name not in _IGNORED]
+    others = [i for i, name in enumerate(names) if name not in _HOOKS and name not in _IGNORED]
+    return _Layout(tuple(hooks), tuple(others))
 
 
 class _NoKey(Exception):
@@ -101,19 +118,34 @@ class _Key:
             return
         items.append(cls.forward)
         attributes = vars(module)
-        items.append(len(attributes))
-        for name, value in attributes.items():
-            kind = type(value)
-            if kind in _PLAIN:
-                items.append(name)
-                items.append(kind)
-                items.append(value)
-            elif name in _HOOKS or name in _IGNORED:
-                if name not in _IGNORED and value:
-                    raise _NoKey
-            else:
-                items.append(name)
-                self.value(value)
+        names = tuple(attributes)
+        layout = _layouts.get(names)
+        if layout is None:
+            layout = _layouts.setdefault(names, _layout_of(names))
+        values = list(attributes.values())
+        for place in layout.hooks:
+            if values[place]:
+                raise _NoKey
+        rest = [values[place] for place in layout.others]
+        kinds = tuple(map(type, rest))
+        items.append(names)
+        items.append(kinds)
+        if _PLAIN.issuperset(kinds):
+            items.append(tuple(rest))
+        else:
+            for value, kind in zip(rest, kinds, strict=True):
+                if kind in _PLAIN:
+                    items.append(value)
+                elif kind is tuple or (kind is set and not value):
+                    # What nearly all other attributes are: sizes, and no names.
+                    inner = tuple(map(type, value))
+                    if _PLAIN.issuperset(inner):
+                        items.append(inner)
+                        items.append(tuple(value))
+                    else:
+                        self.value(value)
+                else:
+                    self.value(value)
         tensors: tuple[Mapping[str, Tensor | None], ...] = (module._parameters, module._buffers)
         for named in tensors:
             items.append(len(named))

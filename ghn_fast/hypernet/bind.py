@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.hypernet.batchnorm import named_modules
 
 _NOT_IN_GRAPH = "the graph has no node for it"
 
@@ -69,7 +70,7 @@ def find_destinations(
     """
     place = {graph.aliases.get(name, name): index for index, name in enumerate(names)}
     out: list[Tensor | None] = [None] * len(names)
-    for name, param in model.named_parameters():
+    for name, param in _named_parameters(model):
         index = place.get(graph.aliases.get(name, name))
         if index is None:
             report.skipped[name] = graph.skipped.get(name, _NOT_IN_GRAPH)
@@ -79,6 +80,18 @@ def find_destinations(
             out[index] = param
             report.predicted.append(name)
     return out
+
+
+def _named_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """As ``list(model.named_parameters())``, which takes several times as long."""
+    found: list[tuple[str, Tensor]] = []
+    seen: set[int] = set()
+    for prefix, module in named_modules(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found.append((prefix + name, parameter))
+    return found
 
 
 def warn_skipped(report: PredictionReport) -> None:

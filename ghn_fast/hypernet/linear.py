@@ -51,6 +51,13 @@ def corner_linears(
     """
     if not inputs:
         return []
+    if not torch.is_grad_enabled() or not any(
+        tensor.requires_grad for tensor in (weight, bias, *inputs)
+    ):
+        return [
+            _corner_linear(x, weight, bias, corner, relu)
+            for x, corner in zip(inputs, corners, strict=True)
+        ]
     return list(_CornerLinears.apply(weight, bias, tuple(corners), relu, *inputs))  # type: ignore[no-untyped-call]
 
 
@@ -64,10 +71,10 @@ class _CornerLinears(torch.autograd.Function):
         relu: bool,
         *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        outputs = []
-        for x, corner in zip(inputs, corners, strict=True):
-            rows, offset = _corner(weight, corner), _corner(bias.unsqueeze(-1), corner)
-            outputs.append(_linear(x, rows, offset.reshape(-1), relu))
+        outputs = [
+            _corner_linear(x, weight, bias, corner, relu)
+            for x, corner in zip(inputs, corners, strict=True)
+        ]
         ctx.corners, ctx.relu = corners, relu
         ctx.save_for_backward(weight, bias, *inputs, *(outputs if relu else ()))
         return tuple(outputs)
@@ -100,6 +107,13 @@ class _CornerLinears(torch.autograd.Function):
             rows = _corner(weight, corner)
             grad_inputs.append(_linear(grad, rows.t(), None, False) if needed else None)
         return grad_weight, grad_bias, None, None, *grad_inputs
+
+
+def _corner_linear(x: Tensor, weight: Tensor, bias: Tensor, corner: Corner, relu: bool) -> Tensor:
+    if corner == weight.shape[:-1]:
+        return _linear(x, weight.view(-1, weight.shape[-1]), bias.view(-1), relu)
+    offset = bias[tuple(slice(0, size) for size in corner)].reshape(-1).contiguous()
+    return _linear(x, _corner(weight, corner), offset, relu)
 
 
 def _corner(weight: Tensor, corner: Corner) -> Tensor:
