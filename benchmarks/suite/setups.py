@@ -202,7 +202,8 @@ def _generator(case: Case) -> Run:
 
 def _meta_step(case: Case) -> Run:
     from ghn_fast.deepnets import meta_batches
-    from ghn_fast.metatrain.step import meta_step
+    from ghn_fast.metatrain.executor import Executor
+    from ghn_fast.metatrain.step import MetaTrainer
 
     nets = SampledNets("train", 10**4, seed=1)
     items = next(meta_batches(nets, case.meta_batch, seed=3))
@@ -210,7 +211,15 @@ def _meta_step(case: Case) -> Run:
     optimizer = torch.optim.Adam(ghn.parameters(), 1e-3)
     images = torch.randn(IMAGES, 3, IMAGE_SIZE, IMAGE_SIZE, device=case.device)
     targets = torch.arange(IMAGES, device=case.device) % CLASSES
-    return lambda: meta_step(ghn, optimizer, items, images, targets, grad_clip=5.0)
+    # One thread, so that the work is that of one process on one core.
+    trainer = MetaTrainer(
+        ghn,
+        optimizer,
+        meta_batch=case.meta_batch,
+        grad_clip=5.0,
+        executor=Executor(torch.device(case.device), parallel=1),
+    )
+    return lambda: trainer.step(items, images, targets)
 
 
 SETUPS: dict[str, Callable[[Case], Run]] = {
