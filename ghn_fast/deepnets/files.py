@@ -14,7 +14,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from ghn_fast.deepnets.genotype import NetworkConfig
 from ghn_fast.deepnets.layout import NodeRow
 from ghn_fast.deepnets.pack import pack_name
 from ghn_fast.deepnets.sampler import SPACES, check_split
+from ghn_fast.deepnets.writer import WholeFileWriter
 
 _NOT_IN_EVAL = ("train", "search")
 
@@ -230,7 +230,7 @@ class Record:
     matrix: npt.NDArray[np.uint8]
 
 
-class SplitWriter:
+class SplitWriter(WholeFileWriter):
     """Write a split in the published layout.
 
     Files appear under their names only when they are complete. As a context manager: leaving the
@@ -327,20 +327,6 @@ class SplitWriter:
         self._meta.close()
         self._data_part.unlink(missing_ok=True)
         self._meta_part.unlink(missing_ok=True)
-
-    def __enter__(self) -> SplitWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None or issubclass(kind, (KeyboardInterrupt, SystemExit)):
-            self.close()
-        else:
-            self.discard()
 
 
 def _load_meta(path: Path, split: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +25,7 @@ import numpy.typing as npt
 from ghn_fast.deepnets.genotype import NetworkConfig
 from ghn_fast.deepnets.record import BY_CELL, FLAGS_AT, decode
 from ghn_fast.deepnets.sampler import IMAGE_SIZES, check_split
+from ghn_fast.deepnets.writer import WholeFileWriter
 
 MAGIC: Final = b"GHNPACK\0"
 VERSION: Final = 1
@@ -210,7 +210,7 @@ class PackFile:
         self._map()
 
 
-class PackWriter:
+class PackWriter(WholeFileWriter):
     """Write a split as a packed file.
 
     The file appears under its name only when it is complete. As a context manager: leaving the
@@ -307,20 +307,6 @@ class PackWriter:
         """Remove what was written so far."""
         self._file.close()
         self._part.unlink(missing_ok=True)
-
-    def __enter__(self) -> PackWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None or issubclass(kind, (KeyboardInterrupt, SystemExit)):
-            self.close()
-        else:
-            self.discard()
 
 
 def _compare(where: Path, what: str, found: int, stored: int) -> None:

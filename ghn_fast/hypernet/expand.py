@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -195,7 +196,4 @@ def _pad(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
 
 
 def _numel(shape: tuple[int, ...]) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size
+    return math.prod(shape)

@@ -16,7 +16,7 @@ repeated. f depends on the kind of the parameter (arXiv 2110.13100, section 4.2)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -77,6 +77,7 @@ class ParamPlan:
     def __init__(self, rows: Sequence[PlanRow], numel: int) -> None:
         self.rows = list(rows)
         self.numel = numel
+        self._pieces: tuple[tuple[tuple[int, ...], tuple[int, ...]], list[Piece]] | None = None
         self._packed: tuple[tuple[torch.device, tuple[int, ...]], Tensor] | None = None
         self._work: tuple[tuple[torch.device, tuple[int, ...]], Any] | None = None
 
@@ -95,6 +96,24 @@ class ParamPlan:
                 raise ValueError(f"plan.rows: a number needs more than 64 bits: {error}") from error
             table[:, 12] = np.array([r.scale for r in self.rows], np.float64).view(np.int64)
         return torch.from_numpy(table)
+
+    def pieces(self, wanted: tuple[int, ...], whole: tuple[int, ...]) -> list[Piece]:
+        """The wanted rows in portions of bounded size, large rows in parts.
+
+        Kept for the next call, and with them what the back ends keep of each portion.
+
+        Args:
+            wanted: Which rows.
+            whole: Which of them cannot be taken apart.
+
+        Returns:
+            Plans of the portions, and for each of its rows (row of this plan, first and last
+            channel).
+        """
+        key = (wanted, whole)
+        if self._pieces is None or self._pieces[0] != key:
+            self._pieces = key, _find_pieces(self, wanted, whole)
+        return self._pieces[1]
 
     def packed(self, blocks: Sequence[Tensor]) -> Tensor:
         """The plan with the order of work, on the device of the blocks; kept for the next call."""
@@ -116,6 +135,9 @@ class ParamPlan:
             _check(blocks, self)
             kept = self._work = key, expand_params_triton.pack(self.table, blocks, self.numel)
         return kept[1]
+
+
+Piece = tuple[ParamPlan, list[tuple[int, int, int]]]
 
 
 def expand_params(blocks: Sequence[Tensor], plan: ParamPlan) -> Tensor:
@@ -210,11 +232,20 @@ def expand_params_into(
                 blocks = [block.float() for block in blocks]
             torch.ops.ghn_fast.expand_params_into(blocks, table, to)
             return
-        for rows, tensors in _pieces(plan, wanted, to):
-            flat = expand_params(blocks, ParamPlan(rows, _end(rows[-1])))
+        whole = tuple(index for index in wanted if not _has_parts(plan.rows[index], out[index]))
+        for piece, places in plan.pieces(tuple(wanted), whole):
+            flat = expand_params(blocks, piece)
+            tensors = []
+            for index, first, last in places:
+                tensor = out[index]
+                assert tensor is not None
+                tensor = tensor.detach()
+                if (first, last) != (0, plan.rows[index].shape[0]):
+                    tensor = tensor.view(plan.rows[index].shape)[first:last]
+                tensors.append(tensor)
             values = [
                 flat[row.offset : _end(row)].view(tensor.shape)
-                for row, tensor in zip(rows, tensors, strict=True)
+                for row, tensor in zip(piece.rows, tensors, strict=True)
             ]
             torch._foreach_copy_(tensors, values)
 
@@ -242,34 +273,42 @@ def _joined(blocks: Sequence[Tensor], plan: ParamPlan) -> tuple[list[Tensor], Pa
     return [torch.cat([block.reshape(-1) for block in blocks])], ParamPlan(rows, plan.numel)
 
 
-def _pieces(
-    plan: ParamPlan, wanted: Sequence[int], out: Sequence[Tensor]
-) -> Iterator[tuple[list[PlanRow], list[Tensor]]]:
-    """The wanted rows in portions of bounded size, large rows in parts, with where they go."""
+def _has_parts(row: PlanRow, tensor: Tensor | None) -> bool:
+    """Whether a tensor can be seen in the shape of its row, so that channels can be taken apart."""
+    if tensor is None or _numel(row.shape) <= _PIECE:
+        return True
+    try:
+        tensor.detach().view(row.shape)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _find_pieces(plan: ParamPlan, wanted: Sequence[int], whole: Sequence[int]) -> list[Piece]:
+    pieces: list[Piece] = []
     rows: list[PlanRow] = []
-    tensors: list[Tensor] = []
+    places: list[tuple[int, int, int]] = []
     end = 0
-    for index, tensor in zip(wanted, out, strict=True):
+    for index in wanted:
         row = plan.rows[index]
         channels = row.shape[0]
         # Parts begin at a multiple of the block's channels: each is a parameter like the whole.
         per_channel = max(_numel(row.shape[1:]), 1)
         step = max(_PIECE // per_channel // row.block_shape[0], 1) * row.block_shape[0]
-        if step < channels:
-            try:
-                tensor = tensor.view(row.shape)
-            except RuntimeError:  # strides that do not allow it
-                step = channels
-        for first in range(0, channels, max(step, 1)):
-            part = (min(step, channels - first), *row.shape[1:])
+        if index in whole:
+            step = max(channels, 1)
+        for first in range(0, channels, step):
+            last = min(first + step, channels)
+            part = (last - first, *row.shape[1:])
             if rows and end + _numel(part) > _PIECE:
-                yield rows, tensors
-                rows, tensors, end = [], [], 0
+                pieces.append((ParamPlan(rows, end), places))
+                rows, places, end = [], [], 0
             rows.append(row._replace(shape=part, offset=end))
-            tensors.append(tensor if part == row.shape else tensor[first : first + part[0]])
+            places.append((index, first, last))
             end += _numel(part)
     if rows:
-        yield rows, tensors
+        pieces.append((ParamPlan(rows, end), places))
+    return pieces
 
 
 def _end(row: PlanRow) -> int:

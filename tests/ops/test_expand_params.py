@@ -279,6 +279,31 @@ def test_autograd_notices_overwritten_values(name: str, device: str) -> None:
         expand_params_into(blocks, plan, [torch.empty(r.shape) for r in plan.rows])
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_large_parameters_are_expanded_in_parts(
+    monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    blocks, plan = make_plan(Kind.SCALE, dtype=torch.float32)
+    monkeypatch.setattr(module, "_PIECE", 700)
+    if whole:  # in an order that no view takes apart
+        out = [torch.zeros(math.prod(r.shape), 2)[:, 0].view(-1, 1) for r in plan.rows]
+        monkeypatch.setattr(module, "_has_parts", lambda row, tensor: False)
+    else:
+        out = [torch.zeros(r.shape) for r in plan.rows]
+    with ghn_fast.backend("reference"):
+        flat = expand_params(blocks, plan)
+        found = []
+        for _ in range(2):
+            expand_params_into(blocks, plan, out)
+            assert plan._pieces is not None
+            found.append(plan._pieces[1])
+    assert found[0] is found[1]
+    assert len(found[0]) > 3
+    for row, tensor in zip(plan.rows, out, strict=True):
+        want = flat[row.offset : row.offset + tensor.numel()]
+        assert torch.equal(tensor.reshape(-1), want)
+
+
 def test_bad_destinations_are_named() -> None:
     blocks, plan = make_plan(Kind.COPY, shapes=SHAPES[:1])
     good = [torch.zeros(row.shape) for row in plan.rows]
