@@ -41,6 +41,13 @@ TORCH_LIBRARY(ghn_fast, m) {
   // Row r goes to out[r], of any floating-point type, instead of its offset.
   m.def("expand_params_into(Tensor[] blocks, Tensor table, Tensor(a!)[] out) -> ()");
 
+  // x (N, C), nodes: rows of x, group by group. groups: six numbers for each, (decoder, out, in,
+  // height, width, count), where 0 is a block, 1 a vector, 2 and 3 weight and bias of a classifier.
+  // weights: weight and bias of seven layers (ghn_fast/ops/decode_blocks.py) -> per group (count,
+  // out, in, height, width), (count, 2, channels), (count, classes, in) or (count, classes).
+  // float32, without gradients.
+  m.def("decode_blocks(Tensor x, Tensor nodes, int[] groups, Tensor[] weights) -> Tensor[]");
+
   // records: packed architectures, uint8, one behind the other, each up to its of `ends` (B)
   // -> rows (nodes, parameters for each image size); nodes is 0 unless asked for.
   m.def(

@@ -151,7 +151,7 @@ def _gated_gnn(case: Case, batch: GraphBatch) -> Work:
 
 
 def _decode(case: Case) -> Work:
-    from ghn_fast import GHN
+    from ghn_fast import GHN, backend
 
     config = GHNConfig(hid=case.hid, num_classes=CLASSES)
     ghn = GHN(config)
@@ -163,6 +163,7 @@ def _decode(case: Case) -> Work:
     with (
         mock.patch.object(linear, "_has_onednn", lambda: False),
         prepared(case) as run,
+        backend("reference"),
         FlopCounterMode(display=False) as counter,
     ):
         found = run()

@@ -10,7 +10,7 @@ from torch import nn
 
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.capture import capture
-from ghn_fast.graph.structure import structural_key
+from ghn_fast.graph.structure import Structure, structure_of
 
 _MOST_GRAPHS = 64
 
@@ -72,7 +72,7 @@ _cache = _Cache()
 
 def cached_capture(
     model: nn.Module, input_shape: Any, virtual_edges: int, *, example_inputs: Any = None
-) -> ArchGraph:
+) -> tuple[ArchGraph, Structure | None]:
     """As :func:`ghn_fast.capture`, but a structure that was captured before is not again.
 
     Args:
@@ -80,20 +80,21 @@ def cached_capture(
         input_shape, virtual_edges, example_inputs: As in :func:`ghn_fast.capture`.
 
     Returns:
-        The graph, which is shared with other callers and must not be changed.
+        The graph, which is shared with other callers and must not be changed, and the structure
+        that it was found by, if there is one. A graph belongs to one structure alone.
 
     Raises:
         As :func:`ghn_fast.capture`; failures are not kept.
     """
-    key = None
+    structure = None
     if isinstance(model, nn.Module):
-        key = structural_key(model, (input_shape, example_inputs, virtual_edges))
-    graph = _cache.find(key)
+        structure = structure_of(model, (input_shape, example_inputs, virtual_edges))
+    graph = _cache.find(None if structure is None else structure.key)
     if graph is None:
         graph = capture(model, input_shape, virtual_edges, example_inputs=example_inputs)
-        if key is not None:
-            graph = _cache.keep(key, graph)
-    return graph
+        if structure is not None:
+            graph = _cache.keep(structure.key, graph)
+    return graph, structure
 
 
 def clear_cache() -> None:

@@ -7,6 +7,9 @@ by a hash alone. A network with an attribute that cannot be listed (a tensor out
 and buffers, an object of an unknown class, a hook) has no key and is captured every time.
 
 What a forward pass reads from outside of the network, a global variable say, no key can know.
+
+The walk over the modules, which is most of the work, is compiled where the extension is there
+(csrc/structure.cpp); it lists the same things in a form of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+
+from ghn_fast.ops.backend import extension, requested
 
 # Listed by value together with their class, since 1 == 1.0 == True.
 _PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), type(...), range))
@@ -66,35 +72,57 @@ class _NoKey(Exception):
     """Something that a key cannot list."""
 
 
-def structural_key(model: nn.Module, inputs: Any) -> tuple[Any, ...] | None:
-    """Key of a network together with the inputs that it is captured with.
+class Structure(NamedTuple):
+    """What a network is made of.
+
+    Attributes:
+        key: Equal for networks of equal structure, and hashable. It keeps classes and functions
+            alive, not the network.
+        parameters: The parameters in the order of ``named_parameters()``, each once. Networks with
+            equal keys have them at equal places, under equal names.
+        norms: The BatchNorm layers in the order of ``named_modules()``, each once.
+        complete: Whether these two are all that the network has registered, and nothing else; not
+            so where an attribute holds modules in another way.
+    """
+
+    key: tuple[Any, ...]
+    parameters: list[Tensor]
+    norms: list[nn.Module]
+    complete: bool
+
+
+def structure_of(model: nn.Module, inputs: Any) -> Structure | None:
+    """List a network together with the inputs that it is captured with.
 
     Args:
         model: The network.
         inputs: Shapes, tensors (their shape and dtype count) or plain values, nested.
 
     Returns:
-        A hashable key, or ``None`` for a network that has none. It keeps classes and functions
-        alive, not the network.
+        The structure, or ``None`` for a network that has no key.
     """
     if _global_forward_hooks or _global_forward_pre_hooks:
         return None
-    key = _Key()
+    compiled = extension.problem is None and requested() != "reference"
+    lister = _CompiledLister() if compiled else _Lister()
     try:
-        key.module(model)
-        key.value(inputs, tensors=True)
-        result = tuple(key.items)
-        hash(result)
+        lister.add_module(model, registered=True)
+        lister.value(inputs, tensors=True)
+        key = lister.finish()
+        hash(key)
     except (_NoKey, TypeError, RecursionError):
         return None
-    return result
+    return Structure(key, lister.parameters, lister.norms, not lister.hidden)
 
 
-class _Key:
+class _Lister:
     """Collects the items of a key; a flat list in which every container says its length."""
 
     def __init__(self) -> None:
         self.items: list[Any] = []
+        self.parameters: list[Tensor] = []
+        self.norms: list[nn.Module] = []
+        self.hidden = False
         # Objects that were listed, to their number; kept alive so that no identity comes again.
         self.seen: dict[int, tuple[int, Any]] = {}
         self.in_closure = False
@@ -108,14 +136,20 @@ class _Key:
         self.seen[id(item)] = (len(self.seen), item)
         return True
 
-    def module(self, module: nn.Module) -> None:
-        if self.in_closure:  # the key would keep the network alive with the function
-            raise _NoKey
+    def finish(self) -> tuple[Any, ...]:
+        """The key."""
+        return tuple(self.items)
+
+    def add_module(self, module: nn.Module, *, registered: bool) -> None:
+        """List a module, the network itself or a child; not registered if an attribute holds it."""
+        self.hidden = self.hidden or not registered
         cls = type(module)
         items = self.items
         items.append(cls)
         if not self.is_new(module):
             return
+        if isinstance(module, _BatchNorm):
+            self.norms.append(module)
         items.append(cls.forward)
         attributes = vars(module)
         names = tuple(attributes)
@@ -126,26 +160,9 @@ class _Key:
         for place in layout.hooks:
             if values[place]:
                 raise _NoKey
-        rest = [values[place] for place in layout.others]
-        kinds = tuple(map(type, rest))
         items.append(names)
-        items.append(kinds)
-        if _PLAIN.issuperset(kinds):
-            items.append(tuple(rest))
-        else:
-            for value, kind in zip(rest, kinds, strict=True):
-                if kind in _PLAIN:
-                    items.append(value)
-                elif kind is tuple or (kind is set and not value):
-                    # What nearly all other attributes are: sizes, and no names.
-                    inner = tuple(map(type, value))
-                    if _PLAIN.issuperset(inner):
-                        items.append(inner)
-                        items.append(tuple(value))
-                    else:
-                        self.value(value)
-                else:
-                    self.value(value)
+        for place in layout.others:
+            self.value(values[place])
         tensors: tuple[Mapping[str, Tensor | None], ...] = (module._parameters, module._buffers)
         for named in tensors:
             items.append(len(named))
@@ -153,6 +170,8 @@ class _Key:
                 items.append(name)
                 items.append(type(tensor))
                 if tensor is not None and self.is_new(tensor):
+                    if named is module._parameters:
+                        self.parameters.append(tensor)
                     items.append(tensor.shape)
                     items.append(tensor.dtype)
         items.append(len(module._modules))
@@ -161,7 +180,7 @@ class _Key:
             if child is None:
                 items.append(None)
             else:
-                self.module(child)
+                self.add_module(child, registered=True)
 
     def value(self, value: Any, *, tensors: bool = False) -> None:
         kind = type(value)
@@ -183,7 +202,9 @@ class _Key:
                 raise _NoKey
             items.append(frozenset((type(item), item) for item in value))
         elif isinstance(value, nn.Module):
-            self.module(value)
+            if self.in_closure:  # the key would keep the network alive with the function
+                raise _NoKey
+            self.add_module(value, registered=False)
         elif tensors and isinstance(value, Tensor):
             items.append(value.shape)
             items.append(value.dtype)
@@ -223,3 +244,28 @@ class _Key:
         self.value(function.__kwdefaults__)
         self.value(vars(function))
         self.in_closure = before
+
+
+class _CompiledLister(_Lister):
+    """The same with the walk over the modules in C++."""
+
+    def __init__(self) -> None:
+        walk = extension.module.Walk(_HOOKS, _IGNORED, _BatchNorm, _NoKey)
+        self.walk = walk
+        self.items = walk.items
+        self.parameters = walk.parameters
+        self.norms = walk.norms
+        self.in_closure = False
+
+    @property
+    def hidden(self) -> bool:  # type: ignore[override]
+        return self.walk.hidden
+
+    def is_new(self, item: Any) -> bool:
+        return self.walk.is_new(item)
+
+    def finish(self) -> tuple[Any, ...]:
+        return self.walk.finish()
+
+    def add_module(self, module: nn.Module, *, registered: bool) -> None:
+        self.walk.add_module(module, registered, self.value)

@@ -7,9 +7,14 @@ evaluated too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_NO_STATISTICS = dict.fromkeys(_STATISTICS)
 
 
 def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -36,23 +41,32 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def use_batch_statistics(model: nn.Module) -> list[str]:
+def norm_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All BatchNorm layers with their names, each once and in order."""
+    return [
+        (p[:-1], module) for p, module in named_modules(model) if isinstance(module, _BatchNorm)
+    ]
+
+
+def use_batch_statistics(
+    model: nn.Module, layers: Iterable[tuple[str, nn.Module]] | None = None
+) -> list[str]:
     """Make every BatchNorm layer normalise by batch statistics, in train and in eval mode.
 
-    Drops the running statistics of `model`, in place. Returns the names of the modules that were
-    changed; those without running statistics already are not among them.
+    Drops the running statistics of `model`, in place; `layers` are its BatchNorm layers with their
+    names, if they are known. Returns the names of the modules that were changed; those without
+    running statistics already are not among them.
     """
     changed = []
-    for prefix, module in named_modules(model):
-        if not isinstance(module, _BatchNorm):
+    for name, module in norm_layers(model) if layers is None else layers:
+        # A module's own way of getting buffers and setting attributes takes as long as predicting.
+        buffers = module._buffers
+        if not module.track_running_stats and not any(
+            buffers.get(buffer) is not None for buffer in _STATISTICS
+        ):
             continue
-        name = prefix[:-1]
-        buffers = (module.running_mean, module.running_var, module.num_batches_tracked)
-        if not module.track_running_stats and all(buffer is None for buffer in buffers):
-            continue
-        module.track_running_stats = False
-        # Buffers by name: a module's own way of setting attributes takes as long as predicting.
-        module._buffers.update(running_mean=None, running_var=None, num_batches_tracked=None)
+        object.__setattr__(module, "track_running_stats", False)
+        buffers.update(_NO_STATISTICS)
         changed.append(name)
     return changed
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ghn_fast.graph.arch_graph import ArchGraph
-from ghn_fast.hypernet.batchnorm import named_modules
+from ghn_fast.graph.structure import Structure
+from ghn_fast.hypernet.batchnorm import named_modules, norm_layers
 
 _NOT_IN_GRAPH = "the graph has no node for it"
 
@@ -80,6 +81,70 @@ def find_destinations(
             out[index] = param
             report.predicted.append(name)
     return out
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What goes where in all networks of one structure, found once.
+
+    Attributes:
+        places: For each parameter of :class:`~ghn_fast.graph.structure.Structure` the index of what
+            is predicted for it, or -1.
+        count: Number of predicted tensors.
+        predicted: Names of the predicted parameters, in the network's order.
+        skipped: The others, with the reason.
+        norms: Names of the BatchNorm layers.
+    """
+
+    places: tuple[int, ...]
+    count: int
+    predicted: tuple[str, ...]
+    skipped: dict[str, str]
+    norms: tuple[str, ...]
+
+    def destinations(
+        self, structure: Structure, report: PredictionReport
+    ) -> list[Tensor | None] | None:
+        """As :func:`find_destinations`; ``None`` where a parameter has no storage to fill."""
+        out: list[Tensor | None] = [None] * self.count
+        for place, parameter in zip(self.places, structure.parameters, strict=True):
+            if parameter.is_meta:
+                return None
+            if place >= 0:
+                out[place] = parameter
+        report.predicted = list(self.predicted)
+        report.skipped = dict(self.skipped)
+        return out
+
+    def norm_layers(self, structure: Structure) -> list[tuple[str, nn.Module]]:
+        """The BatchNorm layers with their names."""
+        return list(zip(self.norms, structure.norms, strict=True))
+
+
+def bind(
+    model: nn.Module, structure: Structure, out: Sequence[Tensor | None], report: PredictionReport
+) -> Binding | None:
+    """The binding for the structure of a network.
+
+    Args:
+        model: The network.
+        structure: Its structure.
+        out: The destinations in this network (:func:`find_destinations`).
+        report: The report that has been made with them.
+
+    Returns:
+        The binding, or ``None`` for a network that names are needed for: one with parameters on the
+        meta device, or with modules that it has not registered.
+    """
+    if not structure.complete or any(p.is_meta for p in structure.parameters):
+        return None
+    index = {id(tensor): place for place, tensor in enumerate(out) if tensor is not None}
+    places = tuple(index.pop(id(p), -1) for p in structure.parameters)
+    norms = norm_layers(model)
+    if index or [id(layer) for _, layer in norms] != [id(layer) for layer in structure.norms]:
+        return None
+    names = tuple(name for name, _ in norms)
+    return Binding(places, len(out), tuple(report.predicted), dict(report.skipped), names)
 
 
 def _named_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:

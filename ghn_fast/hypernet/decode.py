@@ -97,6 +97,10 @@ class BlockDecoder(nn.Module):
             blocks[index] = block.reshape(-1, out, in_, height, width)
         return blocks
 
+    def weights(self) -> list[Tensor]:
+        """Weight and bias of each layer, in their order, without those of changed layers."""
+        return _weights(self.expand, self.hidden, self.output, self.head)
+
     def classifier(self, blocks: Tensor) -> Tensor:
         """Classifier weights (n, num_classes, in) from blocks (n, out, in, 1, 1) of full out."""
         blocks = F.relu(blocks.flatten(2)).transpose(1, 2)
@@ -124,6 +128,20 @@ class VectorDecoder(nn.Module):
         """Decode (n, C) to (n, 2, channels): row 0 the scale, row 1 the shift or bias."""
         return self.layers(x).view(len(x), 2, self.channels)
 
+    def weights(self) -> list[Tensor]:
+        """Weight and bias of each layer, in their order, without those of changed layers."""
+        return _weights(*self.layers, self.head)
+
     def classifier(self, x: Tensor) -> Tensor:
         """Decode classifier biases: (n, C) to (n, num_classes)."""
         return self.head(F.relu(self(x)[:, 1]))
+
+
+def _weights(*layers: nn.Module) -> list[Tensor]:
+    found: list[Tensor] = []
+    for layer in layers:
+        if type(layer) is nn.Linear:  # not one that a parametrisation computes
+            # Modules' own way of getting attributes takes longer than a small layer.
+            parameters = layer._parameters
+            found += [p for p in (parameters["weight"], parameters["bias"]) if p is not None]
+    return found

@@ -54,13 +54,9 @@ class NodeEncoder(nn.Module):
         index = shapes
         if not isinstance(index, Tensor):
             index = self.shape_index(index).to(op_types.device)
-        parts = [
-            self.channel(index[:, 0]),
-            self.channel(index[:, 1]),
-            self.kernel(index[:, 2]),
-            self.kernel(index[:, 3]),
-        ]
-        return self.op(op_types) + torch.cat(parts, dim=1)
+        channels = self.channel(index[:, :2]).flatten(1)
+        kernels = self.kernel(index[:, 2:]).flatten(1)
+        return self.op(op_types) + torch.cat([channels, kernels], dim=1)
 
     def shape_index(self, shapes: Sequence[tuple[int, ...] | None]) -> Tensor:
         """Rows of the channel and kernel tables for each shape, long tensor (N, 4)."""

@@ -13,11 +13,18 @@ from ghn_fast.graph.arch_graph import ArchGraph, Target
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder
+from ghn_fast.ops.decode_blocks import (
+    Decoder,
+    DecoderWeights,
+    GroupRow,
+    can_decode,
+    decode_blocks,
+    group_numbers,
+)
 from ghn_fast.ops.expand_params import Kind, ParamPlan, PlanRow
 
-_VECTOR = "vector"
-_HEAD_WEIGHT = "head weight"
-_HEAD_BIAS = "head bias"
+Group = tuple[Decoder, tuple[int, ...]]
+
 # Parameters begin at multiples of so many elements of the flat buffer (64 bytes of float32): whole
 # cache lines, and 16-byte accesses on a GPU.
 _ALIGNMENT = 16
@@ -33,10 +40,11 @@ class DecodePlan:
         ranges: Per graph, name of each parameter to (offset, shape) in the flat buffer.
     """
 
-    groups: dict[tuple[str, tuple[int, ...]], list[int]] = field(default_factory=dict)
+    groups: dict[Group, list[int]] = field(default_factory=dict)
     params: ParamPlan = field(default_factory=lambda: ParamPlan([], 0))
     ranges: list[dict[str, tuple[int, tuple[int, ...]]]] = field(default_factory=list)
     _indices: dict[torch.device, list[Tensor]] = field(default_factory=dict, repr=False)
+    _compiled: tuple[Tensor, list[int]] | None = field(default=None, repr=False)
 
     def spans(self) -> list[tuple[int, int]]:
         """Begin and end of each graph's part of the flat buffer; the parts fill it."""
@@ -56,6 +64,17 @@ class DecodePlan:
             ]
         return self._indices[device]
 
+    def compiled(self) -> tuple[Tensor, list[int]]:
+        """Nodes and groups as :func:`ghn_fast.ops.decode_blocks` reads them; kept, too."""
+        if self._compiled is None:
+            rows = [
+                GroupRow(decoder, _block_shape(decoder, shape), len(nodes))
+                for (decoder, shape), nodes in self.groups.items()
+            ]
+            nodes = [node for group in self.groups.values() for node in group]
+            self._compiled = torch.tensor(nodes, dtype=torch.int64), group_numbers(rows)
+        return self._compiled
+
 
 def plan_decoding(
     graphs: Sequence[ArchGraph], config: GHNConfig, *, head: bool = True
@@ -70,8 +89,8 @@ def plan_decoding(
     """
     plan = DecodePlan()
     rows: list[PlanRow] = []
-    places: dict[tuple[str, tuple[int, ...]], dict[int, int]] = {}
-    numbers: dict[tuple[str, tuple[int, ...]], int] = {}
+    places: dict[Group, dict[int, int]] = {}
+    numbers: dict[Group, int] = {}
     first_node = end = 0
     for graph in graphs:
         ranges: dict[str, tuple[int, tuple[int, ...]]] = {}
@@ -99,16 +118,19 @@ def decode(
     x: Tensor, plan: DecodePlan, blocks: BlockDecoder, vectors: VectorDecoder
 ) -> list[Tensor]:
     """Decode the blocks of all groups of a plan from node embeddings (N, C)."""
+    weights = blocks.weights() + vectors.weights()
+    if len(weights) == len(DecoderWeights._fields) and can_decode(x, weights):
+        return decode_blocks(x, *plan.compiled(), DecoderWeights(*weights))
     result: list[Tensor] = []
     groups, shapes, places = [], [], []
     for (decoder, shape), index in zip(plan.groups, plan.indices(x.device), strict=True):
         nodes = x[index]
-        if decoder == _VECTOR:
+        if decoder == Decoder.VECTOR:
             result.append(vectors(nodes))
-        elif decoder == _HEAD_BIAS:
+        elif decoder == Decoder.HEAD_BIAS:
             result.append(vectors.classifier(nodes))
         else:
-            if decoder == _HEAD_WEIGHT:
+            if decoder == Decoder.HEAD_WEIGHT:
                 shape = (blocks.max_shape[0], shape[0], 1, 1)
             groups.append(nodes)
             shapes.append((shape[0], shape[1], shape[2], shape[3]))
@@ -117,19 +139,26 @@ def decode(
     for place, block in zip(places, blocks.decode_groups(groups, shapes), strict=True):
         result[place] = block
     for place, (decoder, _) in enumerate(plan.groups):
-        if decoder == _HEAD_WEIGHT:
+        if decoder == Decoder.HEAD_WEIGHT:
             result[place] = blocks.classifier(result[place])
     return result
 
 
-def _group(target: Target, config: GHNConfig) -> tuple[str, tuple[int, ...]]:
+def _block_shape(decoder: Decoder, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Shape of a group's blocks; of a classifier's weight only the in-channels count."""
+    if decoder == Decoder.HEAD_WEIGHT:
+        return 1, shape[0], 1, 1
+    return _pad(shape) if decoder == Decoder.BLOCK else (1, 1, 1, 1)
+
+
+def _group(target: Target, config: GHNConfig) -> Group:
     shape, limit = target.seen, config.max_shape
     if len(shape) == 1:
-        return (_HEAD_BIAS if target.head else _VECTOR), ()
+        return (Decoder.HEAD_BIAS if target.head else Decoder.VECTOR), ()
     if target.head:
-        return _HEAD_WEIGHT, (_round_up(shape[1], limit[1]),)
+        return Decoder.HEAD_WEIGHT, (_round_up(shape[1], limit[1]),)
     out, in_, height, width = _pad(shape)
-    return "block", (
+    return Decoder.BLOCK, (
         _round_up(out, limit[0]),
         _round_up(in_, limit[1]),
         min(height, limit[2]),
@@ -151,7 +180,7 @@ def _round_up(channels: int, limit: int) -> int:
 
 def _row(
     target: Target,
-    key: tuple[str, tuple[int, ...]],
+    key: Group,
     index: int,
     block: int,
     is_position: bool,
@@ -161,13 +190,13 @@ def _row(
     decoder, group_shape = key
     channels = max(config.max_shape[:2])
     block_shape: tuple[int, int, int, int]
-    if decoder == _VECTOR:
+    if decoder == Decoder.VECTOR:
         block_shape = (channels, 1, 1, 1)
         source = (2 * index + target.row) * channels
-    elif decoder == _HEAD_BIAS:
+    elif decoder == Decoder.HEAD_BIAS:
         block_shape = (config.num_classes, 1, 1, 1)
         source = index * config.num_classes
-    elif decoder == _HEAD_WEIGHT:
+    elif decoder == Decoder.HEAD_WEIGHT:
         block_shape = (config.num_classes, group_shape[0], 1, 1)
         source = index * config.num_classes * group_shape[0]
     else:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.graph.cache import cached_capture
+from ghn_fast.graph.structure import Structure
 from ghn_fast.hypernet.batchnorm import use_batch_statistics
 from ghn_fast.hypernet.bind import (
     PredictionReport,
+    bind,
     check_graph,
     find_destinations,
     warn_skipped,
@@ -26,6 +28,7 @@ from ghn_fast.hypernet.expand import DecodePlan, decode, plan_decoding
 from ghn_fast.hypernet.predictor import (
     Clock,
     Predictor,
+    Prepared,
     explain_head,
     prepare,
     run_prepared,
@@ -118,7 +121,7 @@ class GHN(nn.Module):
     ) -> Tensor:
         """Node embeddings after propagation: (N, C), N nodes of the graph (or all graphs)."""
         if isinstance(model, nn.Module):
-            graphs = [self._capture(model, (input_shape, example_inputs))]
+            graphs = [self._capture(model, (input_shape, example_inputs))[0]]
         elif isinstance(model, ArchGraph):
             graphs = [model]
         else:
@@ -198,7 +201,7 @@ class GHN(nn.Module):
         Raises:
             As :meth:`predict`.
         """
-        graph, _ = self._graph_of(model, graph, (input_shape, example_inputs))
+        graph, _, _ = self._graph_of(model, graph, (input_shape, example_inputs))
         return Predictor(
             self,
             model,
@@ -208,7 +211,9 @@ class GHN(nn.Module):
             cuda_graph=cuda_graph,
         )
 
-    def _capture(self, model: nn.Module, inputs: tuple[Any, Any]) -> ArchGraph:
+    def _capture(
+        self, model: nn.Module, inputs: tuple[Any, Any]
+    ) -> tuple[ArchGraph, Structure | None]:
         input_shape, example_inputs = inputs
         if input_shape is None and example_inputs is None:
             input_shape = getattr(model, "input_shape", None)
@@ -218,18 +223,19 @@ class GHN(nn.Module):
 
     def _graph_of(
         self, model: nn.Module, graph: ArchGraph | None, inputs: tuple[Any, Any]
-    ) -> tuple[ArchGraph, bool]:
-        """The graph of a network, and whether it is one that nobody else can change."""
+    ) -> tuple[ArchGraph, bool, Structure | None]:
+        """The graph of a network, whether nobody else can change it, and what it was found by."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, needs a torch.nn.Module")
         if graph is None:
-            return self._capture(model, inputs), True
+            graph, structure = self._capture(model, inputs)
+            return graph, True, structure
         if not isinstance(graph, ArchGraph):
             raise TypeError(f"graph: got {type(graph).__name__}, needs an ArchGraph")
         check_graph(model, graph)
         if graph.virtual_edges != self.config.virtual_edges:
             graph = graph.with_virtual_edges(self.config.virtual_edges)
-        return graph, False
+        return graph, False, None
 
     def _predict(
         self,
@@ -241,15 +247,35 @@ class GHN(nn.Module):
     ) -> PredictionReport:
         report = PredictionReport()
         clock = Clock(report.seconds)
-        graph, ours = self._graph_of(model, graph, inputs)
+        graph, ours, structure = self._graph_of(model, graph, inputs)
         prepared = prepare(self, graph, head, keep=ours)
         clock.lap("capture")
-        out = find_destinations(model, graph, prepared.names, report)
-        explain_head(graph, head, report)
+        out, norms = self._destinations(model, graph, prepared, structure, head, report)
         clock.lap("bind")
         run_prepared(self, prepared, out, clock)
         if batch_statistics:
-            report.batch_statistics = use_batch_statistics(model)
+            report.batch_statistics = use_batch_statistics(model, norms)
         clock.lap("bind")
         report.seconds["total"] = sum(report.seconds.values())
         return report
+
+    @staticmethod
+    def _destinations(
+        model: nn.Module,
+        graph: ArchGraph,
+        prepared: Prepared,
+        structure: Structure | None,
+        head: bool,
+        report: PredictionReport,
+    ) -> tuple[list[Tensor | None], list[tuple[str, nn.Module]] | None]:
+        """Where predictions go, and the BatchNorm layers where they are known."""
+        known = prepared.binding
+        if structure is not None and known is not None:
+            out = known.destinations(structure, report)
+            if out is not None:
+                return out, known.norm_layers(structure)
+        out = find_destinations(model, graph, prepared.names, report)
+        explain_head(graph, head, report)
+        if structure is not None:
+            prepared.binding = bind(model, structure, out, report)
+        return out, None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.hypernet.batchnorm import use_batch_statistics
-from ghn_fast.hypernet.bind import PredictionReport, find_destinations
+from ghn_fast.hypernet.bind import Binding, PredictionReport, find_destinations
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.expand import decode, plan_decoding
 from ghn_fast.ops.expand_params import expand_params_into
@@ -41,6 +41,8 @@ class Prepared:
         self.shapes = ghn.encoder.shape_index(graph.shapes).to(ghn.device)
         self.plan = plan_decoding([graph], ghn.config, head=head)
         self.names = tuple(self.plan.ranges[0])
+        # Of the networks that the graph was captured from, where they have one structure.
+        self.binding: Binding | None = None
 
 
 # By graph, for graphs that nobody changes; entries go when their graph goes.

@@ -3,7 +3,8 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,15 +13,30 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ghn_fast.graph.structure import structural_key
+import ghn_fast
+from ghn_fast.graph.structure import Structure, structure_of
+from ghn_fast.ops.backend import extension_problem
 
 SHAPE = (3, 32, 32)
 
 
+@pytest.fixture(autouse=True, params=["compiled", "reference"])
+def lister(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test with the walk over the modules in C++ and in Python."""
+    if request.param == "compiled" and extension_problem() is not None:
+        pytest.skip(f"the compiled ops are not here: {extension_problem()}")
+    with ghn_fast.backend("auto" if request.param == "compiled" else "reference"):
+        yield
+
+
+def listed(model: nn.Module, inputs: Any = SHAPE) -> Structure:
+    structure = structure_of(model, inputs)
+    assert structure is not None
+    return structure
+
+
 def key_of(model: nn.Module, inputs: Any = SHAPE) -> tuple[Any, ...]:
-    key = structural_key(model, inputs)
-    assert key is not None
-    return key
+    return listed(model, inputs).key
 
 
 class Net(nn.Module):
@@ -84,6 +100,13 @@ DIFFERENT = {
     "nested": Net(flag=[1, (2, 3)]),
     "otherwise nested": Net(flag=[1, 2, (3,)]),
     "list": Net(flag=[[1], 2]),
+    "list of bools": Net(flag=[True, 2]),
+    "tuple": Net(flag=(1, 2)),
+    "list of numbers": Net(flag=[1, 2]),
+    "shorter": Net(flag=(1,)),
+    "two tuples": Net(flag=(1,), other=(2,)),
+    "empty tuple": Net(flag=()),
+    "empty set": Net(flag=set()),
     "dict": Net(flag={"a": 1}),
     "other key": Net(flag={"b": 1}),
     "set": Net(flag={1, 2}),
@@ -152,18 +175,18 @@ class Unknown:
     "attribute", [Unknown(), torch.zeros(3), closed_over(nn.ReLU()), closed_over(Unknown())]
 )
 def test_what_cannot_be_listed_has_no_key(attribute: object) -> None:
-    assert structural_key(Net(attribute=attribute), SHAPE) is None
+    assert structure_of(Net(attribute=attribute), SHAPE) is None
 
 
 def test_networks_with_hooks_have_no_key() -> None:
     net = Net()
     handle = net.conv.register_forward_hook(lambda module, inputs, output: output)
-    assert structural_key(net, SHAPE) is None
+    assert structure_of(net, SHAPE) is None
     handle.remove()
-    assert structural_key(net, SHAPE) is not None
+    assert structure_of(net, SHAPE) is not None
     with_global = torch.nn.modules.module.register_module_forward_pre_hook(lambda m, x: None)
     try:
-        assert structural_key(net, SHAPE) is None
+        assert structure_of(net, SHAPE) is None
     finally:
         with_global.remove()
 
@@ -176,3 +199,77 @@ def test_a_key_does_not_keep_the_network() -> None:
     gc.collect()
     assert alive() is None
     assert key
+
+
+def test_parameters_and_norms_are_those_of_the_network() -> None:
+    shared = nn.Linear(4, 4)
+    net = Net(a=shared, b=nn.Sequential(shared, nn.BatchNorm1d(4)), norm=nn.BatchNorm2d(8))
+    net.b.extra = nn.Parameter(torch.zeros(2))  # type: ignore[assignment]
+    net.b[1].weight = net.norm.weight  # type: ignore[index, union-attr]
+    net.register_parameter("none", None)
+    for model in (net, torchvision.models.googlenet(num_classes=10, init_weights=False)):
+        structure = listed(model)
+        assert structure.complete
+        want = list(model.parameters())
+        assert [id(p) for p in structure.parameters] == [id(p) for p in want]
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        assert [id(m) for m in structure.norms] == [id(m) for m in norms]
+
+
+def test_modules_held_elsewhere_make_it_incomplete() -> None:
+    assert not listed(Net(held=[nn.Linear(2, 2)])).complete
+    # ... also one that is registered later on.
+    net = Net()
+    net.held = [net.conv]  # type: ignore[assignment]
+    assert not listed(net).complete
+
+
+def test_order_of_an_ordered_dict_counts() -> None:
+    def make(first: str) -> nn.Module:
+        net = nn.Sequential(OrderedDict(a=nn.Linear(4, 4), b=nn.Linear(4, 4)))
+        net._modules = OrderedDict(net._modules)
+        net._modules.move_to_end(first, last=False)
+        return net
+
+    assert key_of(make("a")) != key_of(make("b"))
+    assert [id(p) for p in listed(make("b")).parameters] != []
+    net = make("b")
+    assert [id(p) for p in listed(net).parameters] == [id(p) for p in net.parameters()]
+
+
+class Subclass(torch.Tensor):
+    """A tensor with another class."""
+
+
+def test_classes_of_tensors_count() -> None:
+    def make(cls: type[Tensor]) -> nn.Module:
+        net = Net()
+        net.register_buffer("b", torch.zeros(2).as_subclass(cls))
+        return net
+
+    assert key_of(make(Tensor)) != key_of(make(Subclass))
+    assert key_of(make(Subclass)) == key_of(make(Subclass))
+
+
+def test_very_deep_networks_do_not_crash() -> None:
+    net: nn.Module = nn.ReLU()
+    for _ in range(20000):
+        net = nn.Sequential(net)
+    try:
+        assert structure_of(net, SHAPE) is None
+    finally:
+        # Taken apart by hand: the interpreter frees it without recursion in any case.
+        while isinstance(net, nn.Sequential):
+            net = net._modules.pop("0")  # type: ignore[assignment]
+
+
+def test_walks_are_freed() -> None:
+    net = Net()
+    alive = weakref.ref(net)
+    listed(net)
+    gc.disable()
+    try:
+        del net
+        assert alive() is None
+    finally:
+        gc.enable()

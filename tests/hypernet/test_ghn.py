@@ -12,6 +12,7 @@ from ghn_fast.deepnets import SampledNets
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.hypernet import propagate
 from networks import Branches, Shared, SmallCNN, Unsupported
+from tolerances import assert_close
 
 SMALL = ghn_fast.GHNConfig(max_shape=(16, 16, 5, 5), hid=8, num_classes=10)
 
@@ -177,7 +178,8 @@ def test_any_number_of_classes(classes: int) -> None:
     tensors = ghn.predict_tensors([model_graph])[0]
     assert tensors["layers.10.weight"].shape == (classes, 128)
     ghn(model)
-    assert torch.equal(model.layers[10].weight, tensors["layers.10.weight"])
+    # Without gradients it is decoded by another op.
+    assert_close(model.layers[10].weight, tensors["layers.10.weight"], context="ghn")
 
 
 def test_embed_takes_model_graph_and_graphs() -> None:

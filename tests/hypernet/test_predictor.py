@@ -46,6 +46,60 @@ def test_a_cached_structure_gives_the_same_parameters(ghn: ghn_fast.GHN) -> None
     assert_same_parameters(models[0], models[2])
 
 
+class Shared(nn.Module):
+    """A parameter under two names, one that is not used, BatchNorm, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3)
+        self.third = nn.Conv2d(8, 8, 3)
+        self.third.weight = self.second.weight
+        self.unused = nn.Parameter(torch.zeros(3))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.third(self.second(self.norm(self.first(x))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:.*not predicted")
+@pytest.mark.parametrize("head", [True, False])
+def test_a_known_structure_gives_the_same_report(ghn: ghn_fast.GHN, head: bool) -> None:
+    models = [Shared() for _ in range(4)]
+    reports = [ghn.predict(model, head=head) for model in models[:3]]
+    assert cache_info().hits == 2
+    reports.append(ghn.predict(models[3], capture(models[3]), head=head))
+    for model, report in zip(models, reports, strict=True):
+        assert report.predicted == reports[3].predicted
+        assert report.skipped == reports[3].skipped
+        assert report.batch_statistics == ["norm"]
+        assert model.norm.running_mean is None and not model.norm.track_running_stats
+        assert_same_parameters(*(
+            nn.ParameterDict({k.replace(".", "_"): p for k, p in m.named_parameters()
+                              if k in report.predicted}) for m in (model, models[3])
+        ))  # fmt: skip
+    reports[1].predicted.clear()
+    reports[1].skipped.clear()
+    again = ghn.predict(Shared(), head=head)
+    assert again.predicted == reports[0].predicted
+    assert again.skipped == reports[0].skipped
+    assert ghn.predict(models[0], head=head).batch_statistics == []
+
+
+@pytest.mark.filterwarnings("ignore:.*not predicted")
+def test_a_known_structure_on_the_meta_device(ghn: ghn_fast.GHN) -> None:
+    for model in (Shared(), Shared().to("meta"), Shared()):
+        report = ghn.predict(model)
+        on_meta = model.first.weight.is_meta
+        assert ("first.weight" in report.skipped) == on_meta
+    ghn_fast.graph.clear_cache()
+    for model in (Shared().to("meta"), Shared()):
+        report = ghn.predict(model)
+    assert "first.weight" in report.predicted
+
+
 def test_the_flat_buffer_has_the_same_values(ghn: ghn_fast.GHN) -> None:
     model = small()
     ghn.predict(model)

@@ -1,0 +1,447 @@
+// From node embeddings to blocks of parameters, without gradients: all layers of the decoder for all
+// groups of a plan, in one call.
+//
+// The floor is the products' arithmetic or, for few parameters, reading the weights of the last
+// layer. So those are read once, as they are stored: threads share their out-channels, and all
+// groups pass while a part of them is in the cache. Outputs are written where the block has them.
+//
+// A sum runs over its inputs in ascending order, whatever else is computed with it: the same node
+// gets the same numbers in every batch and with every number of threads.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "../common/checks.h"
+#include "decode_kernels.h"
+#include "decode_layout.h"
+
+namespace ghn {
+namespace {
+
+constexpr size_t kNumbers = 6;  // of a group: decoder, out, in, height, width, count
+// Out-channels of the last layer whose weights are used by all groups before the next ones are.
+constexpr int64_t kOutChannels = 4;
+// Products that are worth a thread.
+constexpr int64_t kGrain = int64_t(1) << 17;
+
+struct Layer {
+  at::Tensor weight, bias;
+  int64_t outputs = 0, inputs = 0;
+};
+
+Layer layer_of(at::TensorList weights, size_t index, const char* name) {
+  Layer layer{weights[index].contiguous(), weights[index + 1].contiguous()};
+  for (const at::Tensor& tensor : {layer.weight, layer.bias}) {
+    check_device(tensor, at::kCPU, name);
+    check_dtype(tensor, at::kFloat, name);
+  }
+  TORCH_CHECK_VALUE(layer.weight.dim() == 2, name, ": got a weight of shape ",
+                    layer.weight.sizes(), ", needs (outputs, inputs)");
+  layer.outputs = layer.weight.size(0);
+  layer.inputs = layer.weight.size(1);
+  check_shape(layer.bias, {layer.outputs}, name);
+  TORCH_CHECK_VALUE(layer.outputs > 0 && layer.inputs > 0, name, ": got a weight of shape ",
+                    layer.weight.sizes());
+  return layer;
+}
+
+// The layers, and the sizes that follow from them.
+struct Layers {
+  Layer expand, hidden, output, head_weight, first, last, head_bias;
+  int64_t size = 1, out, in, channels;
+
+  Layers(at::TensorList weights, int64_t width) {
+    TORCH_CHECK_VALUE(weights.size() == 14, "weights: got ", weights.size(),
+                      " tensors, needs 14: weight and bias of seven layers");
+    expand = layer_of(weights, 0, "weights of expand");
+    hidden = layer_of(weights, 2, "weights of hidden");
+    output = layer_of(weights, 4, "weights of output");
+    head_weight = layer_of(weights, 6, "weights of the classifier's weight");
+    first = layer_of(weights, 8, "weights of the first layer of vectors");
+    last = layer_of(weights, 10, "weights of the last layer of vectors");
+    head_bias = layer_of(weights, 12, "weights of the classifier's bias");
+    while (hidden.inputs * (size + 1) * (size + 1) <= expand.outputs) ++size;
+    out = head_weight.inputs;
+    in = output.outputs / out;
+    channels = last.outputs / 2;
+    const bool fit = hidden.inputs * size * size == expand.outputs && expand.inputs == width &&
+                     output.inputs == hidden.outputs && out * in == output.outputs &&
+                     first.inputs == width && last.inputs == first.outputs &&
+                     2 * channels == last.outputs && head_bias.inputs == channels &&
+                     head_bias.outputs == head_weight.outputs;
+    TORCH_CHECK_VALUE(fit, "weights: the layers do not fit each other or x of width ", width);
+  }
+};
+
+std::vector<DecodeGroup> read_groups(at::IntArrayRef numbers, const at::Tensor& nodes,
+                                     const Layers& layers, int64_t num_nodes) {
+  check_device(nodes, at::kCPU, "nodes");
+  check_dtype(nodes, at::kLong, "nodes");
+  TORCH_CHECK_VALUE(nodes.dim() == 1, "nodes: got shape ", nodes.sizes(),
+                    ", needs one dimension");
+  TORCH_CHECK_VALUE(numbers.size() % kNumbers == 0, "groups: got ", numbers.size(),
+                    " numbers, needs six for each group");
+  std::vector<DecodeGroup> groups;
+  int64_t first = 0;
+  for (size_t g = 0; g < numbers.size() / kNumbers; ++g) {
+    const int64_t* n = numbers.data() + g * kNumbers;
+    DecodeGroup group{n[0], n[1], n[2], n[3], n[4], n[5], first};
+    TORCH_CHECK_VALUE(group.decoder >= kBlock && group.decoder <= kHeadBias, "groups[", g,
+                      "]: got decoder ", group.decoder, ", needs 0 to 3");
+    TORCH_CHECK_VALUE(group.count >= 0 && group.count <= nodes.numel() - first, "groups[", g,
+                      "]: got ", group.count, " nodes, needs 0 to ", nodes.numel() - first,
+                      ", those that are left");
+    const bool block = group.decoder == kBlock, head = group.decoder == kHeadWeight;
+    if (head) group.out = layers.out, group.height = group.width = 1;
+    const auto fits = [](int64_t size, int64_t most) { return size >= 1 && size <= most; };
+    const bool fine = fits(group.out, layers.out) && fits(group.in, layers.in) &&
+                      fits(group.height, layers.size) && fits(group.width, layers.size);
+    TORCH_CHECK_VALUE(fine || !(block || head), "groups[", g, "]: got a block of shape (",
+                      group.out, ", ", group.in, ", ", group.height, ", ", group.width,
+                      "), needs at least 1 and at most (", layers.out, ", ", layers.in, ", ",
+                      layers.size, ", ", layers.size, ")");
+    first += group.count;
+    groups.push_back(group);
+  }
+  TORCH_CHECK_VALUE(first == nodes.numel(), "nodes: got ", nodes.numel(), ", needs ", first,
+                    ", as many as the groups count");
+  const int64_t* node = nodes.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < first; ++i) {
+    TORCH_CHECK_VALUE(node[i] >= 0 && node[i] < num_nodes, "nodes[", i, "]: got ", node[i],
+                      ", needs 0 to ", num_nodes - 1);
+  }
+  return groups;
+}
+
+// Rows of a layer's weights, to be multiplied with panel after panel.
+class Rows {
+ public:
+  Rows(const DecodeKernel& kernel, const Layer& layer) : kernel_(kernel), layer_(layer) {}
+
+  void add(int64_t row) {
+    weight_.push_back(layer_.weight.const_data_ptr<float>() + row * layer_.inputs);
+    bias_.push_back(layer_.bias.const_data_ptr<float>()[row]);
+  }
+
+  void add(int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) add(row);
+  }
+
+  // Calls take(r, count, values) for rows r .. r + count of those that were added; values[i][lane].
+  template <class Take>
+  void multiply(const float* panel, int64_t used, bool relu, Take take) const {
+    alignas(64) float values[DecodeKernel::kMostRows * DecodeKernel::kMostColumns];
+    const int64_t all = int64_t(weight_.size());
+    for (int64_t r = 0; r < all; r += kernel_.rows) {
+      const int count = int(std::min<int64_t>(kernel_.rows, all - r));
+      kernel_.product(weight_.data() + r, bias_.data() + r, count, layer_.inputs, panel, int(used),
+                      relu, values);
+      take(r, count, values);
+    }
+  }
+
+ private:
+  const DecodeKernel& kernel_;
+  const Layer& layer_;
+  std::vector<const float*> weight_;
+  std::vector<float> bias_;
+};
+
+// Panels of `inputs` numbers for each column; what no column uses stays unset.
+struct Panels {
+  int64_t columns, inputs;
+  at::Tensor memory;
+  float* data;
+
+  Panels(int64_t count, int64_t inputs, int64_t columns)
+      : columns(columns),
+        inputs(inputs),
+        memory(at::empty({count * inputs * columns}, at::kFloat)),
+        data(memory.data_ptr<float>()) {}
+
+  float* at(int64_t panel) { return data + panel * inputs * columns; }
+};
+
+void clear_rest(float* panel, int64_t inputs, int64_t columns, int64_t used) {
+  for (int64_t k = 0; k < inputs; ++k) {
+    std::fill(panel + k * columns + used, panel + (k + 1) * columns, 0.0f);
+  }
+}
+
+// A panel of the embeddings of up to `columns` nodes.
+template <class NodeOf>
+void gather(const float* x, int64_t width, int64_t count, int64_t columns, NodeOf node_of,
+            float* panel) {
+  clear_rest(panel, width, columns, count);
+  for (int64_t lane = 0; lane < count; ++lane) {
+    const float* row = x + node_of(lane) * width;
+    for (int64_t k = 0; k < width; ++k) panel[k * columns + lane] = row[k];
+  }
+}
+
+int64_t grain(int64_t products_each) {
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(products_each, 1));
+}
+
+class BlockDecoder {
+ public:
+  BlockDecoder(const Layers& layers, const DecodeLayout& layout)
+      : kernel_(decode_kernel()),
+        layers_(layers),
+        layout_(layout),
+        count_(int64_t(layout.panels.size())),
+        expanded_(count_, layers.hidden.inputs, kernel_.columns),
+        hidden_(count_, layers.hidden.outputs, kernel_.columns) {}
+
+  void run(const float* x) {
+    if (count_ == 0) return;
+    expand(x);
+    hide();
+    write();
+  }
+
+ private:
+  // A linear layer per position, from nodes to columns.
+  void expand(const float* x) {
+    const int64_t channels = layers_.hidden.inputs, columns = kernel_.columns;
+    std::vector<Panels> inputs;
+    int64_t products = 0;
+    for (const KernelSize& size : layout_.sizes) {
+      const int64_t nodes = int64_t(size.nodes.size());
+      Panels& panels = inputs.emplace_back((nodes + columns - 1) / columns, layers_.expand.inputs,
+                                           columns);
+      for (int64_t n = 0; n < nodes; n += columns) {
+        gather(x, layers_.expand.inputs, std::min(columns, nodes - n), columns,
+               [&](int64_t lane) { return size.nodes[size_t(n + lane)].node; },
+               panels.at(n / columns));
+      }
+      products += nodes * size.height * size.width * layers_.expand.inputs;
+    }
+    for (int64_t p = 0; p < count_; ++p) {
+      clear_rest(expanded_.at(p), channels, columns, layout_.panels[size_t(p)].used);
+    }
+    at::parallel_for(0, channels, grain(products), [&](int64_t begin, int64_t end) {
+      for (size_t s = 0; s < layout_.sizes.size(); ++s) {
+        expand_size(layout_.sizes[s], inputs[s], begin, end);
+      }
+    });
+  }
+
+  void expand_size(const KernelSize& size, Panels& inputs, int64_t begin, int64_t end) {
+    const int64_t columns = kernel_.columns;
+    const int64_t positions = size.height * size.width, side = layers_.size;
+    Rows rows(kernel_, layers_.expand);
+    for (int64_t c = begin; c < end; ++c) {
+      for (int64_t h = 0; h < size.height; ++h) {
+        const int64_t row = (c * side + h) * side;
+        rows.add(row, row + size.width);
+      }
+    }
+    const int64_t nodes = int64_t(size.nodes.size());
+    for (int64_t n = 0; n < nodes; n += columns) {
+      const int64_t used = std::min(columns, nodes - n);
+      int64_t c = begin, p = 0;  // of the row that comes next
+      rows.multiply(inputs.at(n / columns), used, true,
+                    [&](int64_t, int count, const float* values) {
+        for (int i = 0; i < count; ++i, values += columns) {
+          for (int64_t lane = 0; lane < used; ++lane) {
+            const Decoded& node = size.nodes[size_t(n + lane)];
+            int64_t panel = node.panel, column = node.lane + p;
+            for (; column >= columns; column -= columns) ++panel;
+            expanded_.at(panel)[c * columns + column] = values[lane];
+          }
+          if (++p == positions) p = 0, ++c;
+        }
+      });
+    }
+  }
+
+  void hide() {
+    const Layer& layer = layers_.hidden;
+    Rows rows(kernel_, layer);
+    rows.add(0, layer.outputs);
+    const int64_t products = layer.outputs * layer.inputs * kernel_.columns;
+    at::parallel_for(0, count_, grain(products), [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        float* to = hidden_.at(p);
+        rows.multiply(expanded_.at(p), layout_.panels[size_t(p)].used, true,
+                      [&](int64_t r, int count, const float* values) {
+          std::memcpy(to + r * kernel_.columns, values,
+                      size_t(count * kernel_.columns) * sizeof(float));
+        });
+      }
+    });
+  }
+
+  // The last layer. Every thread takes each so-manieth part of the out-channels: groups of few
+  // channels have the first ones alone.
+  void write() {
+    int64_t products = 0;
+    for (const ChannelClass& c : layout_.classes) {
+      products += c.out * c.in * (c.last - c.first) * kernel_.columns * layers_.output.inputs;
+    }
+    const int64_t parts = (layers_.out + kOutChannels - 1) / kOutChannels;
+    const int64_t shares = std::clamp<int64_t>(products / kGrain, 1,
+                                               std::min<int64_t>(at::get_num_threads(), parts));
+    at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t share = begin; share < end; ++share) {
+        for (int64_t part = share; part < parts; part += shares) {
+          for (const ChannelClass& c : layout_.classes) write_class(c, part * kOutChannels);
+        }
+      }
+    });
+  }
+
+  void write_class(const ChannelClass& c, int64_t first) {
+    const int64_t last = std::min(first + kOutChannels, c.out);
+    if (first >= last) return;
+    Rows rows(kernel_, layers_.output);
+    for (int64_t o = first; o < last; ++o) rows.add(o * layers_.in, o * layers_.in + c.in);
+    for (int64_t p = c.first; p < c.last; ++p) {
+      const Panel& panel = layout_.panels[size_t(p)];
+      rows.multiply(hidden_.at(p), panel.used, false,
+                    [&](int64_t r, int count, const float* values) {
+        for (const Run& run : panel.runs) put(run, first * c.in + r, count, values + run.lane);
+      });
+    }
+  }
+
+  void put(const Run& run, int64_t row, int count, const float* values) const {
+    float* to = run.to + row * run.step;
+    const int64_t columns = kernel_.columns;
+    if (run.step == 1) {
+      for (int i = 0; i < count; ++i) to[i] = values[i * columns];
+    } else if (run.length == 9) {  // 3 x 3, the most frequent of all
+      for (int i = 0; i < count; ++i, to += run.step) {
+        std::memcpy(to, values + i * columns, 9 * sizeof(float));
+      }
+    } else {
+      for (int i = 0; i < count; ++i, to += run.step) {
+        for (int64_t k = 0; k < run.length; ++k) to[k] = values[i * columns + k];
+      }
+    }
+  }
+
+  const DecodeKernel kernel_;
+  const Layers& layers_;
+  const DecodeLayout& layout_;
+  const int64_t count_;
+  Panels expanded_, hidden_;
+};
+
+// (count, out, in) -> ReLU -> (count, classes, in), a linear layer over the out-channels.
+void classify_weight(const Layer& layer, const float* blocks, int64_t count, int64_t in,
+                     float* to) {
+  for (int64_t n = 0; n < count; ++n, blocks += layer.inputs * in) {
+    const float* weight = layer.weight.const_data_ptr<float>();
+    for (int64_t c = 0; c < layer.outputs; ++c, weight += layer.inputs, to += in) {
+      std::fill_n(to, in, layer.bias.const_data_ptr<float>()[c]);
+      for (int64_t o = 0; o < layer.inputs; ++o) {
+        const float* x = blocks + o * in;
+        for (int64_t i = 0; i < in; ++i) to[i] += weight[o] * (x[i] < 0.0f ? 0.0f : x[i]);
+      }
+    }
+  }
+}
+
+// ReLU and a linear layer of one vector.
+void classify_bias(const Layer& layer, const float* x, float* to) {
+  const float* weight = layer.weight.const_data_ptr<float>();
+  for (int64_t c = 0; c < layer.outputs; ++c, weight += layer.inputs) {
+    float sum = layer.bias.const_data_ptr<float>()[c];
+    for (int64_t k = 0; k < layer.inputs; ++k) sum += weight[k] * (x[k] < 0.0f ? 0.0f : x[k]);
+    to[c] = sum;
+  }
+}
+
+// Vectors (count, 2, channels) of a group, or of a classifier's biases (count, classes).
+void decode_vectors(const Layers& layers, const DecodeGroup& group, const int64_t* nodes,
+                    const float* x, float* to) {
+  const DecodeKernel kernel = decode_kernel();
+  const int64_t columns = kernel.columns, outputs = layers.last.outputs;
+  Rows first(kernel, layers.first), last(kernel, layers.last);
+  first.add(0, layers.first.outputs);
+  last.add(0, outputs);
+  const int64_t panels = (group.count + columns - 1) / columns;
+  const int64_t products = columns * (outputs + layers.first.inputs) * layers.first.outputs;
+  at::parallel_for(0, panels, grain(products), [&](int64_t begin, int64_t end) {
+    Panels inputs(1, layers.first.inputs, columns), hidden(1, layers.first.outputs, columns);
+    std::vector<float> vectors(size_t(columns * outputs));
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t n = p * columns, used = std::min(columns, group.count - n);
+      gather(x, layers.first.inputs, used, columns,
+             [&](int64_t lane) { return nodes[group.first + n + lane]; }, inputs.at(0));
+      first.multiply(inputs.at(0), used, true, [&](int64_t r, int count, const float* values) {
+        std::memcpy(hidden.at(0) + r * columns, values, size_t(count * columns) * sizeof(float));
+      });
+      const bool bias = group.decoder == kHeadBias;
+      float* at = bias ? vectors.data() : to + n * outputs;
+      last.multiply(hidden.at(0), used, false, [&](int64_t r, int count, const float* values) {
+        for (int64_t lane = 0; lane < used; ++lane) {
+          for (int i = 0; i < count; ++i) at[lane * outputs + r + i] = values[i * columns + lane];
+        }
+      });
+      for (int64_t lane = 0; bias && lane < used; ++lane) {
+        classify_bias(layers.head_bias, at + lane * outputs + layers.channels,
+                      to + (n + lane) * layers.head_bias.outputs);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor& nodes,
+                                          at::IntArrayRef numbers, at::TensorList weights) {
+  check_device(x, at::kCPU, "x");
+  check_dtype(x, at::kFloat, "x");
+  TORCH_CHECK_VALUE(x.dim() == 2, "x: got shape ", x.sizes(), ", needs (N, C)");
+  const Layers layers(weights, x.size(1));
+  const at::Tensor node_list = nodes.contiguous(), features = x.contiguous();
+  const std::vector<DecodeGroup> groups = read_groups(numbers, node_list, layers, x.size(0));
+  const int64_t classes = layers.head_bias.outputs;
+  std::vector<at::Tensor> result, before_head(groups.size());
+  std::vector<float*> to;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const DecodeGroup& group = groups[g];
+    switch (group.decoder) {
+      case kBlock:
+        result.push_back(at::empty(
+            {group.count, group.out, group.in, group.height, group.width}, x.options()));
+        break;
+      case kVector:
+        result.push_back(at::empty({group.count, 2, layers.channels}, x.options()));
+        break;
+      case kHeadWeight:
+        result.push_back(at::empty({group.count, classes, group.in}, x.options()));
+        before_head[g] = at::empty({group.count, layers.out, group.in}, x.options());
+        break;
+      default:
+        result.push_back(at::empty({group.count, classes}, x.options()));
+    }
+    const bool headed = before_head[g].defined();
+    to.push_back((headed ? before_head[g] : result.back()).data_ptr<float>());
+  }
+  const int64_t* node = node_list.const_data_ptr<int64_t>();
+  const float* data = features.const_data_ptr<float>();
+  const DecodeLayout layout = lay_out(groups, node, to, decode_kernel().columns);
+  BlockDecoder(layers, layout).run(data);
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const DecodeGroup& group = groups[g];
+    if (group.decoder == kHeadWeight) {
+      classify_weight(layers.head_weight, to[g], group.count, group.in,
+                      result[g].data_ptr<float>());
+    } else if (group.decoder != kBlock) {
+      decode_vectors(layers, group, node, data, to[g]);
+    }
+  }
+  return result;
+}
+
+TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) { m.impl("decode_blocks", &decode_blocks_cpu); }
+
+}  // namespace ghn
