@@ -15,6 +15,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMIT_VARIABLE = "GHN_FAST_COMMIT"
+# What tells processors apart that have one name, as it is called here and by the system.
+_NUMBERS = {"family": "cpu family", "model": "model"}
 
 
 @dataclass(frozen=True)
@@ -162,13 +164,16 @@ def commit_of(root: Path = ROOT, named: str | None = None) -> str:
 
 
 def processor() -> str:
-    """Model and number of the processors."""
-    model = platform.processor()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        model = f"{names[0]} x {len(names)}" if names else model
-    return model
+    """Model and number of the processors, with family and model number: some names say little."""
+    if not Path("/proc/cpuinfo").is_file():
+        return platform.processor()
+    blocks = Path("/proc/cpuinfo").read_text().strip().split("\n\n")
+    fields = [line.partition(":") for line in blocks[0].splitlines()]
+    first = {name.strip(): value.strip() for name, _, value in fields}
+    if "model name" not in first:
+        return platform.processor()
+    numbers = [f"{n} {first[key]}" for n, key in _NUMBERS.items() if key in first]
+    return " ".join([first["model name"], *numbers, f"x {len(blocks)}"])
 
 
 def about(threads: int, commit: str | None = None) -> dict[str, Any]:

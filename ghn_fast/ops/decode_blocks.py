@@ -75,7 +75,7 @@ def can_decode(x: Tensor, weights: Sequence[Tensor]) -> bool:
         ValueError: If a back end was asked for by name that cannot run.
     """
     tensors = (x, *weights)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if _needs_gradients(tensors):
         return False
     if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):
         return False
@@ -102,10 +102,19 @@ def decode_blocks(
 
     Raises:
         TypeError: If a tensor has another dtype.
-        ValueError: If shapes do not fit, a group is larger than the decoder's largest block, or a
-            node is not a row of ``x``.
+        ValueError: If shapes do not fit, a group is larger than the decoder's largest block, a node
+            is not a row of ``x``, or gradients are needed.
     """
+    if _needs_gradients((x, *weights)):
+        raise ValueError(
+            "x, weights: one of them requires gradients, which this op does not have; call it "
+            "under torch.no_grad()"
+        )
     return torch.ops.ghn_fast.decode_blocks(x, nodes, groups, weights)
+
+
+def _needs_gradients(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _fake(

@@ -225,6 +225,8 @@ def test_wrong_tensors() -> None:
         decode_blocks(x[0], node, BLOCK, weights)
     with pytest.raises(TypeError, match="nodes: got"):
         decode_blocks(x, node.int(), BLOCK, weights)
+    with pytest.raises(ValueError, match="requires gradients"):
+        decode_blocks(x.clone().requires_grad_(), node, BLOCK, weights)
     with pytest.raises(ValueError, match="do not fit"):
         decode_blocks(x[:, :4], node, BLOCK, weights)
     with pytest.raises(TypeError, match="hidden: got"):
