@@ -4,9 +4,6 @@
 // Items are Python objects, compared as such, and numbers: lengths, sizes of tensors, and the
 // addresses of built-in types. A reader could tell from what it has read where the next one comes
 // from and what it means, so two networks with the same items and numbers are the same.
-// Reference counts are half of the work here, and a check in front of each the other half.
-#define PYBIND11_NO_ASSERT_GIL_HELD_INCREF_DECREF
-
 #include "structure.h"
 
 #include <torch/csrc/autograd/python_variable.h>
@@ -24,9 +21,9 @@ namespace {
 // What an attribute of a module is to the key.
 enum class Role { ignored, hook, listed };
 
-// Modules of one class nearly always have the same attributes, in one order.
+// Modules of one class nearly always have the same attributes, in one order. Only the names count:
+// a class that is gone, and another one at its address, do no harm.
 struct Layout {
-  py::object cls;
   py::tuple names;
   std::vector<Role> roles;
 };
@@ -281,7 +278,6 @@ class Walk {
       if (same) return known->second;
     }
     auto layout = std::make_shared<Layout>();
-    layout->cls = borrowed(reinterpret_cast<PyObject*>(type));
     py::list names;
     for (at = 0; PyDict_Next(attributes, &at, &name, &value);) names.append(py::handle(name));
     layout->names = py::tuple(names);

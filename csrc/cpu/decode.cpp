@@ -77,12 +77,20 @@ struct Layers {
   }
 };
 
-std::vector<DecodeGroup> read_groups(at::IntArrayRef numbers, const at::Tensor& nodes,
-                                     const Layers& layers, int64_t num_nodes) {
+// A copy, so that what is checked is what is used.
+std::vector<int64_t> read_nodes(const at::Tensor& nodes) {
   check_device(nodes, at::kCPU, "nodes");
   check_dtype(nodes, at::kLong, "nodes");
   TORCH_CHECK_VALUE(nodes.dim() == 1, "nodes: got shape ", nodes.sizes(),
                     ", needs one dimension");
+  const at::Tensor list = nodes.contiguous();
+  const int64_t* data = list.const_data_ptr<int64_t>();
+  return {data, data + list.numel()};
+}
+
+std::vector<DecodeGroup> read_groups(at::IntArrayRef numbers, const std::vector<int64_t>& node,
+                                     const Layers& layers, int64_t num_nodes) {
+  const int64_t num = int64_t(node.size());
   TORCH_CHECK_VALUE(numbers.size() % kNumbers == 0, "groups: got ", numbers.size(),
                     " numbers, needs six for each group");
   std::vector<DecodeGroup> groups;
@@ -92,8 +100,8 @@ std::vector<DecodeGroup> read_groups(at::IntArrayRef numbers, const at::Tensor& 
     DecodeGroup group{n[0], n[1], n[2], n[3], n[4], n[5], first};
     TORCH_CHECK_VALUE(group.decoder >= kBlock && group.decoder <= kHeadBias, "groups[", g,
                       "]: got decoder ", group.decoder, ", needs 0 to 3");
-    TORCH_CHECK_VALUE(group.count >= 0 && group.count <= nodes.numel() - first, "groups[", g,
-                      "]: got ", group.count, " nodes, needs 0 to ", nodes.numel() - first,
+    TORCH_CHECK_VALUE(group.count >= 0 && group.count <= num - first, "groups[", g,
+                      "]: got ", group.count, " nodes, needs 0 to ", num - first,
                       ", those that are left");
     const bool block = group.decoder == kBlock, head = group.decoder == kHeadWeight;
     if (head) group.out = layers.out, group.height = group.width = 1;
@@ -107,9 +115,8 @@ std::vector<DecodeGroup> read_groups(at::IntArrayRef numbers, const at::Tensor& 
     first += group.count;
     groups.push_back(group);
   }
-  TORCH_CHECK_VALUE(first == nodes.numel(), "nodes: got ", nodes.numel(), ", needs ", first,
+  TORCH_CHECK_VALUE(first == num, "nodes: got ", num, ", needs ", first,
                     ", as many as the groups count");
-  const int64_t* node = nodes.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < first; ++i) {
     TORCH_CHECK_VALUE(node[i] >= 0 && node[i] < num_nodes, "nodes[", i, "]: got ", node[i],
                       ", needs 0 to ", num_nodes - 1);
@@ -277,8 +284,8 @@ class BlockDecoder {
     });
   }
 
-  // The last layer. Every thread takes each so-manieth part of the out-channels: groups of few
-  // channels have the first ones alone.
+  // The last layer. Thread s of n takes parts s, s + n, ... of the out-channels: groups of few
+  // channels have the first parts alone.
   void write() {
     int64_t products = 0;
     for (const ChannelClass& c : layout_.classes) {
@@ -401,7 +408,8 @@ std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor&
   check_dtype(x, at::kFloat, "x");
   TORCH_CHECK_VALUE(x.dim() == 2, "x: got shape ", x.sizes(), ", needs (N, C)");
   const Layers layers(weights, x.size(1));
-  const at::Tensor node_list = nodes.contiguous(), features = x.contiguous();
+  const at::Tensor features = x.contiguous();
+  const std::vector<int64_t> node_list = read_nodes(nodes);
   const std::vector<DecodeGroup> groups = read_groups(numbers, node_list, layers, x.size(0));
   const int64_t classes = layers.head_bias.outputs;
   std::vector<at::Tensor> result, before_head(groups.size());
@@ -426,7 +434,7 @@ std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor&
     const bool headed = before_head[g].defined();
     to.push_back((headed ? before_head[g] : result.back()).data_ptr<float>());
   }
-  const int64_t* node = node_list.const_data_ptr<int64_t>();
+  const int64_t* node = node_list.data();
   const float* data = features.const_data_ptr<float>();
   const DecodeLayout layout = lay_out(groups, node, to, decode_kernel().columns);
   BlockDecoder(layers, layout).run(data);

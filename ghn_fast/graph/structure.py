@@ -81,8 +81,8 @@ class Structure(NamedTuple):
         parameters: The parameters in the order of ``named_parameters()``, each once. Networks with
             equal keys have them at equal places, under equal names.
         norms: The BatchNorm layers in the order of ``named_modules()``, each once.
-        complete: Whether these two are all that the network has registered, and nothing else; not
-            so where an attribute holds modules in another way.
+        complete: False if a module is held by an attribute; ``parameters`` and ``norms`` may then
+            hold more than the network has registered, or have it in another order.
     """
 
     key: tuple[Any, ...]
@@ -110,7 +110,7 @@ def structure_of(model: nn.Module, inputs: Any) -> Structure | None:
         lister.value(inputs, tensors=True)
         key = lister.finish()
         hash(key)
-    except (_NoKey, TypeError, RecursionError):
+    except Exception:  # what cannot be listed has no key; capture says what is wrong with it
         return None
     return Structure(key, lister.parameters, lister.norms, not lister.hidden)
 

@@ -134,17 +134,26 @@ def bind(
 
     Returns:
         The binding, or ``None`` for a network that names are needed for: one with parameters on the
-        meta device, or with modules that it has not registered.
+        meta device, or whose structure lists others than it has registered (a parameter that is a
+        buffer elsewhere, a module that an attribute holds).
     """
-    if not structure.complete or any(p.is_meta for p in structure.parameters):
+    norms = norm_layers(model)
+    if (
+        not structure.complete
+        or not _same([p for _, p in _named_parameters(model)], structure.parameters)
+        or not _same([layer for _, layer in norms], structure.norms)
+        or any(p.is_meta for p in structure.parameters)
+    ):
         return None
     index = {id(tensor): place for place, tensor in enumerate(out) if tensor is not None}
-    places = tuple(index.pop(id(p), -1) for p in structure.parameters)
-    norms = norm_layers(model)
-    if index or [id(layer) for _, layer in norms] != [id(layer) for layer in structure.norms]:
-        return None
+    places = tuple(index.get(id(p), -1) for p in structure.parameters)
     names = tuple(name for name, _ in norms)
     return Binding(places, len(out), tuple(report.predicted), dict(report.skipped), names)
+
+
+def _same(a: Sequence[object], b: Sequence[object]) -> bool:
+    """Whether two sequences hold the same objects."""
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 def _named_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:

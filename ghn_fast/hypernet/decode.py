@@ -97,10 +97,6 @@ class BlockDecoder(nn.Module):
             blocks[index] = block.reshape(-1, out, in_, height, width)
         return blocks
 
-    def weights(self) -> list[Tensor]:
-        """Weight and bias of each layer, in their order, without those of changed layers."""
-        return _weights(self.expand, self.hidden, self.output, self.head)
-
     def classifier(self, blocks: Tensor) -> Tensor:
         """Classifier weights (n, num_classes, in) from blocks (n, out, in, 1, 1) of full out."""
         blocks = F.relu(blocks.flatten(2)).transpose(1, 2)
@@ -128,20 +124,34 @@ class VectorDecoder(nn.Module):
         """Decode (n, C) to (n, 2, channels): row 0 the scale, row 1 the shift or bias."""
         return self.layers(x).view(len(x), 2, self.channels)
 
-    def weights(self) -> list[Tensor]:
-        """Weight and bias of each layer, in their order, without those of changed layers."""
-        return _weights(*self.layers, self.head)
-
     def classifier(self, x: Tensor) -> Tensor:
         """Decode classifier biases: (n, C) to (n, num_classes)."""
         return self.head(F.relu(self(x)[:, 1]))
 
 
-def _weights(*layers: nn.Module) -> list[Tensor]:
-    found: list[Tensor] = []
+def plain_layers(decoder: BlockDecoder | VectorDecoder) -> list[Tensor] | None:
+    """Weight and bias of each layer of a decoder, in the order in which they are applied.
+
+    ``None`` where the decoder does anything else than apply them: a class of its own, another
+    layer or activation, a weight that is computed (pruned, normalised), a hook.
+    """
+    if type(decoder) is BlockDecoder:
+        layers: list[nn.Module] = [decoder.expand, decoder.hidden, decoder.output, decoder.head]
+        others: list[nn.Module] = []
+    elif type(decoder) is VectorDecoder:
+        found = list(decoder.layers)
+        if [type(layer) for layer in found] != [nn.Linear, nn.ReLU, nn.Linear]:
+            return None
+        layers = [found[0], found[2], decoder.head]
+        others = [decoder.layers, found[1]]
+    else:
+        return None
+    if any(m._forward_hooks or m._forward_pre_hooks for m in (decoder, *layers, *others)):
+        return None
+    tensors: list[Tensor] = []
     for layer in layers:
-        if type(layer) is nn.Linear:  # not one that a parametrisation computes
-            # Modules' own way of getting attributes takes longer than a small layer.
-            parameters = layer._parameters
-            found += [p for p in (parameters["weight"], parameters["bias"]) if p is not None]
-    return found
+        weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
+        if type(layer) is not nn.Linear or weight is None or bias is None:
+            return None
+        tensors += (weight, bias)
+    return tensors

@@ -12,7 +12,7 @@ from torch import Tensor
 from ghn_fast.graph.arch_graph import ArchGraph, Target
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX
 from ghn_fast.hypernet.config import GHNConfig
-from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder
+from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder, plain_layers
 from ghn_fast.ops.decode_blocks import (
     Decoder,
     DecoderWeights,
@@ -20,6 +20,7 @@ from ghn_fast.ops.decode_blocks import (
     can_decode,
     decode_blocks,
     group_numbers,
+    takes_weights,
 )
 from ghn_fast.ops.expand_params import Kind, ParamPlan, PlanRow
 
@@ -43,8 +44,10 @@ class DecodePlan:
     groups: dict[Group, list[int]] = field(default_factory=dict)
     params: ParamPlan = field(default_factory=lambda: ParamPlan([], 0))
     ranges: list[dict[str, tuple[int, tuple[int, ...]]]] = field(default_factory=list)
-    _indices: dict[torch.device, list[Tensor]] = field(default_factory=dict, repr=False)
-    _compiled: tuple[Tensor, list[int]] | None = field(default=None, repr=False)
+    _indices: dict[torch.device, list[Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    _compiled: tuple[Tensor, list[int]] | None = field(default=None, repr=False, compare=False)
 
     def spans(self) -> list[tuple[int, int]]:
         """Begin and end of each graph's part of the flat buffer; the parts fill it."""
@@ -118,9 +121,12 @@ def decode(
     x: Tensor, plan: DecodePlan, blocks: BlockDecoder, vectors: VectorDecoder
 ) -> list[Tensor]:
     """Decode the blocks of all groups of a plan from node embeddings (N, C)."""
-    weights = blocks.weights() + vectors.weights()
-    if len(weights) == len(DecoderWeights._fields) and can_decode(x, weights):
-        return decode_blocks(x, *plan.compiled(), DecoderWeights(*weights))
+    if can_decode(x):
+        layers, others = plain_layers(blocks), plain_layers(vectors)
+        if layers is not None and others is not None:
+            weights = DecoderWeights(*layers, *others)
+            if takes_weights(weights):
+                return decode_blocks(x, *plan.compiled(), weights)
     result: list[Tensor] = []
     groups, shapes, places = [], [], []
     for (decoder, shape), index in zip(plan.groups, plan.indices(x.device), strict=True):

@@ -276,6 +276,6 @@ class GHN(nn.Module):
                 return out, known.norm_layers(structure)
         out = find_destinations(model, graph, prepared.names, report)
         explain_head(graph, head, report)
-        if structure is not None:
+        if structure is not None and known is None:
             prepared.binding = bind(model, structure, out, report)
         return out, None

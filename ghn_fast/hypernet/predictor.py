@@ -41,7 +41,7 @@ class Prepared:
         self.shapes = ghn.encoder.shape_index(graph.shapes).to(ghn.device)
         self.plan = plan_decoding([graph], ghn.config, head=head)
         self.names = tuple(self.plan.ranges[0])
-        # Of the networks that the graph was captured from, where they have one structure.
+        # Where predictions go in networks of the graph's structure; set by the first prediction.
         self.binding: Binding | None = None
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ghn_fast.ops.backend import extension_problem, register_op, resolve
+from ghn_fast.ops.backend import extension_problem, register_op, requested, resolve
 
 
 class Decoder(IntEnum):
@@ -68,18 +68,25 @@ def group_numbers(rows: Sequence[GroupRow]) -> list[int]:
     return [int(n) for row in rows for n in (row.decoder, *row.shape, row.nodes)]
 
 
-def can_decode(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether :func:`decode_blocks` takes these tensors: float32 on the CPU, without gradients.
+def can_decode(x: Tensor) -> bool:
+    """Whether :func:`decode_blocks` takes node embeddings: float32, on the CPU, no gradients.
 
-    Raises:
-        ValueError: If a back end was asked for by name that cannot run.
+    Nobody has to ask for this op: where another back end is asked for, its caller does without.
     """
-    tensors = (x, *weights)
-    if _needs_gradients(tensors):
-        return False
-    if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):
-        return False
-    return resolve("decode_blocks", "cpu") == "cpu"
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and requested() in ("auto", "cpu")
+        and resolve("decode_blocks", "cpu") == "cpu"
+    )
+
+
+def takes_weights(weights: DecoderWeights) -> bool:
+    """Whether it takes the weights, too."""
+    return not _needs_gradients(weights) and all(
+        weight.dtype == torch.float32 and weight.device.type == "cpu" for weight in weights
+    )
 
 
 def decode_blocks(
@@ -139,4 +146,4 @@ def _fake(
 if extension_problem() is None:
     torch.library.register_fake("ghn_fast::decode_blocks", _fake)
 
-register_op("decode_blocks", {"cpu": extension_problem}, on_host=True)
+register_op("decode_blocks", {"cpu": extension_problem})

@@ -100,6 +100,39 @@ def test_a_known_structure_on_the_meta_device(ghn: ghn_fast.GHN) -> None:
     assert "first.weight" in report.predicted
 
 
+class BufferToo(nn.Module):
+    """A parameter that its parent has as a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Conv2d(3, 8, 3)
+        self.register_buffer("weight", self.child.weight)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.child(x).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:.*not predicted")
+def test_a_parameter_that_is_a_buffer_too(ghn: ghn_fast.GHN) -> None:
+    first = BufferToo()
+    first.child.weight = nn.Parameter(first.child.weight.to("meta"))
+    first.weight = first.child.weight
+    models = [first, BufferToo(), BufferToo()]
+    reports = [ghn.predict(model) for model in models]
+    assert reports[1].predicted == reports[2].predicted == list(
+        dict(models[1].named_parameters())
+    )  # fmt: skip
+    assert_same_parameters(models[1], models[2])
+
+
+@pytest.mark.filterwarnings("ignore:.*jit")
+def test_torchscript_inside_is_refused(ghn: ghn_fast.GHN) -> None:
+    model = nn.Sequential(small(), torch.jit.script(nn.Linear(10, 10)))
+    with pytest.raises(TypeError, match="TorchScript"):
+        ghn.predict(model)
+
+
 def test_the_flat_buffer_has_the_same_values(ghn: ghn_fast.GHN) -> None:
     model = small()
     ghn.predict(model)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import ghn_fast
-from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder
+from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder, plain_layers
 from ghn_fast.ops.backend import extension_problem
 from ghn_fast.ops.decode_blocks import (
     Decoder,
@@ -19,6 +21,7 @@ from ghn_fast.ops.decode_blocks import (
     can_decode,
     decode_blocks,
     group_numbers,
+    takes_weights,
 )
 from tolerances import assert_close
 
@@ -38,7 +41,7 @@ def decoders(config: ghn_fast.GHNConfig) -> tuple[BlockDecoder, VectorDecoder]:
 
 
 def weights_of(blocks: BlockDecoder, vectors: VectorDecoder) -> DecoderWeights:
-    return DecoderWeights(*blocks.weights(), *vectors.weights())
+    return DecoderWeights(*plain_layers(blocks), *plain_layers(vectors))  # type: ignore[misc]
 
 
 def random_groups(
@@ -174,14 +177,58 @@ def test_can_decode() -> None:
     config = CONFIGS["small"]
     weights = weights_of(*decoders(config))
     x = torch.randn(3, config.hid)
-    assert can_decode(x, weights)
-    assert not can_decode(x.double(), weights)
-    assert not can_decode(x.requires_grad_(), weights)
+    assert can_decode(x) and takes_weights(weights)
+    assert not can_decode(x.double())
+    assert not takes_weights(weights._replace(head_bias=weights.head_bias.double()))
+    assert not can_decode(x.requires_grad_())
+    learnt = weights._replace(head_bias=weights.head_bias.clone().requires_grad_())
+    assert not takes_weights(learnt)
     with torch.no_grad():
-        assert can_decode(x, weights)
-        with ghn_fast.backend("reference"):
-            assert not can_decode(x, weights)
-    assert not can_decode(torch.empty(3, config.hid, device="meta"), weights)
+        assert can_decode(x) and takes_weights(learnt)
+        for name in ("reference", "triton"):
+            with ghn_fast.backend(name):
+                assert not can_decode(x)
+    assert not can_decode(torch.empty(3, config.hid, device="meta"))
+
+
+def double(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return 2 * output
+
+
+class Halved(VectorDecoder):
+    def classifier(self, x: Tensor) -> Tensor:
+        return super().classifier(x) / 2
+
+
+def halve(ghn: ghn_fast.GHN) -> None:
+    vectors = Halved(ghn.config)
+    vectors.load_state_dict(ghn.vectors.state_dict())
+    ghn.vectors = vectors
+
+
+CHANGES = {
+    "pruned": lambda ghn: prune.l1_unstructured(ghn.blocks.output, "weight", 0.5),
+    "normalised": lambda ghn: nn.utils.parametrizations.weight_norm(ghn.vectors.head),
+    "activation": lambda ghn: ghn.vectors.layers.__setitem__(1, nn.GELU()),
+    "layer": lambda ghn: ghn.vectors.layers.append(nn.Tanh()),
+    "no bias": lambda ghn: ghn.vectors.head.register_parameter("bias", None),
+    "hook": lambda ghn: ghn.vectors.layers[0].register_forward_hook(double),
+    "hook of the decoder": lambda ghn: ghn.vectors.register_forward_hook(double),
+    "class": halve,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_decoders_are_not_taken_for_plain_ones(name: str) -> None:
+    torch.manual_seed(0)
+    ghn = ghn_fast.GHN(CONFIGS["small"]).eval()
+    CHANGES[name](ghn)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 30 * 30, 5))
+    graph = ghn_fast.capture(net, (3, 32, 32))
+    (tensors,) = ghn.predict_tensors([graph])  # with gradients: the modules themselves
+    ghn.predict(net, graph)
+    for key, parameter in net.named_parameters():
+        assert_close(parameter, tensors[key], context="ghn", name=key)
 
 
 BLOCK = (0, 2, 2, 1, 1, 1)
