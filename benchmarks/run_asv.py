@@ -5,16 +5,17 @@
     python benchmarks/run_asv.py publish [--out build/benchmarks-html]
 
 `record` without a revision takes the last commit. Every revision is measured with its own package
-and with the cases of this checkout. `publish` writes a static site and, beside it, trends.html with
-a picture of the trend of every timed case. asv's own page loads jquery and others from the net;
-trends.html needs nothing, and --libraries takes them from a folder. The exit status is 1 if a
-benchmark failed; one that cannot run on this machine (a GPU case, say) is shown as n/a.
+and with the cases of this checkout. `publish` writes a static site whose index.html has a picture
+of the trend of every timed case, and needs no network, and asv's own application as asv.html. That
+one loads jquery and others from the net; --libraries takes them from a folder. The exit status is 1
+if a benchmark failed; one that cannot run on this machine (a GPU case, say) is shown as n/a.
 GHN_FAST_INSTRUCTIONS=1 counts instructions, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,18 +146,17 @@ def configuration(folder: Path, results: Path) -> Path:
     return path
 
 
-def use_libraries(site: Path, folder: Path) -> None:
-    """Let a site of asv take the libraries that it loads from the net from a folder.
+def use_libraries(page: Path, folder: Path) -> None:
+    """Let asv's page take the libraries that it loads from the net from a folder.
 
     Args:
-        site: The site.
+        page: The page; the libraries go into a folder beside it.
         folder: Has, somewhere below, a file for each of them: jquery.min.js or jquery.js and so on.
 
     Raises:
         AsvError: If one is missing.
     """
-    index = site / "index.html"
-    text = index.read_text()
+    text = page.read_text()
     there = {path.name: path for path in sorted(folder.rglob("*")) if path.is_file()}
     for tag, url in re.findall(
         r"""(<(?:script|link)[^>]*?(?:src|href)="(https://[^"]*)"[^>]*>)""", text
@@ -165,15 +166,15 @@ def use_libraries(site: Path, folder: Path) -> None:
         path = there.get(name) or there.get(name.replace(".min.", "."))
         if path is None:
             raise AsvError(f"{folder} has no {name}, which the site needs")
-        (site / "libraries").mkdir(exist_ok=True)
-        shutil.copy(path, site / "libraries" / path.name)
+        (page.parent / "libraries").mkdir(exist_ok=True)
+        shutil.copy(path, page.parent / "libraries" / path.name)
         plain = re.sub(r' (integrity|crossorigin|referrerpolicy)="[^"]*"', "", tag)
         text = text.replace(tag, plain.replace(url, f"libraries/{path.name}"))
-    index.write_text(text)
+    page.write_text(text)
 
 
 def publish(out: Path, libraries: Path | None) -> int:
-    """Write the site, and the pictures of the trends with a page that shows them.
+    """Write the site: a page with pictures of the trends, and asv's application.
 
     Raises:
         AsvError: If there are no results, or asv fails.
@@ -188,17 +189,34 @@ def publish(out: Path, libraries: Path | None) -> int:
         config.write_text(json.dumps(settings))
         if asv(["publish"], config=config) != 0:
             raise AsvError("asv publish failed")
+    (out / "index.html").replace(out / "asv.html")
     if libraries is not None:
-        use_libraries(out, libraries)
-    pages = draw_trends(read_results(RESULTS), out)
-    images = "\n".join(
-        f'<img src="{page.name}" alt="trends" style="max-width: 100%">' for page in pages
-    )
-    (out / "trends.html").write_text(
-        f"<!doctype html>\n<title>ghn_fast: trends</title>\n<h1>Trends</h1>\n{images}\n"
-    )
-    print(f"Wrote {out / 'index.html'}, {out / 'trends.html'} and {len(pages)} pictures")
+        use_libraries(out / "asv.html", libraries)
+    results = read_results(RESULTS)
+    pages = draw_trends(results, out)
+    (out / "index.html").write_text(index_page(results, pages))
+    print(f"Wrote {out / 'index.html'} with {len(pages)} pictures, and {out / 'asv.html'}")
     return 0
+
+
+def index_page(results: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> str:
+    """The page with the trends, as HTML that needs nothing but the pictures beside it."""
+    commits = list(dict.fromkeys(result["commit_hash"][:7] for result in results))
+    machines = sorted({result["params"]["machine"] for result in results})
+    images = "\n".join(
+        f'<img src="{html.escape(picture.name)}" alt="Times of cases over the commits, part {n} of '
+        f'{len(pictures)}" style="max-width: 100%">'
+        for n, picture in enumerate(pictures, 1)
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        "<title>ghn_fast: trends of the benchmarks</title>\n"
+        "<h1>ghn_fast: trends of the benchmarks</h1>\n"
+        f"<p>Milliseconds per call at {len(commits)} commits ({html.escape(', '.join(commits))}); "
+        f"machines: {html.escape(', '.join(machines))}. "
+        '<a href="asv.html">All results in asv</a> (served over HTTP, with a network).</p>\n'
+        f"{images}\n</html>\n"
+    )
 
 
 def report(found: list[str]) -> int:

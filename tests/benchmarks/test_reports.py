@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import make_performance_page as performance  # noqa: E402
 import quick  # noqa: E402
+import run_asv  # noqa: E402
 from suite import cases, results, roofline, setups, trends  # noqa: E402
 
 sys.path.remove(str(ROOT / "benchmarks"))
@@ -98,6 +99,10 @@ def test_trends_follow_the_commits(tmp_path: Path) -> None:
     }
     (page,) = trends.draw_trends(read, tmp_path)
     assert page.read_bytes().startswith(b"\x89PNG")
+    text = run_asv.index_page(read, [page])
+    assert text.count("<img ") == text.count(f'src="{page.name}"') == 1
+    assert "aaaaaaa, bbbbbbb" in text and "machines: m1" in text
+    assert "https:" not in text
 
 
 def test_the_page_holds_what_was_measured(tmp_path: Path) -> None:
