@@ -1,6 +1,6 @@
 """Compare this checkout, or a revision, with a base: times and counts of the guarded cases.
 
-    python benchmarks/compare.py BASE [--head REV] [--only TEXT ...] [--rounds 15]
+    python benchmarks/compare.py BASE [--head REV] [--only TEXT ...] [--rounds 25]
                                  [--instructions] [--json FILE]
 
 Both are built (C++ that has not changed is not built again). In every round two fresh processes,
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     begin = time.monotonic()
     try:
         base = tree_of(arguments.base)
-        head = arguments.head_tree or (tree_of(arguments.head) if arguments.head else ROOT)
+        given = arguments.head_tree
+        head = given.resolve() if given else (tree_of(arguments.head) if arguments.head else ROOT)
         build(head)
         outcomes = compare(
             base,

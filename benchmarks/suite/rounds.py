@@ -18,7 +18,7 @@ from suite.workers import RunningWorker, WorkerError
 SLICE_SECONDS = 0.008
 # Pairs of slices per case and round: as many as fit, within these limits.
 CASE_SECONDS, MOST_PAIRS, LEAST_PAIRS = 0.3, 25, 4
-LEAST_ROUNDS, MOST_ROUNDS = 3, 15
+LEAST_ROUNDS, MOST_ROUNDS = 3, 25
 
 
 @dataclass

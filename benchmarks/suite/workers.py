@@ -11,7 +11,11 @@ from types import TracebackType
 from typing import Any
 
 # glibc: no memory of its own for large blocks, nothing is given back to the system.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 _SCRIPT = Path(__file__).with_name("worker.py")
 
 
@@ -28,7 +32,8 @@ def environment(tree: Path) -> dict[str, str]:
 
     The allocator keeps the memory that it has: otherwise it depends on what lies where in memory
     whether a result is put into fresh pages, which the system has to clear first. That takes longer
-    than some ops do.
+    than some ops do. And it asks for large pages: which small ones a process happens to get decides
+    what its data displaces in the cache, and made one process slower than the next by up to 40 %.
     """
     kept = {k: v for k, v in os.environ.items() if k != "GHN_FAST_BACKEND"}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
