@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ghn_fast.graph import CaptureError, capture
+from ghn_fast.capturing import CaptureError, capture
 
 TIMM_MODELS = (
     "resnet50",

@@ -26,7 +26,7 @@ import torch
 from native import about
 
 from ghn_fast.deepnets import ArchItem, ArchSequence, DeepNets, SampledNets, generate, meta_batches
-from ghn_fast.deepnets.derive import compiled
+from ghn_fast.deepnets.graphs.derive import compiled
 
 MILLION = 1_000_000
 # What a million architectures may take and an item may cost, and what the loader should reach.

@@ -32,8 +32,8 @@ import ghn_fast
 from ghn_fast.deepnets import SampledNets, meta_batches
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.metatrain.executor import Executor
+from ghn_fast.metatrain.functional_networks import SeededDropout, SkeletonCache
 from ghn_fast.metatrain.memory import keep_freed_memory
-from ghn_fast.metatrain.skeletons import SeededDropout, SkeletonCache
 from ghn_fast.metatrain.step import MetaTrainer
 
 # Least multiples of the straightforward loop that a step on a CPU should reach.

@@ -1,4 +1,4 @@
-// What a network is made of, listed in one walk over its modules (ghn_fast/graph/structure.py says
+// What a network is made of, listed in one walk over its modules (ghn_fast/capturing/structure.py says
 // what a key is and has the same walk in Python).
 //
 // Items are Python objects, compared as such, and numbers: lengths, sizes of tensors, and the

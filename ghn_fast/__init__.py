@@ -17,7 +17,8 @@ from ghn_fast._version import __version__
 
 if TYPE_CHECKING:
     from ghn_fast import deepnets
-    from ghn_fast.graph import NODE_TYPES, ArchGraph, CaptureError, capture
+    from ghn_fast.capturing import CaptureError, capture
+    from ghn_fast.graph import NODE_TYPES, ArchGraph
     from ghn_fast.hypernet import (
         GHN,
         GHNConfig,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         register_propagator,
         save_pretrained,
     )
-    from ghn_fast.hypernet.batchnorm import track_running_statistics, use_batch_statistics
+    from ghn_fast.hypernet.batch_statistics import track_running_statistics, use_batch_statistics
     from ghn_fast.ops.backend import backend
 
 # Loaded at first use, so that importing the package costs little more than importing torch.
@@ -37,19 +38,22 @@ _HOME = {
     "GHNConfig": "ghn_fast.hypernet",
     "NODE_TYPES": "ghn_fast.graph",
     "ArchGraph": "ghn_fast.graph",
-    "CaptureError": "ghn_fast.graph",
+    "CaptureError": "ghn_fast.capturing",
     "PredictionReport": "ghn_fast.hypernet",
     "Predictor": "ghn_fast.hypernet",
     "backend": "ghn_fast.ops.backend",
-    "capture": "ghn_fast.graph",
+    "capture": "ghn_fast.capturing",
     "from_pretrained": "ghn_fast.hypernet",
     "propagators": "ghn_fast.hypernet",
     "register_propagator": "ghn_fast.hypernet",
     "save_pretrained": "ghn_fast.hypernet",
-    "track_running_statistics": "ghn_fast.hypernet.batchnorm",
-    "use_batch_statistics": "ghn_fast.hypernet.batchnorm",
+    "track_running_statistics": "ghn_fast.hypernet.batch_statistics",
+    "use_batch_statistics": "ghn_fast.hypernet.batch_statistics",
 }
-_ROOMS = ("deepnets", "graph", "hypernet", "metatrain", "ops", "vision")
+_ROOMS = (
+    *("capturing", "commands", "deepnets", "drawing", "graph", "hypernet", "metatrain", "ops"),
+    *("utils", "vision"),
+)
 
 __all__ = [
     "GHN",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ghn_fast.deepnets.genotype import PRIMITIVES, Genotype, NetworkConfig
+from ghn_fast.deepnets.architectures.genotype import PRIMITIVES, Genotype, NetworkConfig
 
 
 def random_config(rng: random.Random, *, max_steps: int = 4, max_cells: int = 9) -> NetworkConfig:

@@ -169,7 +169,7 @@ def _predict_warm(case: Case) -> Run:
 
 
 def _predict_cold(case: Case) -> Run:
-    from ghn_fast.graph import cache
+    from ghn_fast.capturing import cache
 
     network, ghn = network_of(case.graph).to(case.device), _hypernetwork(case)
 
@@ -195,7 +195,7 @@ def _loader(case: Case) -> Run:
 
 
 def _generator(case: Case) -> Run:
-    from ghn_fast.deepnets.generate import make_record
+    from ghn_fast.deepnets.files.generate import make_record
 
     return lambda: [make_record(case.graph, index, seed=1) for index in range(2)]
 

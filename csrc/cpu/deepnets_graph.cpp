@@ -1,4 +1,4 @@
-// Recorded operations to an architecture graph (ghn_fast/graph/raw.py and contract.py).
+// Recorded operations to an architecture graph (ghn_fast/capturing/raw.py and contract.py).
 //
 // Edges are sets: the order within a set never matters, except where nodes are sorted by number.
 #include "deepnets_graph.h"

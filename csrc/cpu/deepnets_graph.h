@@ -1,5 +1,5 @@
 // From a plan to an architecture graph: operations as autograd would record them, then the steps of
-// ghn_fast/graph/raw.py (linearise, order_nodes) and contract.py.
+// ghn_fast/capturing/raw.py (linearise, order_nodes) and contract.py.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // A network of DeepNets-1M: its packed record, what it builds, and its parameters.
 //
-// The same steps as in ghn_fast/deepnets/plan.py, build_params.py and build_ops.py, which define
+// The same steps as in ghn_fast/deepnets/architectures/spec.py, build_params.py and build_ops.py, which define
 // the result; names are the same here and there.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Operations of a network, as autograd would record them (ghn_fast/deepnets/build.py, build_ops.py).
+// Operations of a network, as autograd would record them (ghn_fast/deepnets/graphs/build.py, build_ops.py).
 #include <algorithm>
 
 #include "deepnets_graph.h"

@@ -4,7 +4,7 @@
 namespace ghn::deepnets {
 namespace {
 
-// Positions in the tables of names in ghn_fast/deepnets/derive.py.
+// Positions in the tables of names in ghn_fast/deepnets/graphs/derive.py.
 enum Suffix : int32_t {
   kOp1, kOp2, kOp2Bias, kOp3, kOp3Bias, kOp5, kOp6, kOp7, kOp7Bias, kConv1st, kConv2nd, kBn,
   kBnBias, kFc1, kFc1Bias, kFc2, kFc2Bias, kToQkv, kToOut, kToOutBias, kLn1, kLn1Bias, kLn2,

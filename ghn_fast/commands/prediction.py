@@ -51,10 +51,10 @@ def evaluate(
     device: Device = "cpu",
 ) -> None:
     """Accuracy of predicted networks on held-out images."""
-    from ghn_fast import distributed
+    from ghn_fast.commands.reports import evaluate_split, print_evaluation
     from ghn_fast.deepnets import SPLIT_SIZES
     from ghn_fast.hypernet import from_pretrained
-    from ghn_fast.reports import evaluate_split, print_evaluation
+    from ghn_fast.utils import distributed
 
     check_device(device)
     check_out(out)
@@ -115,7 +115,7 @@ def predict(
     ] = None,
 ) -> None:
     """Predict all parameters of a torchvision model."""
-    from ghn_fast.reports import predict_torchvision, print_prediction
+    from ghn_fast.commands.reports import predict_torchvision, print_prediction
 
     if out is not None:
         check_out(out.parent)
@@ -156,8 +156,8 @@ def draw(
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampled architectures.")] = 0,
 ) -> None:
     """Draw the architecture graph of a model, and print its properties."""
-    from ghn_fast.architectures import graph_of
-    from ghn_fast.graph.draw import check_picture, draw_graph
+    from ghn_fast.commands.architectures import graph_of
+    from ghn_fast.drawing.draw import check_picture, draw_graph
     from ghn_fast.graph.properties import graph_properties
 
     check_picture(out)
@@ -189,7 +189,7 @@ def demo(
     count: Annotated[int, typer.Option(min=1, help="Unseen test architectures.")] = 8,
 ) -> None:
     """Predict ResNet-50 and unseen architectures, and evaluate them on held-out digits."""
-    from ghn_fast.reports import run_demo
+    from ghn_fast.commands.reports import run_demo
 
     check_out(out)
     run_demo(ckpt, count, out)
@@ -198,6 +198,6 @@ def demo(
 @app.command()
 def doctor() -> None:
     """Print versions, devices, compiled back ends, and which back end each op uses."""
-    from ghn_fast.doctor import report
+    from ghn_fast.commands.doctor import report
 
     typer.echo(report())

@@ -57,9 +57,9 @@ def train(
 
     On several GPUs or machines: torchrun --nproc-per-node 8 -m ghn_fast train ...
     """
-    from ghn_fast import distributed
     from ghn_fast.metatrain import TrainConfig, read_config
     from ghn_fast.metatrain import train as run
+    from ghn_fast.utils import distributed
 
     given = {
         "dataset": dataset,
@@ -118,6 +118,6 @@ def report(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
 ) -> None:
     """Write RUN/report.html: curves, evaluations, skipped architectures, settings."""
-    from ghn_fast.metatrain.report import write_report
+    from ghn_fast.metatrain.page import write_report
 
     typer.echo(f"written: {write_report(run)}")

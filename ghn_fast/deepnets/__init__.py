@@ -1,8 +1,17 @@
 """DeepNets-1M: the networks, their graphs, the sampler, files and meta-batches."""
 
-from ghn_fast.deepnets.build import build_graph, count_parameters, is_connected, parameter_shapes
-from ghn_fast.deepnets.convert import convert
-from ghn_fast.deepnets.dataset import (
+from ghn_fast.deepnets.architectures.genotype import PRIMITIVES, Genotype, NetworkConfig
+from ghn_fast.deepnets.architectures.network import Network
+from ghn_fast.deepnets.files.convert import convert
+from ghn_fast.deepnets.files.formats import FORMATS, splits_in
+from ghn_fast.deepnets.files.generate import generate
+from ghn_fast.deepnets.graphs.build import (
+    build_graph,
+    count_parameters,
+    is_connected,
+    parameter_shapes,
+)
+from ghn_fast.deepnets.loading.dataset import (
     SPLITS,
     ArchItem,
     ArchSequence,
@@ -10,13 +19,9 @@ from ghn_fast.deepnets.dataset import (
     SampledNets,
     held_out_keys,
 )
-from ghn_fast.deepnets.generate import generate
-from ghn_fast.deepnets.genotype import PRIMITIVES, Genotype, NetworkConfig
-from ghn_fast.deepnets.loader import MAX_NODES, MetaBatch, meta_batches, sample_width
-from ghn_fast.deepnets.network import Network
+from ghn_fast.deepnets.loading.meta_batches import MAX_NODES, MetaBatch, meta_batches, sample_width
+from ghn_fast.deepnets.loading.statistics import describe, statistics_table
 from ghn_fast.deepnets.sampler import SPLIT_SIZES, architecture_key, sample_config
-from ghn_fast.deepnets.statistics import describe, statistics_table
-from ghn_fast.deepnets.store import FORMATS, splits_in
 
 __all__ = [
     "FORMATS",

@@ -31,7 +31,7 @@ probability is given. What differs between splits is in :data:`SPACES`.
    256 hidden units of the classifier.
 
 A rejected candidate is followed by another from the same stream. All architectures have ``C`` 32
-and ``fc_dim`` 256; :mod:`ghn_fast.deepnets.loader` draws widths for training.
+and ``fc_dim`` 256; :mod:`ghn_fast.deepnets.loading.meta_batches` draws widths for training.
 
 **Streams.** Each split has a stream of its own, with one exception as published: ``wide`` is
 ``test``, built with more channels. Streams of different splits are independent, so the same small
@@ -49,8 +49,8 @@ from typing import Final
 
 import numpy as np
 
-from ghn_fast.deepnets.build import count_for_sizes, is_connected
-from ghn_fast.deepnets.genotype import PRIMITIVES, Gene, Genotype, NetworkConfig
+from ghn_fast.deepnets.architectures.genotype import PRIMITIVES, Gene, Genotype, NetworkConfig
+from ghn_fast.deepnets.graphs.build import count_for_sizes, is_connected
 
 IMAGE_SIZES: Final[dict[str, int]] = {"cifar10": 32, "imagenet": 224}
 """Image sizes for which parameters are counted, by the names that published files use."""

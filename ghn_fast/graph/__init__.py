@@ -1,24 +1,39 @@
-"""Architecture graphs: capture from modules, and batches of them."""
+"""Architecture graphs: their data, batches of them, properties."""
 
-from ghn_fast.graph.arch_graph import ArchGraph, Target, graph_from_nodes
-from ghn_fast.graph.cache import CacheInfo, cache_info, clear_cache
-from ghn_fast.graph.capture import CaptureError, capture
-from ghn_fast.graph.draw import draw_graph
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ghn_fast.graph.arch_graph import ArchGraph, Target
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
 from ghn_fast.graph.properties import GraphProperties, graph_properties
+
+# Names that users know from here and that live in rooms above this one.
+_ABOVE = {
+    "CacheInfo": "ghn_fast.capturing",
+    "CaptureError": "ghn_fast.capturing",
+    "cache_info": "ghn_fast.capturing",
+    "capture": "ghn_fast.capturing",
+    "clear_cache": "ghn_fast.capturing",
+    "draw_graph": "ghn_fast.drawing",
+}
 
 __all__ = [
     "NODE_TYPES",
     "NODE_TYPE_INDEX",
     "ArchGraph",
-    "CacheInfo",
-    "CaptureError",
     "GraphProperties",
     "Target",
-    "cache_info",
-    "capture",
-    "clear_cache",
-    "draw_graph",
-    "graph_from_nodes",
     "graph_properties",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ABOVE:
+        return getattr(importlib.import_module(_ABOVE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ABOVE})

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from ghn_fast.capturing.structure import Structure
 from ghn_fast.graph.arch_graph import ArchGraph
-from ghn_fast.graph.structure import Structure
-from ghn_fast.hypernet.batchnorm import named_modules, norm_layers
+from ghn_fast.hypernet.batch_statistics import named_modules, norm_layers
 
 _NOT_IN_GRAPH = "the graph has no node for it"
 
@@ -88,8 +88,8 @@ class Binding:
     """What goes where in all networks of one structure, found once.
 
     Attributes:
-        places: For each parameter of :class:`~ghn_fast.graph.structure.Structure` the index of what
-            is predicted for it, or -1.
+        places: For each parameter of :class:`~ghn_fast.capturing.structure.Structure` the index of
+            what is predicted for it, or -1.
         count: Number of predicted tensors.
         predicted: Names of the predicted parameters, in the network's order.
         skipped: The others, with the reason.

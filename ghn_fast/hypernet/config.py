@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ghn_fast.hypernet.settings import checked
+from ghn_fast.utils.settings import checked
 
 
 @dataclass(frozen=True)

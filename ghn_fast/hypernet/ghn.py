@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghn_fast.capturing.cache import cached_capture
+from ghn_fast.capturing.structure import Structure
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.graph.cache import cached_capture
-from ghn_fast.graph.structure import Structure
-from ghn_fast.hypernet.batchnorm import use_batch_statistics
+from ghn_fast.hypernet.batch_statistics import use_batch_statistics
 from ghn_fast.hypernet.bind import (
     PredictionReport,
     bind,

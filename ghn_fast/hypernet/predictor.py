@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.hypernet.batchnorm import use_batch_statistics
+from ghn_fast.hypernet.batch_statistics import use_batch_statistics
 from ghn_fast.hypernet.bind import Binding, PredictionReport, find_destinations
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.expand import decode, plan_decoding

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ghn_fast.hypernet.config import GHNConfig
-from ghn_fast.hypernet.settings import checked
 from ghn_fast.metatrain.precision import PRECISIONS
+from ghn_fast.utils.settings import checked
 
 SCHEDULES = ("multistep", "cosine")
 # Settings that a run may change when it is continued: none of them changes a step that was done.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ghn_fast.deepnets.genotype import NetworkConfig
-from ghn_fast.deepnets.plan import plan_network
+from ghn_fast.deepnets.architectures.genotype import NetworkConfig
+from ghn_fast.deepnets.architectures.spec import plan_network
 
 # Features: a constant, operations, multiplications and activations per image, in these units.
 # Before anything has been measured each unit counts the same.

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ghn_fast.metatrain.cuda_graphs import GraphCache, NetworkGraph, StaticBuffers
+from ghn_fast.metatrain.functional_networks import Skeleton, SkeletonCache, views
 from ghn_fast.metatrain.precision import autocast
-from ghn_fast.metatrain.skeletons import Skeleton, SkeletonCache, views
 
 # Per parameter (offset, shape) in the flat buffer, in the order of the buffer.
 Ranges = dict[str, tuple[int, tuple[int, ...]]]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghn_fast import distributed
+from ghn_fast.utils import distributed
 
 # Smaller messages cost their latency anyway, so a bucket waits for this many elements.
 BUCKET = 2**19

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from ghn_fast import distributed
 from ghn_fast.hypernet.checkpoint import from_pretrained, load_weights, write_atomically
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.metatrain.architectures import (
@@ -24,13 +23,14 @@ from ghn_fast.metatrain.architectures import (
     training_batches,
     validation_architectures,
 )
-from ghn_fast.metatrain.checkpoints import Saver, list_checkpoints, read_checkpoint, restore
 from ghn_fast.metatrain.config import MAY_CHANGE, SKIP_WINDOW, TrainConfig
 from ghn_fast.metatrain.evaluation import evaluate_ghn
 from ghn_fast.metatrain.executor import Executor
 from ghn_fast.metatrain.memory import keep_freed_memory
 from ghn_fast.metatrain.metrics import RunLog, read_metrics
+from ghn_fast.metatrain.resume import Saver, list_checkpoints, read_checkpoint, restore
 from ghn_fast.metatrain.step import MetaTrainer, StepResult
+from ghn_fast.utils import distributed
 from ghn_fast.vision import ImageSplits, load_images, train_batches
 
 SETTINGS_FILE = "train.json"

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ghn_fast import distributed
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.metatrain.costs import CostModel, features, spread
@@ -26,6 +25,7 @@ from ghn_fast.metatrain.executor import (
 )
 from ghn_fast.metatrain.gradients import GradientBuffer
 from ghn_fast.metatrain.precision import LossScale
+from ghn_fast.utils import distributed
 
 HYPERNETWORK = "the gradient of the hypernetwork is not finite"
 # Status, loss, correct images and seconds of each architecture.
@@ -69,8 +69,8 @@ class StepResult:
 class MetaTrainer:
     """Updates a hypernetwork on meta-batches.
 
-    With several processes (see :mod:`ghn_fast.distributed`) the architectures of a meta-batch are
-    spread over them, balanced by the seconds that such architectures took before; every process
+    With several processes (see :mod:`ghn_fast.utils.distributed`) the architectures of a meta-batch
+    are spread over them, balanced by the seconds that such architectures took before; every process
     runs the candidate networks of its share. As to the hypernetwork, there are two ways:
 
     - sharded: every process predicts its share only, and the gradients of the hypernetwork are

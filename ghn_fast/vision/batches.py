@@ -131,10 +131,10 @@ def eval_batches(
     """Every image of the set once: images (B, 3, S, S) float32, targets (B,) int64.
 
     Networks with predicted parameters normalise by the statistics of the batch (see
-    `ghn_fast.hypernet.batchnorm`), which only makes sense when a batch mixes classes; stored images
-    are often sorted by class. So the images come in an order fixed by `shuffle_seed`, the same on
-    every call; None keeps the stored order. For the same reason a single image left over at the
-    end joins the batch before it, which then has batch_size + 1 images; with batch_size = 1 all
+    `ghn_fast.hypernet.batch_statistics`), which only makes sense when a batch mixes classes; stored
+    images are often sorted by class. So the images come in an order fixed by `shuffle_seed`, the
+    same on every call; None keeps the stored order. For the same reason a single image left over at
+    the end joins the batch before it, which then has batch_size + 1 images; with batch_size = 1 all
     batches are single images.
 
     `splits` gives normalisation and image size. `workers` threads decode ahead when the set is

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ghn_fast import distributed
-from ghn_fast.hypernet.batchnorm import use_batch_statistics
+from ghn_fast.hypernet.batch_statistics import use_batch_statistics
+from ghn_fast.utils import distributed
 from ghn_fast.vision.augment import seeded_generator
 from ghn_fast.vision.batches import eval_batches
 from ghn_fast.vision.images import ImageSet, ImageSplits
-from ghn_fast.vision.report import ArchitectureResult, EvaluationReport, Summary, summarise
+from ghn_fast.vision.results import ArchitectureResult, EvaluationReport, Summary, summarise
 
 __all__ = [
     "Accuracy",
@@ -175,8 +175,8 @@ def evaluate_networks(
     on_result: called with the record of each architecture when it is done.
     workers: threads that decode images ahead, for data sets read from files.
 
-    With several processes (see `ghn_fast.distributed`), each evaluates every so many-th item, and
-    all of them return the whole report; `on_result` hears of the process's own items.
+    With several processes (see `ghn_fast.utils.distributed`), each evaluates every so many-th item,
+    and all of them return the whole report; `on_result` hears of the process's own items.
 
     BatchNorm layers use batch statistics in both cases. An architecture that fails (out of memory,
     unsupported layer, ...) leaves its message in `error` of its record, and the next one follows.

@@ -12,17 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from ghn_fast.deepnets.build import (
+from ghn_fast.capturing import capture
+from ghn_fast.deepnets.architectures.genotype import (
+    DARTS,
+    PDARTS,
+    VIT_CONFIG,
+    Genotype,
+    NetworkConfig,
+)
+from ghn_fast.deepnets.architectures.network import Network
+from ghn_fast.deepnets.architectures.spec import is_connected
+from ghn_fast.deepnets.graphs.build import (
     build_graph,
     count_parameters,
     node_cells,
     parameter_shapes,
     stored_node_order,
 )
-from ghn_fast.deepnets.genotype import DARTS, PDARTS, VIT_CONFIG, Genotype, NetworkConfig
-from ghn_fast.deepnets.network import Network
-from ghn_fast.deepnets.plan import is_connected
-from ghn_fast.graph import NODE_TYPES, ArchGraph, capture
+from ghn_fast.graph import NODE_TYPES, ArchGraph
 from random_configs import random_config
 
 

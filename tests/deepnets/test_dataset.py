@@ -15,6 +15,7 @@ import torch
 import torchvision
 from torch import nn
 
+from ghn_fast.capturing import capture
 from ghn_fast.deepnets import (
     SPLITS,
     ArchItem,
@@ -27,9 +28,9 @@ from ghn_fast.deepnets import (
     sample_config,
     statistics_table,
 )
-from ghn_fast.deepnets.files import SplitWriter
-from ghn_fast.deepnets.generate import make_record
-from ghn_fast.graph import NODE_TYPES, ArchGraph, capture
+from ghn_fast.deepnets.files.generate import make_record
+from ghn_fast.deepnets.files.hdf5 import SplitWriter
+from ghn_fast.graph import NODE_TYPES, ArchGraph
 
 
 @pytest.fixture(scope="module")

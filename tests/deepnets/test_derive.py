@@ -20,10 +20,15 @@ from ghn_fast.deepnets import (
     parameter_shapes,
     sample_config,
 )
-from ghn_fast.deepnets.derive import DerivedGraph, derive_graph, derive_sizes, sizes_of_records
-from ghn_fast.deepnets.genotype import PDARTS, VIT_CONFIG
-from ghn_fast.deepnets.layout import with_shapes
-from ghn_fast.deepnets.record import encode
+from ghn_fast.deepnets.architectures.genotype import PDARTS, VIT_CONFIG
+from ghn_fast.deepnets.files.node_table import with_shapes
+from ghn_fast.deepnets.files.record import encode
+from ghn_fast.deepnets.graphs.derive import (
+    DerivedGraph,
+    derive_graph,
+    derive_sizes,
+    sizes_of_records,
+)
 from ghn_fast.deepnets.sampler import SPACES
 from ghn_fast.graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from ghn_fast.deepnets import DeepNets, NetworkConfig, build_graph, sample_config, splits_in
-from ghn_fast.deepnets.build import count_parameters
-from ghn_fast.deepnets.files import SplitFile, SplitWriter
-from ghn_fast.deepnets.generate import make_record
+from ghn_fast.deepnets.files.generate import make_record
+from ghn_fast.deepnets.files.hdf5 import SplitFile, SplitWriter
+from ghn_fast.deepnets.graphs.build import count_parameters
 from ghn_fast.graph import NODE_TYPES, ArchGraph
 
 SMALL = {"val": 53, "test": 88, "bnfree": 59}
@@ -157,7 +157,7 @@ def test_written_files_have_the_published_layout(tmp_path: Path, small_fixtures_
 
 
 def test_a_distance_above_250_is_not_written() -> None:
-    from ghn_fast.deepnets.layout import distances
+    from ghn_fast.deepnets.files.node_table import distances
 
     graph = build_graph(sample_config("test", 0, 0), virtual_edges=251)
     with pytest.raises(ValueError, match="up to 251, needs at most 250"):

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from ghn_fast.deepnets import DeepNets, architecture_key, generate, sample_config
-from ghn_fast.deepnets.files import Record
-from ghn_fast.deepnets.generate import make_record
+from ghn_fast.deepnets.files.generate import make_record
+from ghn_fast.deepnets.files.hdf5 import Record
 
 
 def stop_at(number: int, step: int) -> Callable[[int], None]:

@@ -24,8 +24,8 @@ from ghn_fast.deepnets import (
     sample_config,
     sample_width,
 )
-from ghn_fast.deepnets.files import SplitWriter
-from ghn_fast.deepnets.generate import make_record
+from ghn_fast.deepnets.files.generate import make_record
+from ghn_fast.deepnets.files.hdf5 import SplitWriter
 
 NETS = SampledNets("train", 20, 0, virtual_edges=1)
 
@@ -84,7 +84,7 @@ def test_node_limit() -> None:
 def test_a_limit_that_nothing_meets_is_refused(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ghn_fast.deepnets.loader._ATTEMPTS", 20)
+    monkeypatch.setattr("ghn_fast.deepnets.loading.meta_batches._ATTEMPTS", 20)
     with pytest.raises(ValueError, match=r"max_nodes: got 50, but none of 20 random"):
         next(meta_batches(SampledNets("train", 3, 0), 3, seed=0, max_nodes=50))
     with SplitWriter(tmp_path, "train") as writer:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ghn_fast.deepnets.genotype import (
+from ghn_fast.deepnets.architectures.genotype import (
     DARTS,
     PDARTS,
     PRIMITIVES,
@@ -24,15 +24,15 @@ from ghn_fast.deepnets.genotype import (
     Genotype,
     NetworkConfig,
 )
-from ghn_fast.deepnets.network import Network
-from ghn_fast.deepnets.ops import (
+from ghn_fast.deepnets.architectures.layers import (
     FactorizedReduce,
     PosEnc,
     SelfAttention,
     SqueezeExcitation,
     make_op,
 )
-from ghn_fast.deepnets.plan import is_connected
+from ghn_fast.deepnets.architectures.network import Network
+from ghn_fast.deepnets.architectures.spec import is_connected
 from random_configs import random_config
 from tolerances import assert_close
 

@@ -23,10 +23,10 @@ from ghn_fast.deepnets import (
     sample_config,
     splits_in,
 )
-from ghn_fast.deepnets.build import stored_node_order
-from ghn_fast.deepnets.files import SplitWriter
-from ghn_fast.deepnets.generate import make_chunk, make_record
-from ghn_fast.deepnets.pack import PackFile, PackWriter, pack_name
+from ghn_fast.deepnets.files.generate import make_chunk, make_record
+from ghn_fast.deepnets.files.hdf5 import SplitWriter
+from ghn_fast.deepnets.files.packed import PackFile, PackWriter, pack_name
+from ghn_fast.deepnets.graphs.build import stored_node_order
 
 COUNT = 12
 

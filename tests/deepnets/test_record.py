@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ghn_fast.deepnets import PRIMITIVES, Genotype, NetworkConfig, sample_config
-from ghn_fast.deepnets.genotype import DARTS, VIT_CONFIG
-from ghn_fast.deepnets.record import BY_CELL, FLAGS_AT, HEAD_FIELDS, HEAD_SIZE, decode, encode
+from ghn_fast.deepnets.architectures.genotype import DARTS, VIT_CONFIG
+from ghn_fast.deepnets.files.record import BY_CELL, FLAGS_AT, HEAD_FIELDS, HEAD_SIZE, decode, encode
 from ghn_fast.deepnets.sampler import SPACES
 from random_configs import random_config
 

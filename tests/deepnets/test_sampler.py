@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from ghn_fast.deepnets import build_graph, count_parameters, sample_config
-from ghn_fast.deepnets.genotype import NetworkConfig
+from ghn_fast.deepnets.architectures.genotype import NetworkConfig
 from ghn_fast.deepnets.sampler import SPACES, architecture_key
 
 PUBLISHED = Path(__file__).with_name("published_statistics.json")

@@ -8,8 +8,9 @@ import torch
 import torchvision
 from torch import nn
 
+from ghn_fast.capturing import capture
 from ghn_fast.deepnets import SampledNets
-from ghn_fast.graph import ArchGraph, capture
+from ghn_fast.graph import ArchGraph
 from ghn_fast.graph.properties import graph_properties, longest_path_ranks, summarise_properties
 from networks import Branches, SmallCNN
 

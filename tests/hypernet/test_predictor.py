@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 import ghn_fast
-from ghn_fast.graph import cache_info, capture, clear_cache
+from ghn_fast.capturing import cache_info, capture, clear_cache
 from ghn_fast.hypernet.predictor import Predictor
 from networks import SmallCNN
 from tolerances import assert_close

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ghn_fast import distributed
 from ghn_fast.metatrain import TrainConfig, train
 from ghn_fast.metatrain.metrics import read_lines, read_metrics
+from ghn_fast.utils import distributed
 
 ROOT = Path(__file__).parents[2]
 CONFIG = TrainConfig(

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 import ghn_fast
 from ghn_fast.deepnets import ArchItem, Genotype, NetworkConfig
-from ghn_fast.metatrain.batch_norm import batch_norm
 from ghn_fast.metatrain.cuda_graphs import GraphCache
+from ghn_fast.metatrain.exact_batch_norm import batch_norm
 from ghn_fast.metatrain.executor import Executor, network_seed
-from ghn_fast.metatrain.skeletons import SeededDropout, Skeleton, SkeletonCache
+from ghn_fast.metatrain.functional_networks import SeededDropout, Skeleton, SkeletonCache
 from networks import Tied
 from tolerances import assert_close
 

@@ -16,9 +16,9 @@ import torch
 import ghn_fast
 from ghn_fast.metatrain import TrainConfig, read_config, train
 from ghn_fast.metatrain import run as run_module
-from ghn_fast.metatrain.checkpoints import list_checkpoints
+from ghn_fast.metatrain.functional_networks import Skeleton
 from ghn_fast.metatrain.metrics import JsonLines, read_lines, read_metrics
-from ghn_fast.metatrain.skeletons import Skeleton
+from ghn_fast.metatrain.resume import list_checkpoints
 
 TINY = TrainConfig(
     dataset="digits",

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ghn_fast import distributed
 from ghn_fast.metatrain import TrainConfig, train
 from ghn_fast.metatrain.step import MetaTrainer, StepResult
+from ghn_fast.utils import distributed
 
 
 def main() -> None:

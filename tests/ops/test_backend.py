@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import ghn_fast
-from ghn_fast import doctor
+from ghn_fast.commands import doctor
 from ghn_fast.ops import backend
 
 

@@ -401,7 +401,7 @@ def test_histogram(tmp_path: Path, pairs: list[tuple[float | None, float | None]
 
 
 def test_histogram_counts_every_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ghn_fast.vision import report as module
+    from ghn_fast.vision import results as module
 
     report = report_of((50.0, 10.0), (70.0, 12.0), (None, 9.0), (100.0, 0.0), dataset="digits")
     axes = module._draw(report).axes[0]

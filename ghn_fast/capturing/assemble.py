@@ -1,0 +1,80 @@
+"""From the nodes that remain after contraction to an architecture graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ghn_fast.capturing.raw import NodeGraph, RawNode, node_type_of_kind
+from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
+from ghn_fast.ops.shortest_distances import shortest_distances
+
+
+def graph_from_nodes(
+    nodes: NodeGraph,
+    *,
+    virtual_edges: int,
+    skipped: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> ArchGraph:
+    """Finish an architecture graph: node types, shapes, names and distances.
+
+    A parameter that several operations read is predicted at the first of its nodes.
+
+    Raises:
+        ValueError: If ``virtual_edges`` is below 1.
+    """
+    if virtual_edges < 1:
+        raise ValueError(f"virtual_edges: got {virtual_edges}, needs at least 1 (1 means none)")
+    types, shapes, names = [], [], []
+    shift_names: dict[int, str] = {}
+    full_shapes: dict[str, tuple[int, ...]] = {}
+    fan_ins: dict[str, int] = {}
+    owned: set[str] = set()
+    for index, node in enumerate(nodes.kept()):
+        kind, shape, name = _describe(node)
+        if node.param is not None:
+            if name in owned:
+                shape = None
+            elif node.param.shift_name is not None:
+                shift_names[index] = node.param.shift_name
+            owned.add(name)
+            if node.param.shape != node.param.seen:
+                full_shapes[name] = node.param.shape
+            if node.param.fan_in is not None:
+                fan_ins[name] = node.param.fan_in
+        types.append(kind)
+        shapes.append(shape)
+        names.append(name)
+    place = {number: index for index, number in enumerate(nodes.order)}
+    pairs = [
+        (index, target)
+        for index, number in enumerate(nodes.order)
+        for target in sorted(place[succ] for succ in nodes.succs[number])
+    ]
+    edges = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    return ArchGraph(
+        torch.tensor(types, dtype=torch.int64),
+        shortest_distances(edges, len(types), virtual_edges),
+        tuple(shapes),
+        tuple(names),
+        shift_names,
+        virtual_edges,
+        dict(skipped or {}),
+        dict(aliases or {}),
+        full_shapes,
+        fan_ins,
+    )
+
+
+def _describe(node: RawNode) -> tuple[int, tuple[int, ...] | None, str]:
+    if node.param is not None and node.param.node_type is not None:
+        return NODE_TYPE_INDEX[node.param.node_type], node.param.seen, node.param.name
+    kind = node_type_of_kind(node.kind)
+    if kind is None:
+        raise ValueError(f"operation {node.kind} has no node type; it must be contracted first")
+    name = NODE_TYPES[kind]
+    kernel = node.op.kernel if node.op is not None else None
+    return kind, None if kernel is None else (1, 1, *kernel), name

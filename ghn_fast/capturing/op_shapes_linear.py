@@ -1,0 +1,202 @@
+"""Rules of linear layers, and of layers that are made of them: attention and recurrent layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghn_fast.capturing.strides import is_floating, is_plain
+from ghn_fast.capturing.tracer import Recorder, Rule, edge
+
+
+def linear(
+    recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor | None:
+    if not is_floating(input) or not is_plain(weight) or input.dtype != weight.dtype:
+        return None
+    size = input.shape
+    if len(size) < 2 or weight.dim() != 2 or size[-1] != weight.shape[1]:
+        return None
+    if not (input.requires_grad or weight.requires_grad):
+        return None
+    out, width = weight.shape
+    shape = (*size[:-1], out)
+    transposed = recorder.step("T", edge(weight))
+    contiguous = input.is_contiguous()
+    if len(size) == 2:
+        if not contiguous and bias is not None:
+            return None
+        kind, sources = _product(edge(input), transposed, bias)
+        return recorder.record(kind, sources, shape, input, detail=width)
+    if contiguous:
+        source = recorder.step("View", edge(input)) if input.requires_grad else None
+        kind, sources = _product(source, transposed, bias)
+    else:
+        kind, sources = _product(edge(input.reshape(-1, width)), transposed, None)
+    product = recorder.step(kind, *sources, detail=width)
+    if contiguous or bias is None:
+        return recorder.record("UnsafeView", (product,), shape, input)
+    viewed = recorder.step("UnsafeView", product)
+    return recorder.record("Add", (viewed, edge(bias)), shape, input)
+
+
+def _product(source: Any, transposed: Any, bias: Tensor | None) -> tuple[str, tuple[Any, ...]]:
+    if bias is None:
+        return "Mm", (source, transposed)
+    return "Addmm", (edge(bias), source, transposed)
+
+
+def attention(
+    recorder: Recorder,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    tensors = (query, key, value)
+    if not any(t.requires_grad for t in tensors) or not all(is_floating(t) for t in tensors):
+        return None
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        return None
+    shape = (*query.shape[:-1], value.shape[-1])
+    sources = [edge(tensor) for tensor in (*tensors, attn_mask)]
+    return recorder.record("ScaledDotProduct", sources, shape, query)
+
+
+def multi_head_attention(
+    recorder: Recorder,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None,
+    static_v: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None] | None:
+    """``nn.MultiheadAttention``: input projections, attention, output projection."""
+    inputs = (query, key, value)
+    width = query.shape[-1]
+    if query.dim() not in (2, 3) or width != embed_dim_to_check or width % num_heads:
+        return None
+    if not all(is_floating(t) and t.dim() == query.dim() for t in inputs):
+        return None
+    if static_k is not None or static_v is not None or key.shape[0] != value.shape[0]:
+        return None
+    features = list({id(t): t for t in inputs}.values())
+    if use_separate_proj_weight:
+        weights = [q_proj_weight, k_proj_weight, v_proj_weight]
+        if any(w is None for w in weights):
+            return None
+        projected = [
+            recorder.step(
+                "Addmm" if in_proj_bias is not None else "Mm",
+                *([edge(in_proj_bias)] if in_proj_bias is not None else []),
+                edge(t),
+                recorder.step("T", edge(w)),
+                detail=t.shape[-1],
+            )
+            for t, w in zip(inputs, weights, strict=True)
+        ]
+    else:
+        if in_proj_weight is None or tuple(in_proj_weight.shape) != (3 * width, width):
+            return None
+        transposed = recorder.step("T", edge(in_proj_weight))
+        sources = [*(edge(t) for t in features), transposed]
+        if in_proj_bias is None:
+            projected = [recorder.step("Mm", *sources, detail=width)]
+        else:
+            projected = [recorder.step("Addmm", edge(in_proj_bias), *sources, detail=width)]
+    tokens = [edge(t) for t in (bias_k, bias_v) if t is not None]
+    if tokens:
+        projected = [recorder.step("Cat", *projected, *tokens)]
+    attended = recorder.step("ScaledDotProduct", *projected, None, None, None, edge(attn_mask))
+    kind, sources_out = _product(attended, recorder.step("T", edge(out_proj_weight)), out_proj_bias)
+    output = recorder.record(kind, sources_out, query.shape, query, detail=width)
+    if not need_weights:
+        return output, None
+    keys = key.shape[0] + bool(tokens) + add_zero_attn
+    shape: tuple[int, ...] = (query.shape[0], keys)
+    heads = () if average_attn_weights else (num_heads,)
+    shape = (*heads, *shape) if query.dim() == 2 else (query.shape[1], *heads, *shape)
+    return output, torch.empty(shape, dtype=query.dtype, device="meta")
+
+
+def recurrent(gates: int, *, cell: bool = False) -> Rule:
+    """LSTM (4 gates) and GRU (3 gates), padded: two linear layers per layer and direction."""
+
+    def rule(
+        recorder: Recorder,
+        input: Tensor,
+        hx: Any,
+        params: Any,
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Tensor, ...] | None:
+        if not isinstance(params, (list, tuple)) or not is_floating(input):
+            return None
+        directions = 1 + bidirectional
+        each = len(params) // (num_layers * directions)
+        source, width, states = edge(input), 0, []
+        for layer in range(num_layers):
+            ends = []
+            for direction in range(directions):
+                start = (layer * directions + direction) * each
+                weights = params[start : start + each]
+                biases = weights[2:4] if has_biases else (None, None)
+                end, hidden = source, weights[0].shape[0] // gates
+                for weight, bias in zip(weights[:2], biases, strict=True):
+                    end = _inner_linear(recorder, end, weight, bias)
+                width = weights[1].shape[1]
+                if each > 2 + 2 * has_biases:
+                    end = _inner_linear(recorder, end, weights[-1], None)
+                    width = weights[-1].shape[0]
+                states.append((width, hidden))
+                ends.append(end)
+            source = ends[0] if directions == 1 else recorder.step("Cat", *ends)
+        shape = (*input.shape[:-1], width * directions)
+        output = recorder.record("Alias", (source,), shape, input)
+        batch = input.shape[0 if batch_first else 1]
+        hidden_shapes = [
+            (num_layers * directions, batch, states[-1][which])
+            for which in ((0, 1) if cell else (0,))
+        ]
+        return (
+            output,
+            *(recorder.record("Alias", (source,), s, input) for s in hidden_shapes),
+        )
+
+    return rule
+
+
+def _inner_linear(recorder: Recorder, source: Any, weight: Tensor, bias: Tensor | None) -> Any:
+    transposed = recorder.step("T", edge(weight))
+    kind, sources = _product(source, transposed, bias)
+    return recorder.step(kind, *sources, detail=weight.shape[1])

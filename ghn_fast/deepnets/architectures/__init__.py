@@ -1,0 +1,1 @@
+"""What a DeepNets-1M architecture is: its genotype, its configuration, its network."""

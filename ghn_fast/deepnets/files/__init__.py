@@ -1,0 +1,1 @@
+"""Files of architectures: the packed and the published layout."""

@@ -1,0 +1,1 @@
+"""Architecture graphs of configurations, without building their networks."""

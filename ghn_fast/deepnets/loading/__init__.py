@@ -1,0 +1,1 @@
+"""Splits as sequences of architectures, and meta-batches of them."""

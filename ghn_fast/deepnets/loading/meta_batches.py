@@ -1,0 +1,289 @@
+"""Meta-batches for training: which architectures, how wide, in which order."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import replace
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ghn_fast.deepnets.architectures.genotype import NetworkConfig
+from ghn_fast.deepnets.architectures.spec import LARGE_IMAGE
+from ghn_fast.deepnets.loading.dataset import ArchItem, ArchSequence
+from ghn_fast.graph.batch import GraphBatch
+
+MAX_NODES: Final = 2200
+"""Largest number of nodes of a meta-batch, as published."""
+
+# Steps of the two widths, and sets of the widths that larger networks draw from.
+_CHANNEL_STEP = 16
+_FC_STEP = 64
+_SMALL_FC = 4
+# Draws that replace a meta-batch with too many nodes before giving up.
+_ATTEMPTS = 1000
+
+_ORDER, _REPLACEMENT, _WIDTHS = range(3)
+
+
+class MetaBatch(list[ArchItem]):
+    """The architectures of a step, and their graphs put together for message passing."""
+
+    @cached_property
+    def graphs(self) -> GraphBatch:
+        """The graphs with distances and schedule; the same objects as the items' ``graph``.
+
+        In memory on the CPU, page-locked if the loader was asked for that.
+        """
+        return GraphBatch([item.graph for item in self])
+
+
+def meta_batches(
+    nets: ArchSequence,
+    meta_batch: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    image_size: int = 32,
+    max_nodes: int = MAX_NODES,
+    num_classes: int = 10,
+    num_ch: tuple[int, int] = (32, 128),
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+) -> Iterator[MetaBatch]:
+    """Meta-batches of architectures with sampled widths, without end.
+
+    Step ``k`` is a pure function of ``(seed, k)``: a run that goes on with ``start_step=k`` sees
+    what one that never stopped would see. The architectures are passed through in random order,
+    each once per epoch; the last meta-batch of an epoch may be smaller. As published, a meta-batch
+    with more than ``max_nodes`` nodes is left out. So that the step alone determines the
+    meta-batch, its place is not taken by the next one but by as many architectures drawn at random,
+    repeatedly until they fit: the distribution of the meta-batches is the same, that of graphs
+    within the limit.
+
+    With ``workers``, threads of that number prepare the coming meta-batches, graphs included, while
+    the caller is busy with the last one. (Threads and not processes: the compiled back end derives
+    graphs without holding the interpreter's lock, and nothing has to be copied between processes.)
+    What comes does not depend on their number.
+
+    Args:
+        nets: The architectures.
+        meta_batch: Number of architectures per step.
+        seed: Seed of the order and of the widths.
+        start_step: First step.
+        image_size: Height and width of the images that the networks are for.
+        max_nodes: Largest number of nodes of a meta-batch.
+        num_classes: Number of classes that the networks are for.
+        num_ch: Least and largest number of channels, see :func:`sample_width`.
+        workers: Number of threads that prepare meta-batches ahead; 0 makes each when it is asked
+            for, and its graphs when they are.
+        prefetch: How many meta-batches each worker is ahead.
+        pin_memory: Whether to put what a GPU needs of the graphs into page-locked memory, from
+            where it is copied without waiting. Needs ``workers`` and a CUDA GPU.
+
+    Returns:
+        Lists of items whose ``config`` has the sampled widths; their ``graph`` and ``build()`` are
+        for ``num_classes`` and ``image_size``. Closing the iterator ends the workers.
+
+    Raises:
+        ValueError: If an argument is not valid, or (almost) no meta-batch fits into ``max_nodes``.
+    """
+    arguments = {"meta_batch": (meta_batch, 1), "max_nodes": (max_nodes, 1)}
+    arguments |= {"image_size": (image_size, 1), "num_classes": (num_classes, 1)}
+    arguments |= {"seed": (seed, 0), "start_step": (start_step, 0)}
+    arguments |= {"workers": (workers, 0), "prefetch": (prefetch, 1)}
+    for name, (value, least) in arguments.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: got {value!r}, needs an integer of at least {least}")
+    if len(nets) == 0:
+        raise ValueError("nets: got no architectures, needs at least one")
+    _check_limit(nets, min(meta_batch, len(nets)), max_nodes)
+    if pin_memory and not workers:
+        raise ValueError("pin_memory: got true without workers, needs at least one")
+    batches = _MetaBatches(nets, meta_batch, seed, max_nodes, image_size, num_classes, num_ch)
+    if workers:
+        return batches.run_ahead(start_step, workers, workers * prefetch, pin_memory)
+    return batches.run(start_step)
+
+
+def sample_width(
+    config: NetworkConfig,
+    num_params: int,
+    rng: np.random.Generator,
+    num_ch: tuple[int, int] = (32, 128),
+    fc_dim: tuple[int, int] = (64, 512),
+) -> NetworkConfig:
+    """Draw the widths of a network for training, as published.
+
+    ``C`` is one of ``num_ch[0], num_ch[0] + 16, ..., num_ch[1]``, ``fc_dim`` one of ``fc_dim[0],
+    fc_dim[0] + 64, ..., fc_dim[1]``, the first four of them for most networks. The larger the
+    network, the fewer values of ``C``: only the first one with more than 800,000 parameters or 12
+    cells, with 5x5 or 7x7 convolutions, or without global average pooling; the first two with more
+    than 400,000 parameters or 10 cells; the first three with more than 200,000 parameters or 8
+    cells. All others draw from all values, and where that gives at most 64 channels, also
+    ``fc_dim``.
+
+    Args:
+        config: The network.
+        num_params: Its number of parameters at 32 channels; see :attr:`ArchItem.base_params`.
+        rng: Source of the random choices.
+        num_ch: Least and largest ``C``.
+        fc_dim: Least and largest ``fc_dim``.
+
+    Raises:
+        ValueError: If a range is empty or not positive.
+    """
+    for name, (least, largest) in (("num_ch", num_ch), ("fc_dim", fc_dim)):
+        if not 0 < least <= largest:
+            raise ValueError(f"{name}: got {(least, largest)}, needs 0 < least <= largest")
+    channels = range(num_ch[0], num_ch[1] + 1, _CHANNEL_STEP)
+    dims = range(fc_dim[0], fc_dim[1] + 1, _FC_STEP)
+    dense = not {"conv_5x5", "conv_7x7"}.isdisjoint(config.genotype.primitives())
+    width = _draw(rng, dims[:_SMALL_FC])
+    if num_params > 800_000 or not config.glob_avg or dense or config.n_cells > 12:
+        count = channels[0]
+    elif num_params > 400_000 or config.n_cells > 10:
+        count = _draw(rng, channels[:2])
+    elif num_params > 200_000 or config.n_cells > 8:
+        count = _draw(rng, channels[:3])
+    else:
+        count = _draw(rng, channels)
+        if count <= 64:
+            width = _draw(rng, dims)
+    return replace(config, C=count, fc_dim=width)
+
+
+class _MetaBatches:
+    def __init__(
+        self,
+        nets: ArchSequence,
+        meta_batch: int,
+        seed: int,
+        max_nodes: int,
+        image_size: int,
+        num_classes: int,
+        num_ch: tuple[int, int],
+    ) -> None:
+        self._nets = nets
+        self._meta_batch = meta_batch
+        self._seed = seed
+        self._max_nodes = max_nodes
+        self._num_ch = num_ch
+        self._settings = {"image_size": image_size, "num_classes": num_classes}
+        self._size = "imagenet" if image_size >= LARGE_IMAGE else "cifar10"
+        # The order of the last two epochs: workers are ahead in the next one.
+        self._orders: dict[int, npt.NDArray[np.intp]] = {}
+        self._lock = threading.Lock()
+
+    def run(self, step: int) -> Iterator[MetaBatch]:
+        while True:
+            yield self.step(step)
+            step += 1
+
+    def run_ahead(self, step: int, workers: int, ahead: int, pin: bool) -> Iterator[MetaBatch]:
+        pending: deque[Future[MetaBatch]] = deque()
+        pool = ThreadPoolExecutor(workers, "meta-batches")
+        try:
+            while True:
+                while len(pending) < ahead:
+                    # The back end that is chosen here holds in the worker, too.
+                    run = copy_context().run
+                    pending.append(pool.submit(run, self._prepared, step + len(pending), pin))
+                yield pending.popleft().result()
+                step += 1
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepared(self, step: int, pin: bool) -> MetaBatch:
+        batch = self.step(step)
+        if pin:
+            batch.graphs.pin_memory()
+        else:
+            _ = batch.graphs
+        return batch
+
+    def step(self, step: int) -> MetaBatch:
+        """The meta-batch of a step."""
+        items = self._fitting(self._indices(step))
+        if items is None:
+            items = self._replacement(step, len(self._indices(step)))
+        rng = self._rng(_WIDTHS, step)
+        result = MetaBatch()
+        for item in items:
+            if item.config is None:
+                raise ValueError(f"nets: {item.name} is not made of cells, so it has no widths")
+            params = item.base_params[self._size]
+            config = sample_width(item.config, params, rng, self._num_ch)
+            result.append(item.with_config(config, **self._settings))
+        return result
+
+    def _indices(self, step: int) -> list[int]:
+        """Indices of the meta-batch of a step, as they come in the order of its epoch."""
+        per_epoch = -(-len(self._nets) // self._meta_batch)
+        epoch, batch = divmod(step, per_epoch)
+        start = batch * self._meta_batch
+        return self._order(epoch)[start : start + self._meta_batch].tolist()
+
+    def _order(self, epoch: int) -> npt.NDArray[np.intp]:
+        with self._lock:
+            if epoch not in self._orders:
+                bits = np.random.PCG64(np.random.SeedSequence((self._seed, _ORDER, epoch)))
+                order = np.argsort(bits.random_raw(len(self._nets)), kind="stable")
+                kept = {e: o for e, o in self._orders.items() if e >= epoch - 1}
+                self._orders = {**kept, epoch: order}
+            return self._orders[epoch]
+
+    def _fitting(self, indices: list[int]) -> list[ArchItem] | None:
+        """The architectures, ``None`` if they have too many nodes."""
+        total, items = 0, []
+        for index in indices:
+            known = self._nets.num_nodes(index)
+            if known is None:
+                items.append(self._nets[index])
+                known = items[-1].num_nodes
+            total += known
+            if total > self._max_nodes:
+                return None
+        return items or [self._nets[index] for index in indices]
+
+    def _replacement(self, step: int, count: int) -> list[ArchItem]:
+        rng = self._rng(_REPLACEMENT, step)
+        for _ in range(_ATTEMPTS):
+            items = self._fitting(_distinct(rng, len(self._nets), count))
+            if items is not None:
+                return items
+        raise ValueError(
+            f"max_nodes: got {self._max_nodes}, but none of {_ATTEMPTS} random meta-batches of "
+            f"{count} architectures fits; needs a larger max_nodes or a smaller meta_batch"
+        )
+
+    def _rng(self, purpose: int, step: int) -> np.random.Generator:
+        return np.random.default_rng((self._seed, purpose, step))
+
+
+def _check_limit(nets: ArchSequence, count: int, max_nodes: int) -> None:
+    """Refuse a limit that not even the smallest architectures meet, if their sizes are known."""
+    sizes = nets.all_nodes()
+    if sizes is None:
+        return
+    least = int(np.partition(sizes, count - 1)[:count].sum(dtype=np.int64))
+    if least > max_nodes:
+        raise ValueError(
+            f"max_nodes: got {max_nodes}, but the {count} smallest architectures together have "
+            f"{least} nodes; needs a larger max_nodes or a smaller meta_batch"
+        )
+
+
+def _distinct(rng: np.random.Generator, bound: int, count: int) -> list[int]:
+    return rng.choice(bound, size=count, replace=False).tolist()
+
+
+def _draw(rng: np.random.Generator, values: range) -> int:
+    return values[int(rng.integers(len(values)))]
