@@ -41,7 +41,7 @@ def graph_from_nodes(
             elif node.param.shift_name is not None:
                 shift_names[index] = node.param.shift_name
             owned.add(name)
-            if node.param.shape != node.param.seen:
+            if node.param.shape != node.param.predicted_shape:
                 full_shapes[name] = node.param.shape
             if node.param.fan_in is not None:
                 fan_ins[name] = node.param.fan_in
@@ -71,7 +71,7 @@ def graph_from_nodes(
 
 def _describe(node: RawNode) -> tuple[int, tuple[int, ...] | None, str]:
     if node.param is not None and node.param.node_type is not None:
-        return NODE_TYPE_INDEX[node.param.node_type], node.param.seen, node.param.name
+        return NODE_TYPE_INDEX[node.param.node_type], node.param.predicted_shape, node.param.name
     kind = node_type_of_kind(node.kind)
     if kind is None:
         raise ValueError(f"operation {node.kind} has no node type; it must be contracted first")

@@ -33,9 +33,9 @@ class RawParam:
     :mod:`ghn_fast.capturing.roles` sets two more where the use of a parameter says so:
 
     Attributes:
-        seen: Shape under which the hypernetwork sees the tensor, elements in the same order:
+        predicted_shape: Shape that is predicted, elements in the order of the parameter:
             (n,) for a scale or shift, two to four dimensions (out, in, h, w) otherwise.
-        fan_in: Number of input elements per output element, where ``seen`` does not say it.
+        fan_in: Number of input elements per output element, where the shape does not say it.
     """
 
     __slots__ = (
@@ -44,8 +44,8 @@ class RawParam:
         "name",
         "node_type",
         "open",
+        "predicted_shape",
         "reason",
-        "seen",
         "shape",
         "shift_name",
     )
@@ -68,7 +68,7 @@ class RawParam:
         self.shift_name = shift_name
         self.reason = reason
         self.open = is_open
-        self.seen = shape
+        self.predicted_shape = shape
         self.fan_in: int | None = None
 
 

@@ -176,7 +176,7 @@ def _take_product(op: RawOp, depends: _Dependence) -> None:
     main = None if item is None or depends(item) else _main_parameter(item)
     if main is not None and main.open and _vector(main) is not None:
         main.node_type, main.open = "bias", False
-        main.seen = _vector(main) or main.shape
+        main.predicted_shape = _vector(main) or main.shape
     if main is not None and main.node_type == "bias" and item is not main:
         op.inputs = [main if i == bias_place else other for i, other in enumerate(op.inputs)]
 
@@ -230,9 +230,9 @@ def _make_weight(param: RawParam, op: RawOp, place: int) -> None:
         dilated = groups > 1 and min(dilation) > 1
         param.node_type = ("dil_conv" if dilated else "sep_conv") if groups > 1 else "conv"
         if len(shape) == 3:
-            param.seen = (*shape, 1)
+            param.predicted_shape = (*shape, 1)
         elif len(shape) == 5:
-            param.seen = (shape[0], shape[1] * shape[2], *shape[3:])
+            param.predicted_shape = (shape[0], shape[1] * shape[2], *shape[3:])
         if transposed:
             # Each output element gets in / groups channels times the taps that meet it.
             param.fan_in = max(1, shape[0] // groups * prod(shape[2:]) // prod(stride))
@@ -243,7 +243,7 @@ def _make_weight(param: RawParam, op: RawOp, place: int) -> None:
     param.node_type = "conv"
     item = op.inputs[place]
     param.is_linear_weight = op.kind != "Mm" or item is not param
-    param.seen = (prod(shape[:-1]), shape[-1])
+    param.predicted_shape = (prod(shape[:-1]), shape[-1])
     terms = _terms(op)
     if terms is not None and terms != shape[-1]:
         param.fan_in = terms
@@ -287,7 +287,7 @@ def _take_norm(op: RawOp) -> None:
             _close(param, f"a norm layer's parameter of shape {param.shape} has no node type")
         else:
             param.open, param.reason = False, None
-            param.seen = _vector(param) or param.shape
+            param.predicted_shape = _vector(param) or param.shape
     if type(weight) is RawParam and weight in named and weight.reason is None:
         weight.node_type = _NORMS[op.kind]
         if type(bias) is RawParam and bias in named and bias.shape == weight.shape:
@@ -350,7 +350,7 @@ def _make_scale(param: RawParam) -> None:
         return _close(param, f"a scale of shape {param.shape}, needs one extent above 1")
     if seen == (1,):
         return _close(param, _NUMBER)
-    param.open, param.reason, param.seen = False, None, seen
+    param.open, param.reason, param.predicted_shape = False, None, seen
     # Channels first, as BatchNorm has them, or last, as LayerNorm.
     channels_first = len(param.shape) > 1 and param.shape[-1] == 1
     param.node_type = "bn" if channels_first else "ln"
@@ -370,11 +370,11 @@ def _make_shift(param: RawParam, op: RawOp, readers: dict[int, list[tuple[RawOp,
     if seen is not None:
         if seen == (1,):
             return _close(param, _NUMBER)
-        param.node_type, param.seen = "bias", seen
+        param.node_type, param.predicted_shape = "bias", seen
     elif len(param.shape) == 4 and param.shape[0] == 1 and param.shape[2] == param.shape[3]:
         param.node_type = "pos_enc"
     elif len(param.shape) == 3 and param.shape[0] > 1 and param.shape[1] == param.shape[2]:
-        param.node_type, param.seen = "pos_enc", (1, *param.shape)
+        param.node_type, param.predicted_shape = "pos_enc", (1, *param.shape)
     else:
         return _close(param, _POSITIONS)
     param.open, param.reason = False, None
@@ -385,7 +385,7 @@ def _make_token(param: RawParam) -> None:
     seen = _vector(param)
     if seen is None:
         return _close(param, _TOKENS)
-    param.node_type, param.seen = "bias", seen
+    param.node_type, param.predicted_shape = "bias", seen
     param.open, param.reason = False, None
     return None
 

@@ -124,7 +124,7 @@ def predict(
     if out is not None:
         from safetensors.torch import save
 
-        from ghn_fast.hypernet.checkpoint import write_atomically
+        from ghn_fast.utils.files import write_atomically
 
         state = {name: value.contiguous() for name, value in network.named_parameters()}
         out.parent.mkdir(parents=True, exist_ok=True)

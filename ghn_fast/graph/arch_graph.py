@@ -25,10 +25,10 @@ class Target:
         shape: Shape of the parameter.
         row: 0 for weights and scales, 1 for shifts and biases; selects the row of 1-D predictions.
         head: Whether the classifier's own head predicts it (weight and bias at the graph's end).
-        seen: Shape that is predicted, elements in the order of the parameter: (n,) for scales,
-            shifts and biases, (out, in), (out, in, h) or (out, in, h, w) for weights.
+        predicted_shape: Shape that is predicted, elements in the order of the parameter: (n,) for
+            scales, shifts and biases, (out, in), (out, in, h) or (out, in, h, w) for weights.
         fan_in: Input elements per output element of a weight, ``None`` for the product of all
-            extents of ``seen`` but the first.
+            extents of ``predicted_shape`` but the first.
     """
 
     node: int
@@ -36,7 +36,7 @@ class Target:
     shape: tuple[int, ...]
     row: int
     head: bool
-    seen: tuple[int, ...]
+    predicted_shape: tuple[int, ...]
     fan_in: int | None = None
 
 
@@ -50,7 +50,7 @@ class ArchGraph:
         op_types: Long tensor (N,), index into :data:`ghn_fast.graph.NODE_TYPES`.
         edges: Long tensor (M, 3) of rows (from, to, distance): distance 1 for edges, above 1 for
             virtual edges (arXiv 2110.13100, Eq. 4); sorted by from, then to.
-        shapes: Per node the shape of its parameter as it is predicted (:attr:`Target.seen`),
+        shapes: Per node :attr:`Target.predicted_shape` of its parameter,
             (1, 1, h, w) for pooling, ``None`` otherwise.
         names: Per node the name of its parameter, or the name of its type.
         shift_names: For norm layers, node index to the name of the shift predicted with the scale.

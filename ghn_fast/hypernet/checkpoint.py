@@ -20,6 +20,7 @@ from torch import Tensor
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.hypernet.published import is_published, published_config, published_state
+from ghn_fast.utils.files import write_atomically
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -71,21 +72,8 @@ def save_pretrained(ghn: GHN, folder: str | os.PathLike[str]) -> Path:
     state = {name: value.detach().cpu().contiguous() for name, value in ghn.state_dict().items()}
     write_atomically(folder / WEIGHTS_FILE, save(state))
     text = json.dumps(ghn.config.to_dict(), indent=2) + "\n"
-    write_atomically(folder / CONFIG_FILE, text.encode())
+    write_atomically(folder / CONFIG_FILE, text)
     return folder
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that at every instant it is either the old or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_weights(ghn: GHN, state: Mapping[str, Tensor], source: str) -> None:

@@ -158,7 +158,7 @@ def _block_shape(decoder: Decoder, shape: tuple[int, ...]) -> tuple[int, int, in
 
 
 def _group(target: Target, config: GHNConfig) -> Group:
-    shape, limit = target.seen, config.max_shape
+    shape, limit = target.predicted_shape, config.max_shape
     if len(shape) == 1:
         return (Decoder.HEAD_BIAS if target.head else Decoder.VECTOR), ()
     if target.head:
@@ -209,14 +209,14 @@ def _row(
         block_shape = _pad(group_shape)
         source = index * _numel(group_shape)
     kind, scale = _normalisation(target, is_position, config)
-    return PlanRow(block, source, block_shape, _pad(target.seen), kind, scale, offset)
+    return PlanRow(block, source, block_shape, _pad(target.predicted_shape), kind, scale, offset)
 
 
 def _normalisation(target: Target, is_position: bool, config: GHNConfig) -> tuple[Kind, float]:
     """Kind and scale of a parameter (arXiv 2110.13100, section 4.2)."""
     if not config.normalize or is_position:
         return Kind.COPY, 1.0
-    shape = target.seen
+    shape = target.predicted_shape
     if len(shape) == 1:
         return (Kind.SHIFT if target.row else Kind.SCALE), 1.0
     # Depthwise and wide kernels (1x7) are not followed by a ReLU in the networks of DeepNets-1M.

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ghn_fast.hypernet.checkpoint import write_atomically
+from ghn_fast.utils.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"

@@ -11,7 +11,6 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ghn_fast.hypernet.checkpoint import write_atomically
 from ghn_fast.metatrain.metrics import (
     EVALUATIONS_FILE,
     METRICS_FILE,
@@ -19,6 +18,7 @@ from ghn_fast.metatrain.metrics import (
     read_lines,
     read_metrics,
 )
+from ghn_fast.utils.files import write_atomically
 
 REPORT_FILE = "report.html"
 
@@ -78,7 +78,7 @@ def write_report(run: Path) -> Path:
         + "\n</body></html>\n"
     )
     path = run / REPORT_FILE
-    write_atomically(path, page.encode())
+    write_atomically(path, page)
     return path
 
 

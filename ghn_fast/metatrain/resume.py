@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from ghn_fast.hypernet.checkpoint import WEIGHTS_FILE, load_weights, save_pretrained
 from ghn_fast.hypernet.ghn import GHN
+from ghn_fast.utils.files import sync_folder
 
 _TRAINER_FILE = "trainer.pt"
 _PARTIAL = ".partial-"
@@ -70,7 +71,7 @@ def save_checkpoint(
         os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _sync(folder.parent)
+    sync_folder(folder.parent)
     for old in list_checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder
@@ -205,11 +206,3 @@ _DAMAGE = (
 
 def _damaged(path: Path, folder: Path) -> ValueError:
     return ValueError(f"{path}: damaged, remove {folder} to resume from the one before")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

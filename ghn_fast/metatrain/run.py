@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
-from ghn_fast.hypernet.checkpoint import from_pretrained, load_weights, write_atomically
+from ghn_fast.hypernet.checkpoint import from_pretrained, load_weights
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.metatrain.architectures import (
     training_architectures,
@@ -31,6 +27,8 @@ from ghn_fast.metatrain.metrics import RunLog, read_metrics
 from ghn_fast.metatrain.resume import Saver, list_checkpoints, read_checkpoint, restore
 from ghn_fast.metatrain.step import MetaTrainer, StepResult
 from ghn_fast.utils import distributed
+from ghn_fast.utils.files import write_atomically
+from ghn_fast.utils.signals import stop_requests
 from ghn_fast.vision import ImageSplits, load_images, train_batches
 
 SETTINGS_FILE = "train.json"
@@ -136,7 +134,7 @@ def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
     skips = _skip_history(config, out, step)
     stopped = False
     try:
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             while step < total and not stopped:
                 started = time.perf_counter()
                 rate = config.learning_rate(step, total)
@@ -193,7 +191,7 @@ class _Files:
     def __init__(self, config: TrainConfig, out: Path, step: int, newest: Path | None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         settings = json.dumps(config.to_dict(), indent=2) + "\n"
-        write_atomically(out / SETTINGS_FILE, settings.encode())
+        write_atomically(out / SETTINGS_FILE, settings)
         self.log = RunLog(out, step)
         self.saver = Saver(
             out,
@@ -311,24 +309,3 @@ def _check_skips(skips: deque[tuple[int, int]], largest: float) -> None:
             f"max_skip_rate: {skipped} of the last {total} architectures had to be skipped, which "
             f"is more than {largest:.0%}; skipped.jsonl names them with the reasons"
         )
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; outside the main thread nobody sets it."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,9 +1,51 @@
-"""What writers of files have in common: a file is complete, or it is not there."""
+"""Writing files so that a file is complete, or it is not there."""
 
 from __future__ import annotations
 
+import os
+import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write a file so that at every instant it is either the old or the new one, whole.
+
+    Args:
+        path: The file; its folder must be there.
+        data: What it holds; text is written as UTF-8.
+
+    Raises:
+        OSError: If it cannot be written; the old file stays, and nothing else is left behind.
+    """
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside a file for its next version, different in every process and thread.
+
+    In the same folder, so that the replacement never crosses file systems.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, as ``fsync`` does with the contents of a file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class WholeFileWriter:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ghn_fast.utils.files import write_atomically
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -114,19 +114,7 @@ class EvaluationReport:
         Numbers that are not finite become null, as JSON has no other way to say it.
         """
         text = json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n"
-        path = Path(path)
-        # In the same folder, so that the replacement never crosses file systems.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-            raise
+        write_atomically(path, text)
 
     def histogram(self, path: str | Path) -> None:
         """Draw how top-1 accuracy is distributed, predicted beside random initialisation.

@@ -63,7 +63,7 @@ def check(model: nn.Module, graph: ArchGraph) -> set[str]:
     assert all(graph.skipped.values())
     for name, target in predicted.items():
         assert target.shape == tuple(params[name].shape)
-        assert torch.Size(target.seen).numel() == params[name].numel()
+        assert torch.Size(target.predicted_shape).numel() == params[name].numel()
     heads = [target.name for target in graph.targets if target.head]
     assert len(heads) <= 2
     return set(graph.skipped)

@@ -36,7 +36,10 @@ def check(model: nn.Module, graph: ArchGraph) -> None:
     assert not set(targets(graph)) & set(graph.skipped)
     for target in graph.targets:
         assert target.shape == tuple(params[target.name].shape)
-        assert target.seen == () or torch.Size(target.seen).numel() == params[target.name].numel()
+        assert (
+            target.predicted_shape == ()
+            or torch.Size(target.predicted_shape).numel() == params[target.name].numel()
+        )
     config = ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 3, 3))
     for parameter in params.values():
         nn.init.constant_(parameter, torch.nan)
@@ -104,8 +107,8 @@ def test_products_scales_and_shifts() -> None:
     assert kinds(graph)["shift"] == "bias"
     # The matrix is (in, out): three terms in each of its sums, twelve in those of the heads.
     assert found["matrix"].fan_in == 3
-    assert (found["heads"].seen, found["heads"].fan_in) == ((48, 5), 12)
-    assert found["shift"].seen == (5,)
+    assert (found["heads"].predicted_shape, found["heads"].fan_in) == ((48, 5), 12)
+    assert found["shift"].predicted_shape == (5,)
     assert "single number" in graph.skipped["alpha"]
     assert ("scale", "shift") in hops(graph)
     check(model, graph)
@@ -212,7 +215,7 @@ def test_other_convolutions(
     model = nn.Sequential(*layers, nn.GroupNorm(2, 8), nn.Flatten(2), Mean(), nn.Linear(8, 10))
     graph = capture(model, shape)
     target = targets(graph)["0.weight"]
-    assert (target.seen, target.fan_in) == (seen, fan_in)
+    assert (target.predicted_shape, target.fan_in) == (seen, fan_in)
     assert not graph.skipped
     check(model, graph)
 

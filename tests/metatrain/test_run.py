@@ -371,10 +371,3 @@ def test_recipes_are_valid() -> None:
     assert recipes
     for recipe in recipes:
         TrainConfig.from_dict(read_config(recipe))
-
-
-def test_stop_requests_restore_the_handlers() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with run_module._stop_requests():
-        assert signal.getsignal(signal.SIGTERM) is not before
-    assert signal.getsignal(signal.SIGTERM) is before
