@@ -13,6 +13,9 @@ from ghn_fast.commands.common import INTERRUPTED, app
 
 __all__ = ["INTERRUPTED", "app", "deepnets", "main", "prediction", "training"]
 
+# Libraries put whole backtraces into their messages.
+_LONGEST = 300
+
 
 def main() -> None:
     """Run the command line; mistakes end with one line and status 2."""
@@ -20,11 +23,21 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+    except Exception as error:
         if os.environ.get("GHN_FAST_DEBUG"):
             raise
-        typer.echo(f"ghn-fast: error: {error}", err=True)
+        typer.echo(f"ghn-fast: error: {_one_line(error)}", err=True)
         sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong; for anything but a mistake that the package names, its kind too."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, TypeError, OSError, ModuleNotFoundError)) and text:
+        return text
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]} ..."
+    return f"{type(error).__name__}: {text} (GHN_FAST_DEBUG=1 shows where)"
 
 
 if __name__ == "__main__":
