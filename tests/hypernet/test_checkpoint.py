@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ghn_fast
+from ghn_fast.hypernet import propagate
 
 SMALL = ghn_fast.GHNConfig(max_shape=(8, 8, 3, 3), hid=8, num_classes=4)
 
@@ -223,7 +224,9 @@ def test_endless_rounds_of_propagation_are_refused(folder: Path) -> None:
         ghn_fast.from_pretrained(folder)
 
 
-def test_a_propagator_that_needs_values_when_it_is_built(folder: Path) -> None:
+def test_a_propagator_that_needs_values_when_it_is_built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Values(torch.nn.Module):
         def __init__(self, config: ghn_fast.GHNConfig) -> None:
             super().__init__()
@@ -232,8 +235,7 @@ def test_a_propagator_that_needs_values_when_it_is_built(folder: Path) -> None:
         def forward(self, x: torch.Tensor, batch: Any) -> torch.Tensor:
             return x * self.scale
 
-    if "needs_values" not in ghn_fast.propagators():
-        ghn_fast.register_propagator("needs_values", Values)
+    monkeypatch.setitem(propagate._registry, "needs_values", Values)
     config = replace(SMALL, propagator="needs_values")
     loaded = ghn_fast.from_pretrained(ghn_fast.save_pretrained(ghn_fast.GHN(config), folder))
     assert loaded.config == config
