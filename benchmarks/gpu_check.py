@@ -95,7 +95,7 @@ def check(arguments: argparse.Namespace) -> int:
     for case in found:
         print(f"  {case.line()}", flush=True)
     about = gpu_parts.about_gpu(commit)
-    report = {
+    report: dict[str, Any] = {
         "date": started.isoformat(timespec="seconds"),
         "about": about,
         "tests": tests,

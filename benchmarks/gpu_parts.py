@@ -138,7 +138,7 @@ def run_sanitizer() -> dict[str, Any] | None:
         return None
     # Every allocation is one of CUDA's, so that each has bounds of its own.
     env = {**environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for tool in SANITIZER_TOOLS:
         print(f"Running the GPU tests under compute-sanitizer, {tool}", flush=True)
         command = [program, "--tool", tool, "--target-processes", "all", "--error-exitcode", "99"]

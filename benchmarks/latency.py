@@ -4,10 +4,10 @@
                                  [--published PATH] [--json report.json]
 
 Per model: *cold* is from module to parameters at first sight, *warm* the same for another module of
-a known architecture (or with the graph given), *fill* writes a constant to all parameters. Every
-measurement has a module of its own. All are taken in turn, so that a ratio compares neighbours; a
-line gives medians, and the least and largest ratio. Before anything is timed, the parameters of
-both implementations are compared element by element.
+a known architecture, *given* with its graph passed along, *fill* writes a constant to all
+parameters. Every measurement has a module of its own. All are taken in turn, so that a ratio
+compares neighbours; a line gives medians, and the least and largest ratio. Before anything is
+timed, the parameters of both implementations are compared element by element.
 
 ``--published`` names a folder with the published implementation (facebookresearch/ppuda, which
 needs einops); it is then measured in the same turns, with the same weights.
@@ -36,6 +36,7 @@ from straightforward import Predictor, capture
 from torch import nn
 
 import ghn_fast
+from ghn_fast.graph import clear_cache
 
 MODELS = (
     "resnet18",
@@ -93,18 +94,6 @@ def check_equal(fast: nn.Module, slow: nn.Module) -> float:
     return worst
 
 
-def clear_cache() -> None:
-    """Forget all architectures, where the package remembers them."""
-    clear = getattr(importlib.import_module("ghn_fast.graph"), "clear_cache", None)
-    if clear is not None:
-        clear()
-
-
-def remembers() -> bool:
-    """Whether the package has a structural cache."""
-    return hasattr(importlib.import_module("ghn_fast.graph"), "clear_cache")
-
-
 def fill(module: nn.Module) -> None:
     """Write every parameter once."""
     with torch.no_grad():
@@ -132,16 +121,10 @@ def one_model(
         clear_cache()
         ghn.predict(module)
 
-    def warm(module: nn.Module) -> None:
-        if remembers():
-            ghn.predict(module)
-        else:
-            ghn.predict(module, graph)
-
     runs: dict[str, Callable[[nn.Module], Any]] = {
         "cold": cold,
         "baseline_cold": baseline,
-        "warm": warm,
+        "warm": ghn.predict,
         "baseline_warm": lambda module: baseline(module, own_graph),
         "given": lambda module: ghn.predict(module, graph),
         "fill": fill,
@@ -361,10 +344,9 @@ def main() -> None:
 
     report["import"] = import_time(arguments.repeats)
     print_imports(report["import"])
-    known = "known architecture" if remembers() else "graph given"
     print(
         f"GHN-2, hid 32, float32, {arguments.threads} threads, medians of {arguments.repeats}, "
-        f"milliseconds; warm: {known}\n"
+        f"milliseconds; warm: known architecture\n"
         f"{'':17}{'M':>6} {'cold':>8} {'baseline':>8} {'':22} {'warm':>8} {'baseline':>8} {'':22} "
         f"{'given':>8} {'fill':>7} {'warm/fill':>6}"
     )

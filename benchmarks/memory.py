@@ -24,7 +24,7 @@ MOST = 0.05
 WIDTH = 8192
 
 
-def stack(layers: int, dtype: torch.dtype) -> nn.Module:
+def stack(layers: int, dtype: torch.dtype) -> nn.Sequential:
     """``layers`` linear layers of 67 million parameters each, with norms between, and a head."""
     torch.set_default_dtype(dtype)
     try:

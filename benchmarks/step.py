@@ -127,7 +127,7 @@ class Case:
 def without_dropout() -> Iterator[None]:
     """Both ways draw different masks, so results are compared without any."""
     before = nn.Dropout.forward, SeededDropout.forward
-    nn.Dropout.forward = SeededDropout.forward = lambda self, x: x  # type: ignore[method-assign]
+    nn.Dropout.forward = SeededDropout.forward = lambda self, x: x  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

@@ -192,7 +192,8 @@ class Predictor:
         if graph is None:
             with torch.enable_grad():
                 graph = capture(model)
-        gnn = self.ghn.propagator
+        # Its parts are those of a gated GNN.
+        gnn: Any = self.ghn.propagator
         x = self._encode(graph)
         x = self.ghn.norm(graph.walk(x, gnn.message, gnn.virtual_message, gnn.update))
         params = dict(model.named_parameters())

@@ -76,7 +76,8 @@ def predict(
 ) -> list[dict[str, Tensor]]:
     """The parameters of a meta-batch by name, one tensor after the other."""
     batch = GraphBatch(graphs)
-    gnn = ghn.propagator
+    # Its parts are those of a gated GNN.
+    gnn: Any = ghn.propagator
     x = ghn.encoder(batch.op_types, batch.shapes)
     x = ghn.norm(messages(x, gnn.message, gnn.virtual_message, gnn.update))
     plan = plan_decoding(batch.graphs, ghn.config)

@@ -34,7 +34,7 @@ def draw_trends(results: Sequence[Mapping[str, Any]], folder: Path) -> list[Path
 
     found = list(trends(results).items())
     order = list(dict.fromkeys(result["commit_hash"][:7] for result in results))
-    pages = []
+    pages: list[Path] = []
     for first in range(0, len(found), _COLUMNS * _ROWS):
         part = found[first : first + _COLUMNS * _ROWS]
         rows = -(-len(part) // _COLUMNS)

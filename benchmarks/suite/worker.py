@@ -116,6 +116,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     worker = Worker()
+    answer: dict[str, Any]
     for line in sys.stdin:
         request = json.loads(line)
         name = request.pop("do")
