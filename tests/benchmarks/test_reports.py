@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ghn_fast.ops import backend
+from markers import needs_extension
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -209,9 +209,8 @@ def test_too_small_a_ratio_fails_the_quick_check(
     assert f"{names[0]}: skipped, no compiler" in capsys.readouterr().out
 
 
+@needs_extension
 def test_the_quick_check_measures_both_back_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    if backend.extension_problem() is not None:
-        pytest.skip("the compiled ops are not here")
     seen = []
     monkeypatch.setattr(quick, "seconds", lambda run, name: (run(), seen.append(name), 1.0)[2])
     monkeypatch.setattr(quick, "PAIRS", 1)

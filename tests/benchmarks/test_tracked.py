@@ -16,6 +16,7 @@ import torch
 
 import ghn_fast
 from ghn_fast.ops import backend
+from markers import needs_extension
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -98,12 +99,11 @@ def planted_tree(folder: Path, plant: Callable[[Path], None]) -> Path:
 
 @pytest.fixture
 def case() -> Iterator[cases.Case]:
-    if backend.extension_problem() is not None:
-        pytest.skip("the compiled ops are not here")
     (found,) = [c for c in GUARDED if (c.path, c.part, c.device) == ("gated_gnn", "forward", "cpu")]
     yield found
 
 
+@needs_extension
 def test_a_planted_call_and_allocation_make_the_counts_differ(
     tmp_path: Path, case: cases.Case
 ) -> None:
@@ -120,6 +120,7 @@ def test_a_planted_call_and_allocation_make_the_counts_differ(
     assert any("allocations" in line for line in lines)
 
 
+@needs_extension
 def test_the_planted_slow_down_is_of_the_op_and_changes_nothing_else(
     tmp_path: Path, case: cases.Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
