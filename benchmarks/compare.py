@@ -27,9 +27,9 @@ from measure import ROOT, about
 from suite.cases import choose, guarded_cases
 from suite.decide import interval
 from suite.instructions import NotCountedError, count_instructions
+from suite.processes import WorkerError
 from suite.rounds import MOST_ROUNDS, Outcome, compare, table
 from suite.trees import BuildError, build, tree_of
-from suite.workers import WorkerError
 
 # Part by which executed instructions may grow: hash tables and the allocator vary by less.
 INSTRUCTIONS = 1.01

@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from measure import ROOT, processor
+from suite.processes import environment
 from suite.results import RESULTS, failures, file_of, read_results, tidy
 from suite.trees import CACHE, BuildError, build, commit_of_revision, tree_of
-from suite.workers import environment
 
 CONFIG = ROOT / "benchmarks" / "asv.conf.json"
 

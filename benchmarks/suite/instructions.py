@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from suite.workers import RunningWorker
+from suite.processes import RunningWorker
 
 
 class NotCountedError(Exception):
@@ -40,7 +40,7 @@ def count_instructions(tree: Path, cases: Sequence[str]) -> dict[str, int]:
 
     Raises:
         NotCountedError: If there is no valgrind.
-        suite.workers.WorkerError: If a case fails.
+        suite.processes.WorkerError: If a case fails.
     """
     reason = problem()
     if reason is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from suite.cases import Case
 from suite.decide import EARLY_PASS, Verdict, decide, final, interval, quartile
-from suite.workers import RunningWorker, WorkerError
+from suite.processes import RunningWorker, WorkerError
 
 # A slice of time of one revision; short, so that what disturbs one disturbs the other.
 SLICE_SECONDS = 0.008

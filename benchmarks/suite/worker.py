@@ -1,6 +1,6 @@
 """A process that sets cases of one revision up and times or counts them on request.
 
-Started by :mod:`suite.workers` with the tree of the revision first on PYTHONPATH. Requests and
+Started by :mod:`suite.processes` with the tree of the revision first on PYTHONPATH. Requests and
 answers are lines of JSON on standard input and output; what libraries print goes to standard error.
 Times are of the processor, not of the clock on the wall: other processes do not add to them by
 taking turns. On a GPU they are between two events of the stream.

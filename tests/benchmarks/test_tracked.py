@@ -21,7 +21,7 @@ from markers import needs_extension
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from suite import cases, counting, plants, setups, tracked, workers  # noqa: E402
+from suite import cases, counting, plants, processes, setups, tracked  # noqa: E402
 
 sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -108,7 +108,7 @@ def test_a_planted_call_and_allocation_make_the_counts_differ(
     tmp_path: Path, case: cases.Case
 ) -> None:
     tree = planted_tree(tmp_path, plants.plant_copy)
-    with workers.RunningWorker(tree) as worker:
+    with processes.RunningWorker(tree) as worker:
         worker.wait_ready()
         assert worker.ask("prepare", case=case.name) == {}
         counts = worker.ask("count")["counts"]
@@ -143,18 +143,20 @@ def test_a_worker_refuses_another_package(tmp_path: Path) -> None:
     (tmp_path / "ghn_fast" / "__init__.py").write_text("")
     other = tmp_path / "other"
     other.mkdir()
-    with workers.RunningWorker(tmp_path) as worker:
+    with processes.RunningWorker(tmp_path) as worker:
         worker.tree = other
-        with pytest.raises(workers.WorkerError, match=r"imports the package of .*, not of .*other"):
+        with pytest.raises(
+            processes.WorkerError, match=r"imports the package of .*, not of .*other"
+        ):
             worker.wait_ready()
 
 
 def test_a_failing_case_is_an_error_with_its_reason() -> None:
-    with workers.RunningWorker(ROOT) as worker:
+    with processes.RunningWorker(ROOT) as worker:
         worker.wait_ready()
-        with pytest.raises(workers.WorkerError, match="there is none named 'x'"):
+        with pytest.raises(processes.WorkerError, match="there is none named 'x'"):
             worker.ask("prepare", case="x")
-        with pytest.raises(workers.WorkerError, match="AttributeError") as caught:
+        with pytest.raises(processes.WorkerError, match="AttributeError") as caught:
             worker.ask("no_such_request")
         assert caught.value.lacking
 
