@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ def problem_of(case: Case) -> str | None:
     if case.device == "cuda" and not torch.cuda.is_available():
         return "there is no CUDA device here"
     if case.path in _OPS:
+        # An op is known once its module has been imported.
+        importlib.import_module(f"ghn_fast.ops.{case.path}")
         return backend.problem_of(case.path, case.backend, case.device)
     return backend.extension_problem()
 
