@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report(outcomes: list[Outcome], base: str) -> dict[str, Any]:
-    """The outcome as plain values for JSON."""
+    """Turn the outcome into plain values for JSON."""
     cases = {}
     for outcome in outcomes:
         cases[outcome.case.name] = {
@@ -117,7 +117,7 @@ def report(outcomes: list[Outcome], base: str) -> dict[str, Any]:
 
 
 def _instructions(base: Path, head: Path, outcomes: list[Outcome]) -> tuple[list[str], list[str]]:
-    """Lines about executed instructions, and the names of the cases with more of them."""
+    """Count instructions: lines about them, and the names of the cases that execute more."""
     names = [outcome.case.name for outcome in outcomes if outcome.counts or outcome.ratios]
     before, after = (count_instructions(tree, names) for tree in (base, head))
     lines, grown = ["instructions, under valgrind:"], []

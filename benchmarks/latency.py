@@ -61,7 +61,7 @@ HEAVY = ("matplotlib", "sklearn", "h5py", "rich", "typer", "torchvision", "tenso
 
 
 def seconds(run: Callable[[nn.Module], Any], template: nn.Module) -> float:
-    """Time of one call on a module that it has not seen."""
+    """Measure one call on a module that it has not seen."""
     module = copy.deepcopy(template)
     gc.collect()
     start = time.perf_counter()
@@ -72,7 +72,7 @@ def seconds(run: Callable[[nn.Module], Any], template: nn.Module) -> float:
 def measure(
     runs: dict[str, Callable[[nn.Module], Any]], template: nn.Module, repeats: int
 ) -> dict[str, list[float]]:
-    """Times of several implementations, taken in turn."""
+    """Measure several implementations in turn."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -81,7 +81,7 @@ def measure(
 
 
 def check_equal(fast: nn.Module, slow: nn.Module) -> float:
-    """Largest error relative to the larger of an element and the tensor's mean magnitude."""
+    """Find the largest error, relative to the larger of an element and the mean magnitude."""
     worst = 0.0
     others = dict(slow.named_parameters())
     for name, param in fast.named_parameters():
@@ -154,7 +154,7 @@ def spread(over: list[float], under: list[float]) -> dict[str, float]:
 
 
 def load_published(folder: Path, ghn: ghn_fast.GHN) -> Any:
-    """The published hypernetwork with the weights of ours: functions to predict and to capture."""
+    """Load the published hypernetwork with our weights: functions to predict and to capture."""
     sys.path.insert(0, str(folder))
     graphs = importlib.import_module("ppuda.deepnets1m.graph")
     config = ghn.config
@@ -192,7 +192,7 @@ def load_published(folder: Path, ghn: ghn_fast.GHN) -> Any:
 
 
 def import_time(repeats: int) -> dict[str, Any]:
-    """Seconds that imports take in fresh processes, in turn, and what heavy modules they load.
+    """Measure imports in fresh processes, in turn, and which heavy modules they load.
 
     ``ghn_fast`` alone loads its parts at first use, so that importing what predicts is measured,
     too.
@@ -242,7 +242,7 @@ def print_imports(imports: dict[str, Any]) -> None:
 
 
 def summarise(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Geometric means over the models, and which targets are met: none if a model failed."""
+    """Take geometric means over the models; no target is met if a model failed."""
     summary: dict[str, Any] = {}
     complete = all("error" not in model for model in models.values())
     for peer in ("baseline", "published"):

@@ -140,7 +140,7 @@ def _parameter(function: Any) -> Tensor | None:
 
 
 def _sort(preds: dict[Any, set[Any]]) -> list[Any]:
-    """Topological order."""
+    """Sort the nodes topologically."""
     succs: dict[Any, list[Any]] = {node: [] for node in preds}
     missing = {node: len(before) for node, before in preds.items()}
     for node, before in preds.items():
@@ -159,7 +159,7 @@ def _sort(preds: dict[Any, set[Any]]) -> list[Any]:
 
 
 def _distances(succs: list[list[int]], cutoff: int) -> Iterable[tuple[int, int, int]]:
-    """Breadth-first search from each node."""
+    """Find distances by a breadth-first search from each node."""
     for start in range(len(succs)):
         distance = {start: 0}
         queue = deque([start])
@@ -286,7 +286,7 @@ def _tile(value: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _normalise(value: Tensor, is_shift: bool) -> Tensor:
-    """Section 4.2 of arXiv 2110.13100."""
+    """Normalise as section 4.2 of arXiv 2110.13100 says."""
     if value.ndim == 1:
         return torch.tanh(value / 5) if is_shift else 2 * torch.sigmoid(value / 2)
     fan_in = value[0].numel()

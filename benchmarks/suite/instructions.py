@@ -30,7 +30,7 @@ def problem() -> str | None:
 
 
 def count_instructions(tree: Path, cases: Sequence[str]) -> dict[str, int]:
-    """Instructions that one call of each case executes, after two calls.
+    """Count the instructions that one call of each case executes, after two calls.
 
     Starting takes a minute or two.
 
@@ -68,7 +68,7 @@ def _number(path: Path) -> int:
 
 
 def _total(dump: Path) -> int:
-    """The instructions that a dump of callgrind counts."""
+    """Read the instructions that a dump of callgrind counts."""
     match = re.search(r"^(?:totals|summary): (\d+)", dump.read_text(errors="replace"), re.MULTILINE)
     if match is None:
         raise NotCountedError(f"valgrind wrote no total into {dump.name}")

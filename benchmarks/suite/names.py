@@ -28,7 +28,7 @@ PLACES: dict[str, tuple[str, ...]] = {
 
 
 def find(name: str) -> Any:
-    """The object of a name, from the first place that has it.
+    """Find the object of a name at the first place that has it.
 
     Raises:
         ImportError: If no place has it.

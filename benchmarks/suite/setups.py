@@ -1,4 +1,4 @@
-"""From a case to a function that runs it once; everything else is done beforehand."""
+"""Turn a case into a function that runs it once; everything else is done beforehand."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def prepared(case: Case) -> Iterator[Run]:
 
 @cache
 def graphs_of(kind: str, count: int) -> list[ArchGraph]:
-    """Graphs of one kind: a torchvision network by name, or the first ones of a sampled split."""
+    """Make graphs of one kind: a torchvision network by name, or the first of a sampled split."""
     if kind in ("train", "deep"):
         nets = SampledNets(kind, count, seed=1)
         return [nets[index].graph for index in range(count)]
@@ -76,14 +76,14 @@ def graphs_of(kind: str, count: int) -> list[ArchGraph]:
 
 
 def network_of(kind: str) -> nn.Module:
-    """A torchvision network with as many classes as the hypernetwork predicts."""
+    """Build a torchvision network with as many classes as the hypernetwork predicts."""
     import torchvision
 
     return torchvision.models.get_model(kind, num_classes=CLASSES)
 
 
 def blocks_of(plan: ParamPlan, device: str, dtype: torch.dtype) -> list[Tensor]:
-    """Random blocks that a plan can read."""
+    """Make random blocks that a plan can read."""
     sizes: dict[int, int] = {}
     for row in plan.rows:
         end = row.source + prod(row.block_shape)
@@ -103,7 +103,7 @@ def _without_gradient(run: Run) -> Run:
 
 
 def _gradient(out: Tensor | list[Tensor], inputs: list[Tensor]) -> Run:
-    """The backward pass alone, of an output that is computed once."""
+    """Run the backward pass alone, of an output that is computed once."""
     outputs = [out] if isinstance(out, Tensor) else out
     directions = [torch.randn_like(tensor) for tensor in outputs]
     return lambda: torch.autograd.grad(

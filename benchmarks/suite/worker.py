@@ -69,7 +69,7 @@ class Worker:
         return {}
 
     def measure(self, calls: int) -> dict[str, Any]:
-        """Seconds of one call, the mean of ``calls``."""
+        """Measure seconds of one call, the mean of ``calls``."""
         gc.disable()
         try:
             if self.device == "cuda":
@@ -94,13 +94,13 @@ class Worker:
         return begin.elapsed_time(end) / 1e3 / calls
 
     def count(self) -> dict[str, Any]:
-        """The counts of :func:`suite.counting.count`."""
+        """Count as :func:`suite.counting.count` does."""
         from suite.counting import count
 
         return {"counts": count(self.run, self.device)}
 
     def instructions(self) -> dict[str, Any]:
-        """One call with the instruction counter of valgrind switched on."""
+        """Run one call with the instruction counter of valgrind switched on."""
         import torch
 
         # On; and off, with what was counted in a file.

@@ -10,14 +10,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as tvf
 
-from ghn_fast.vision.augment import augment_batch, crop_boxes, draw_crops, seeded_generator
-from ghn_fast.vision.data import (
+from ghn_fast.vision import (
     ImageSet,
     ImageSplits,
     eval_batches,
     load_images,
     train_batches,
 )
+from ghn_fast.vision.augment import augment_batch, crop_boxes, draw_crops, seeded_generator
 from tolerances import assert_close
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ghn_fast.vision import folders
-from ghn_fast.vision.data import (
+from ghn_fast.vision import (
     DATASETS,
     ImageSet,
     ImageSplits,
     eval_batches,
+    folders,
     load_images,
     train_batches,
 )

@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ghn_fast.vision.data import ImageSet, ImageSplits, eval_batches
-from ghn_fast.vision.evaluate import (
+from ghn_fast.vision import (
     ArchitectureResult,
     EvaluationReport,
+    ImageSet,
+    ImageSplits,
     accuracy,
+    eval_batches,
     evaluate_networks,
     summarise,
 )
