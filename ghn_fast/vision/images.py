@@ -66,11 +66,6 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.targets)
 
-    @property
-    def lazy(self) -> bool:
-        """Whether images are decoded from files each time they are used."""
-        return self.images is None
-
     def subset(self, indices: Tensor) -> ImageSet:
         """Take the images at ``indices`` (K,) int64, in that order, stored the same way."""
         targets = self.targets[indices]

@@ -246,7 +246,7 @@ def test_imagenet_layout(tmp_path: Path) -> None:
     splits = load_images("imagenet", tmp_path, seed=1)
     assert splits.image_size == 224
     assert (splits.mean, splits.std) == (IMAGENET_MEAN, IMAGENET_STD)
-    assert splits.train.lazy and splits.test.lazy
+    assert splits.train.images is None and splits.test.images is None
     assert counts(splits.val) == [1, 2] and counts(splits.train) == [9, 18]
     assert sorted(splits.train.paths + splits.val.paths) == sorted(train)
     assert list(splits.test.paths) == sorted(test)
@@ -292,7 +292,7 @@ def test_folder_with_train_only(tmp_path: Path) -> None:
     assert splits.class_names == ("cat", "dog")
     assert splits.name == f"folder:{tmp_path}"
     assert splits.image_size == 16
-    assert not splits.train.lazy
+    assert splits.train.images is not None
 
 
 def test_folder_targets_follow_the_files(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_tree_too_large_for_memory_gives_the_same_images(
     near = load_images(f"folder:{tmp_path}")
     monkeypatch.setattr(folders, "MEMORY_LIMIT", 24 * 3 * 16 * 16 - 1)
     far = load_images(f"folder:{tmp_path}")
-    assert far.train.lazy and not near.train.lazy
+    assert far.train.images is None and near.train.images is not None
     assert (far.mean, far.std) == (near.mean, near.std)
     for workers in (0, 2):
         for expected, got in zip(
