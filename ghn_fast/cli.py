@@ -7,11 +7,37 @@ import sys
 
 import typer
 
-# Each module adds its subcommands to the application.
-from ghn_fast.commands import deepnets, prediction, training
-from ghn_fast.commands.common import INTERRUPTED, app
+from ghn_fast.commands import deepnets, demo, evaluation, pictures, prediction, training
+from ghn_fast.commands.common import INTERRUPTED
 
-__all__ = ["INTERRUPTED", "app", "deepnets", "main", "prediction", "training"]
+app = typer.Typer(
+    name="ghn-fast",
+    help="Graph hypernetworks: predict all parameters of a network in one forward pass.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def doctor() -> None:
+    """Print versions, devices, compiled back ends, and which back end each op uses."""
+    from ghn_fast.commands.doctor import report
+
+    typer.echo(report())
+
+
+# In the order of the help.
+for command in (
+    evaluation.evaluate,
+    prediction.predict,
+    pictures.draw,
+    demo.demo,
+    doctor,
+    training.train,
+    training.report,
+):
+    app.command()(command)
+app.add_typer(deepnets.app, name="deepnets")
 
 # Libraries put whole backtraces into their messages.
 _LONGEST = 300

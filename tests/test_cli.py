@@ -15,7 +15,7 @@ import pytest
 import ghn_fast
 from ghn_fast import cli
 from ghn_fast.commands.deepnets import Split
-from ghn_fast.commands.prediction import EvaluationSplit
+from ghn_fast.commands.evaluation import EvaluationSplit
 
 Run = Callable[..., tuple[int, str, str]]
 
