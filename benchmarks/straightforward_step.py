@@ -20,7 +20,8 @@ from torch.nn import functional as F
 import ghn_fast
 from ghn_fast.graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.hypernet.expand import decode, plan_decoding
+from ghn_fast.hypernet.decode import decode
+from ghn_fast.hypernet.decode_plan import plan_decoding
 from ghn_fast.ops.expand_params import Kind, PlanRow
 
 
@@ -77,7 +78,7 @@ def predict(
     """The parameters of a meta-batch by name, one tensor after the other."""
     batch = GraphBatch(graphs)
     gnn = ghn.propagator
-    x = ghn.encoder(batch.op_types, batch.shapes)
+    x = ghn.encoder(batch.op_types, ghn.encoder.shape_index(batch.shapes))
     x = ghn.norm(messages(x, gnn.message, gnn.virtual_message, gnn.update))
     plan = plan_decoding(batch.graphs, ghn.config)
     blocks = decode(x, plan, ghn.blocks, ghn.vectors)
