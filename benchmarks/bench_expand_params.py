@@ -12,7 +12,7 @@ import ghn_fast
 from ghn_fast.deepnets import SampledNets
 from ghn_fast.graph import ArchGraph
 from ghn_fast.hypernet.config import GHNConfig
-from ghn_fast.hypernet.expand import plan_decoding
+from ghn_fast.hypernet.decode_plan import plan_decoding
 from ghn_fast.ops import backend
 from ghn_fast.ops.expand_params import ParamPlan, expand_params, expand_params_into
 

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 import ghn_fast
 from ghn_fast.graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.hypernet.expand import decode, plan_decoding
+from ghn_fast.hypernet.decode import decode
+from ghn_fast.hypernet.decode_plan import plan_decoding
 from ghn_fast.ops.expand_params import Kind, PlanRow
 
 
@@ -78,7 +79,7 @@ def predict(
     batch = GraphBatch(graphs)
     # Its parts are those of a gated GNN.
     gnn: Any = ghn.propagator
-    x = ghn.encoder(batch.op_types, batch.shapes)
+    x = ghn.encoder(batch.op_types, ghn.encoder.shape_index(batch.shapes))
     x = ghn.norm(messages(x, gnn.message, gnn.virtual_message, gnn.update))
     plan = plan_decoding(batch.graphs, ghn.config)
     blocks = decode(x, plan, ghn.blocks, ghn.vectors)

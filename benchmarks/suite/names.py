@@ -16,8 +16,8 @@ from typing import Any
 PLACES: dict[str, tuple[str, ...]] = {
     "GatedGNN": ("ghn_fast.hypernet.propagate",),
     "GraphBatch": ("ghn_fast.graph.batch",),
-    "plan_decoding": ("ghn_fast.hypernet.expand",),
-    "decode": ("ghn_fast.hypernet.expand",),
+    "plan_decoding": ("ghn_fast.hypernet.decode_plan", "ghn_fast.hypernet.expand"),
+    "decode": ("ghn_fast.hypernet.decode", "ghn_fast.hypernet.expand"),
     "collate_edges": ("ghn_fast.ops.collate_edges",),
     "expand_params": ("ghn_fast.ops.expand_params",),
     "shortest_distances": ("ghn_fast.ops.shortest_distances",),

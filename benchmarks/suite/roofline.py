@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.hypernet import linear
 from ghn_fast.hypernet.config import GHNConfig
-from ghn_fast.hypernet.expand import plan_decoding
+from ghn_fast.hypernet.decode_plan import plan_decoding
 from ghn_fast.hypernet.propagate import GatedGNN
 from suite.cases import Case, guarded_cases
 from suite.setups import CLASSES, graphs_of, prepared, problem_of

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ghn_fast.capturing.capture import capture
+from ghn_fast.capturing.inputs import ExampleInputs, InputShape
 from ghn_fast.capturing.structure import Structure, structure_of
 from ghn_fast.graph.arch_graph import ArchGraph
 
@@ -71,7 +72,11 @@ _cache = _Cache()
 
 
 def cached_capture(
-    model: nn.Module, input_shape: Any, virtual_edges: int, *, example_inputs: Any = None
+    model: nn.Module,
+    input_shape: InputShape | None,
+    virtual_edges: int,
+    *,
+    example_inputs: ExampleInputs | None = None,
 ) -> tuple[ArchGraph, Structure | None]:
     """As :func:`ghn_fast.capture`, but a structure that was captured before is not again.
 

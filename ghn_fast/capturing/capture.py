@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from ghn_fast.capturing.assemble import graph_from_nodes
 from ghn_fast.capturing.contract import contract
+from ghn_fast.capturing.inputs import ExampleInputs, InputShape
 from ghn_fast.capturing.op_shapes import RULES
 from ghn_fast.capturing.raw import NodeGraph, RawOp, RawParam, linearise, order_nodes
 from ghn_fast.capturing.roles import assign_roles
@@ -36,10 +37,10 @@ class CaptureError(ValueError):
 
 def capture(
     model: nn.Module,
-    input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    input_shape: InputShape | None = None,
     virtual_edges: int = 50,
     *,
-    example_inputs: Any = None,
+    example_inputs: ExampleInputs | None = None,
 ) -> ArchGraph:
     """Capture the architecture graph of a network in evaluation mode.
 

@@ -16,7 +16,7 @@ class GraphBatch:
     """Several architecture graphs side by side, their nodes numbered through.
 
     Graphs that came with a plan of their own, as those of DeepNets-1M do, are put together from
-    these plans; the table of their edges is made when it is asked for.
+    these plans.
 
     Args:
         graphs: At least one graph; their edges are on the CPU, sorted or not.
@@ -48,17 +48,21 @@ class GraphBatch:
         for graph in self.graphs:
             self.offsets.append(self.offsets[-1] + graph.num_nodes)
         self.op_types = torch.cat([graph.op_types for graph in self.graphs])
-        self._edges: Tensor | None = None
         plans = [graph.plan for graph in self.graphs if graph.plan is not None]
         if len(plans) == len(self.graphs):
             self.plan = GraphPlan.join(plans)
         else:
-            self._edges = collate_edges([graph.edges for graph in self.graphs], self.offsets)
-            self.plan = GraphPlan(self._edges, self.offsets)
+            edges = collate_edges([graph.edges for graph in self.graphs], self.offsets)
+            self.plan = GraphPlan(edges, self.offsets)
+        self._edges: Tensor | None = None
 
     @property
     def edges(self) -> Tensor:
-        """Long tensor (M, 3) of rows (from, to, distance), nodes numbered through."""
+        """Long tensor (M, 3) of rows (from, to, distance), nodes numbered through.
+
+        It is on the device of the batch, moved there when it is asked for first: message passing
+        reads the plan alone.
+        """
         if self._edges is None:
             self._edges = self.plan.edges.to(self.op_types.device)
         return self._edges
@@ -76,8 +80,7 @@ class GraphBatch:
     def to(self, device: torch.device | str) -> GraphBatch:
         """Move the tensors to a device, in place; returns the batch."""
         self.op_types = self.op_types.to(device, non_blocking=self.op_types.is_pinned())
-        if self._edges is not None:
-            self._edges = self._edges.to(device)
+        self._edges = None
         self.plan = self.plan.to(device)
         return self
 

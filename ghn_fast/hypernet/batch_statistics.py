@@ -57,18 +57,24 @@ def norm_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
-def use_batch_statistics(
-    model: nn.Module, layers: Iterable[tuple[str, nn.Module]] | None = None
-) -> list[str]:
+def use_batch_statistics(model: nn.Module) -> list[str]:
     """Make every BatchNorm layer normalise by batch statistics, in train and in eval mode.
 
-    Drops the running statistics of `model`, in place; its state dict keeps their keys, with the
-    values of a fresh layer. `layers` are its BatchNorm layers with their names, if they are known.
-    Returns the names of the modules that were changed; those without running statistics already are
-    not among them.
+    Args:
+        model: The network. Its running statistics are dropped in place; its state dict keeps their
+            keys, with the values of a fresh layer.
+
+    Returns:
+        The names of the modules that were changed; those without running statistics already are not
+        among them.
     """
+    return drop_running_statistics(norm_layers(model))
+
+
+def drop_running_statistics(layers: Iterable[tuple[str, nn.Module]]) -> list[str]:
+    """:func:`use_batch_statistics` for BatchNorm layers that are known, with their names."""
     changed = []
-    for name, module in norm_layers(model) if layers is None else layers:
+    for name, module in layers:
         # A module's own way of getting buffers and setting attributes takes as long as predicting.
         buffers = module._buffers
         if not module.track_running_stats and not any(
@@ -90,11 +96,19 @@ def track_running_statistics(model: nn.Module, momentum: float | None = 0.1) -> 
     """Give every BatchNorm layer without running statistics fresh ones, for fine-tuning.
 
     Means start at 0 and variances at 1, on the device and in the dtype of the layer's parameters
-    (of the model's first parameter for a layer that has none). `momentum` is that of PyTorch: the
-    weight of the newest batch, None for the plain average over batches. Returns the names of the
-    modules that were changed, in place; those with running statistics keep them and their momentum.
+    (of the model's first parameter for a layer that has none).
 
-    Raises ValueError when momentum is outside 0..1.
+    Args:
+        model: The network, which is changed in place.
+        momentum: As in PyTorch: the weight of the newest batch, ``None`` for the plain average over
+            batches.
+
+    Returns:
+        The names of the modules that were changed; those with running statistics keep them and
+        their momentum.
+
+    Raises:
+        ValueError: If ``momentum`` is outside 0..1.
     """
     if momentum is not None and not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be None or lie between 0 and 1, got {momentum}")

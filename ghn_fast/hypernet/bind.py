@@ -1,37 +1,79 @@
-"""Giving predicted parameters to a network."""
+"""Giving predicted parameters to a network: where they go, and the step that writes them there."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ghn_fast.capturing.structure import Structure
 from ghn_fast.graph.arch_graph import ArchGraph
-from ghn_fast.hypernet.batch_statistics import named_modules, norm_layers
+from ghn_fast.hypernet.batch_statistics import (
+    drop_running_statistics,
+    named_modules,
+    norm_layers,
+)
+from ghn_fast.hypernet.report import Clock, PredictionReport
+from ghn_fast.ops.expand_params import ParamPlan, expand_params_into
 
-_NOT_IN_GRAPH = "the graph has no node for it"
 
-
-@dataclass
-class PredictionReport:
-    """What a prediction did. Every parameter of the network is in exactly one of the first two.
+@dataclass(frozen=True)
+class Destinations:
+    """Where the predictions for one network go.
 
     Attributes:
-        predicted: Names of the parameters that were predicted, in the network's order.
-        skipped: Parameters that were left as they were, with the reason.
-        seconds: Wall-clock seconds by stage (capture, encode, propagate, decode, expand, bind) and
-            in total.
-        batch_statistics: Names of the BatchNorm layers that normalise with batch statistics from
-            now on, because running statistics are not predicted.
+        tensors: For each predicted tensor the parameter that it goes to, or ``None`` where the
+            network has no storage to fill.
+        predicted: Names of the parameters that are filled, in the network's order.
+        skipped: The others, with the reason.
+        norms: The BatchNorm layers with their names.
     """
 
-    predicted: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    batch_statistics: list[str] = field(default_factory=list)
+    tensors: list[Tensor | None]
+    predicted: Sequence[str]
+    skipped: dict[str, str]
+    norms: list[tuple[str, nn.Module]]
+
+
+def bind(
+    blocks: Sequence[Tensor],
+    params: ParamPlan,
+    destinations: Destinations,
+    clock: Clock,
+    *,
+    batch_statistics: bool,
+) -> PredictionReport:
+    """Write predicted parameters into a network.
+
+    Blocks are expanded straight into the parameters, whose dtypes, devices and strides stay as they
+    are.
+
+    Args:
+        blocks: The decoded blocks.
+        params: The plan that says which block each parameter comes from.
+        destinations: Where the parameters go, one for each row of ``params``.
+        clock: Ends the stages ``expand`` and ``bind``.
+        batch_statistics: Whether BatchNorm layers are switched to batch statistics.
+    """
+    expand_params_into(blocks, params, destinations.tensors)
+    clock.lap("expand")
+    return finish(destinations, clock, batch_statistics=batch_statistics)
+
+
+def finish(destinations: Destinations, clock: Clock, *, batch_statistics: bool) -> PredictionReport:
+    """Switch the BatchNorm layers if asked to, and report what was done.
+
+    Args:
+        destinations, clock, batch_statistics: As in :func:`bind`, by which the parameters have been
+            written.
+    """
+    changed = drop_running_statistics(destinations.norms) if batch_statistics else []
+    clock.lap("bind")
+    seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
+    return PredictionReport(
+        list(destinations.predicted), dict(destinations.skipped), seconds, changed
+    )
 
 
 def check_graph(model: nn.Module, graph: ArchGraph) -> None:
@@ -55,100 +97,98 @@ def check_graph(model: nn.Module, graph: ArchGraph) -> None:
             )
 
 
-def find_destinations(
-    model: nn.Module, graph: ArchGraph, names: Sequence[str], report: PredictionReport
-) -> list[Tensor | None]:
-    """The tensors of a network that predicted parameters go to, and the report of what they are.
+def find_destinations(model: nn.Module, graph: ArchGraph, names: Sequence[str]) -> Destinations:
+    """Find by name where predictions go.
 
     Args:
-        model: The network; dtypes, devices and strides of its parameters stay as they are.
-        graph: Its graph, for the reasons of what is left out.
-        names: Names of the predicted parameters.
-        report: Gets ``predicted`` and ``skipped``.
-
-    Returns:
-        For each name the parameter, or ``None`` where it has no storage to fill.
+        model: The network.
+        graph: Its graph.
+        names: Names of the predicted parameters: all that the graph predicts, or all but the
+            classifier's.
     """
-    place = {graph.aliases.get(name, name): index for index, name in enumerate(names)}
-    out: list[Tensor | None] = [None] * len(names)
+    rows = {graph.aliases.get(name, name): row for row, name in enumerate(names)}
+    unasked = {target.name for target in graph.targets}.difference(names)
+    tensors: list[Tensor | None] = [None] * len(names)
+    predicted, skipped = [], {}
     for name, param in _named_parameters(model):
-        index = place.get(graph.aliases.get(name, name))
-        if index is None:
-            report.skipped[name] = graph.skipped.get(name, _NOT_IN_GRAPH)
+        known_as = graph.aliases.get(name, name)
+        row = rows.get(known_as)
+        if known_as in unasked:
+            skipped[name] = "the classifier was not asked for (head=False)"
+        elif row is None:
+            skipped[name] = graph.skipped.get(name, "the graph has no node for it")
         elif param.is_meta:
-            report.skipped[name] = "it is on the meta device and has no storage to fill"
+            skipped[name] = "it is on the meta device and has no storage to fill"
         else:
-            out[index] = param
-            report.predicted.append(name)
-    return out
+            tensors[row] = param
+            predicted.append(name)
+    return Destinations(tensors, predicted, skipped, norm_layers(model))
 
 
 @dataclass(frozen=True)
 class Binding:
-    """What goes where in all networks of one structure, found once.
+    """Where predictions go in all networks of one structure, found once.
 
     Attributes:
-        places: For each parameter of :class:`~ghn_fast.capturing.structure.Structure` the index of
-            what is predicted for it, or -1.
+        rows: For each parameter of :class:`~ghn_fast.capturing.structure.Structure` the number of
+            the tensor that is predicted for it, or -1.
         count: Number of predicted tensors.
         predicted: Names of the predicted parameters, in the network's order.
         skipped: The others, with the reason.
         norms: Names of the BatchNorm layers.
     """
 
-    places: tuple[int, ...]
+    rows: tuple[int, ...]
     count: int
     predicted: tuple[str, ...]
     skipped: dict[str, str]
     norms: tuple[str, ...]
 
-    def destinations(
-        self, structure: Structure, report: PredictionReport
-    ) -> list[Tensor | None] | None:
-        """As :func:`find_destinations`; ``None`` where a parameter has no storage to fill."""
-        out: list[Tensor | None] = [None] * self.count
-        for place, parameter in zip(self.places, structure.parameters, strict=True):
+    @classmethod
+    def of(
+        cls, model: nn.Module, structure: Structure, destinations: Destinations
+    ) -> Binding | None:
+        """The binding for the structure of a network.
+
+        Args:
+            model: The network.
+            structure: Its structure.
+            destinations: Where predictions go in this network (:func:`find_destinations`).
+
+        Returns:
+            The binding, or ``None`` for a network that names are needed for: one with parameters on
+            the meta device, or whose structure lists others than it has registered (a parameter
+            that is a buffer elsewhere, a module that an attribute holds).
+        """
+        if (
+            not structure.complete
+            or not _same([p for _, p in _named_parameters(model)], structure.parameters)
+            or not _same([layer for _, layer in destinations.norms], structure.norms)
+            or any(p.is_meta for p in structure.parameters)
+        ):
+            return None
+        rows = {id(tensor): row for row, tensor in enumerate(destinations.tensors)}
+        return cls(
+            tuple(rows.get(id(p), -1) for p in structure.parameters),
+            len(destinations.tensors),
+            tuple(destinations.predicted),
+            destinations.skipped,
+            tuple(name for name, _ in destinations.norms),
+        )
+
+    def destinations(self, structure: Structure) -> Destinations | None:
+        """Where predictions go in a network of this structure.
+
+        ``None`` where a parameter has no storage to fill, and names are needed again.
+        """
+        tensors: list[Tensor | None] = [None] * self.count
+        for row, parameter in zip(self.rows, structure.parameters, strict=True):
             if parameter.is_meta:
                 return None
-            if place >= 0:
-                out[place] = parameter
-        report.predicted = list(self.predicted)
-        report.skipped = dict(self.skipped)
-        return out
-
-    def norm_layers(self, structure: Structure) -> list[tuple[str, nn.Module]]:
-        """The BatchNorm layers with their names."""
-        return list(zip(self.norms, structure.norms, strict=True))
-
-
-def bind(
-    model: nn.Module, structure: Structure, out: Sequence[Tensor | None], report: PredictionReport
-) -> Binding | None:
-    """The binding for the structure of a network.
-
-    Args:
-        model: The network.
-        structure: Its structure.
-        out: The destinations in this network (:func:`find_destinations`).
-        report: The report that has been made with them.
-
-    Returns:
-        The binding, or ``None`` for a network that names are needed for: one with parameters on the
-        meta device, or whose structure lists others than it has registered (a parameter that is a
-        buffer elsewhere, a module that an attribute holds).
-    """
-    norms = norm_layers(model)
-    if (
-        not structure.complete
-        or not _same([p for _, p in _named_parameters(model)], structure.parameters)
-        or not _same([layer for _, layer in norms], structure.norms)
-        or any(p.is_meta for p in structure.parameters)
-    ):
-        return None
-    index = {id(tensor): place for place, tensor in enumerate(out) if tensor is not None}
-    places = tuple(index.get(id(p), -1) for p in structure.parameters)
-    names = tuple(name for name, _ in norms)
-    return Binding(places, len(out), tuple(report.predicted), dict(report.skipped), names)
+            if row >= 0:
+                tensors[row] = parameter
+        norms = list(zip(self.norms, structure.norms, strict=True))
+        return Destinations(tensors, self.predicted, self.skipped, norms)
 
 
 def _same(a: Sequence[object], b: Sequence[object]) -> bool:
@@ -166,17 +206,3 @@ def _named_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
                 seen.add(id(parameter))
                 found.append((prefix + name, parameter))
     return found
-
-
-def warn_skipped(report: PredictionReport) -> None:
-    """Warn about parameters that keep their values, all in one warning."""
-    if not report.skipped:
-        return
-    name, reason = next(iter(report.skipped.items()))
-    total = len(report.skipped) + len(report.predicted)
-    warnings.warn(
-        f"{len(report.skipped)} of {total} parameters were not predicted and keep their values, "
-        f"the first one '{name}': {reason}. ghn.predict(model).skipped lists them all",
-        UserWarning,
-        stacklevel=3,
-    )

@@ -18,9 +18,60 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghn_fast.hypernet.config import GHNConfig
-from ghn_fast.hypernet.linear import corner_linears
+from ghn_fast.hypernet.decode_plan import DecodePlan, Shape4
+from ghn_fast.hypernet.linear import sliced_linears
+from ghn_fast.ops.decode_blocks import (
+    Decoder,
+    DecoderWeights,
+    can_decode,
+    decode_blocks,
+    takes_weights,
+)
 
-Shape = tuple[int, int, int, int]
+
+def decode(
+    x: Tensor, plan: DecodePlan, blocks: BlockDecoder, vectors: VectorDecoder
+) -> list[Tensor]:
+    """Decode the blocks of all groups of a plan, differentiable.
+
+    Args:
+        x: Node embeddings (N, C).
+        plan: The groups of nodes.
+        blocks, vectors: The decoders. Where no gradients are needed and their layers are plain, a
+            compiled op takes the place of some fifty calls.
+
+    Returns:
+        Per group a contiguous tensor: blocks (n, out, in, h, w), vectors (n, 2, channels), weights
+        of classifiers (n, num_classes, in), or their biases (n, num_classes).
+    """
+    if can_decode(x):
+        layers, others = plain_layers(blocks), plain_layers(vectors)
+        if layers is not None and others is not None:
+            weights = DecoderWeights(*layers, *others)
+            if takes_weights(weights):
+                return decode_blocks(x, *plan.nodes_and_groups, weights)
+    embeddings = [x[index] for index in plan.indices(x.device)]
+    in_blocks = [
+        number
+        for number, group in enumerate(plan.groups)
+        if group.decoder in (Decoder.BLOCK, Decoder.HEAD_WEIGHT)
+    ]
+    shapes = [group.shape for group in plan.groups]
+    decoded = blocks.decode_groups(
+        [embeddings[number] for number in in_blocks], [shapes[number] for number in in_blocks]
+    )
+    of_group = dict(zip(in_blocks, decoded, strict=True))
+    result = []
+    for number, group in enumerate(plan.groups):
+        if group.decoder == Decoder.VECTOR:
+            result.append(vectors(embeddings[number]))
+        elif group.decoder == Decoder.HEAD_BIAS:
+            result.append(vectors.classifier(embeddings[number]))
+        elif group.decoder == Decoder.HEAD_WEIGHT:
+            result.append(blocks.classifier(of_group[number]))
+        else:
+            result.append(of_group[number])
+    return result
 
 
 class BlockDecoder(nn.Module):
@@ -39,11 +90,11 @@ class BlockDecoder(nn.Module):
         self.output = nn.Linear(8 * config.hid, out * in_)
         self.head = nn.Linear(out, config.num_classes)
 
-    def forward(self, x: Tensor, shape: Shape) -> Tensor:
+    def forward(self, x: Tensor, shape: Shape4) -> Tensor:
         """Decode n blocks of one shape; see :meth:`decode_groups`."""
         return self.decode_groups([x], [shape])[0]
 
-    def decode_groups(self, groups: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+    def decode_groups(self, groups: Sequence[Tensor], shapes: Sequence[Shape4]) -> list[Tensor]:
         """Decode groups of blocks, the blocks of a group in one shape.
 
         Each layer is a few large products: the first one per kernel size, the second one for all
@@ -63,7 +114,7 @@ class BlockDecoder(nn.Module):
         for index, shape in enumerate(shapes):
             order.setdefault(shape[2:], []).append(index)
         sizes = [(height, width) for height, width in order]
-        first = corner_linears(
+        first = sliced_linears(
             [torch.cat([groups[i] for i in members]) for members in order.values()],
             self.expand.weight.view(channels, size, size, hid),
             self.expand.bias.view(channels, size, size),
@@ -72,7 +123,7 @@ class BlockDecoder(nn.Module):
         )
         # (n, channels, positions) -> (n * positions, channels)
         rows = [x.view(len(x), channels, -1).transpose(1, 2).reshape(-1, channels) for x in first]
-        (features,) = corner_linears(
+        (features,) = sliced_linears(
             [torch.cat(rows)],
             self.hidden.weight,
             self.hidden.bias,
@@ -82,7 +133,7 @@ class BlockDecoder(nn.Module):
         members = [index for indices in order.values() for index in indices]
         counts = [len(groups[i]) * shapes[i][2] * shapes[i][3] for i in members]
         max_out, max_in = self.max_shape[:2]
-        last = corner_linears(
+        last = sliced_linears(
             features.split(counts),
             self.output.weight.view(max_out, max_in, -1),
             self.output.bias.view(max_out, max_in),

@@ -38,28 +38,30 @@ class NodeEncoder(nn.Module):
         self.kernel = nn.Embedding(int(self._kernels.max()) + 2, hid // 4)
         self.channel = nn.Embedding(int(self._channels.max()) + 2, hid // 4)
 
-    def forward(
-        self, op_types: Tensor, shapes: Sequence[tuple[int, ...] | None] | Tensor
-    ) -> Tensor:
+    def forward(self, op_types: Tensor, shapes: Tensor) -> Tensor:
         """Embed N nodes.
 
         Args:
-            op_types: Long tensor (N,).
-            shapes: N shapes, or ``None`` for a node without one; or what :meth:`shape_index` made
-                of them, on the device of ``op_types``.
+            op_types: Long tensor (N,) of node types.
+            shapes: Long tensor (N, 4), the :meth:`shape_index` of the nodes' shapes.
 
         Returns:
             Node features (N, C).
         """
-        index = shapes
-        if not isinstance(index, Tensor):
-            index = self.shape_index(index).to(op_types.device)
-        channels = self.channel(index[:, :2]).flatten(1)
-        kernels = self.kernel(index[:, 2:]).flatten(1)
+        channels = self.channel(shapes[:, :2]).flatten(1)
+        kernels = self.kernel(shapes[:, 2:]).flatten(1)
         return self.op(op_types) + torch.cat([channels, kernels], dim=1)
 
     def shape_index(self, shapes: Sequence[tuple[int, ...] | None]) -> Tensor:
-        """Rows of the channel and kernel tables for each shape, long tensor (N, 4)."""
+        """Rows of the embeddings for the shape of each node.
+
+        Args:
+            shapes: Shape of the parameter of each of N nodes, ``None`` for a node without one.
+
+        Returns:
+            Long tensor (N, 4) on the CPU: rows of ``channel`` for out and in, of ``kernel`` for
+            height and width.
+        """
         last_channel, last_kernel = self.channel.num_embeddings - 1, self.kernel.num_embeddings - 1
         index = np.empty((len(shapes), 4), dtype=np.int64)
         index[:, :2] = last_channel

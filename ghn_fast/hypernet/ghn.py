@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ghn_fast.capturing.cache import cached_capture
+from ghn_fast.capturing.inputs import ExampleInputs, InputShape
 from ghn_fast.capturing.structure import Structure
 from ghn_fast.graph.arch_graph import ArchGraph
-from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.hypernet.batch_statistics import use_batch_statistics
-from ghn_fast.hypernet.bind import (
-    PredictionReport,
-    bind,
-    check_graph,
-    find_destinations,
-    warn_skipped,
-)
+from ghn_fast.hypernet import pipeline
+from ghn_fast.hypernet.bind import check_graph
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder
+from ghn_fast.hypernet.decode_plan import DecodePlan
 from ghn_fast.hypernet.encode import NodeEncoder
-from ghn_fast.hypernet.expand import DecodePlan, decode, plan_decoding
-from ghn_fast.hypernet.predictor import (
-    Clock,
-    Predictor,
-    Prepared,
-    explain_head,
-    prepare,
-    run_prepared,
-)
+from ghn_fast.hypernet.predictor import Predictor
 from ghn_fast.hypernet.propagate import build_propagator
+from ghn_fast.hypernet.report import Clock, PredictionReport
 from ghn_fast.ops.expand_params import expand_params
 
 
@@ -50,7 +37,7 @@ class GHN(nn.Module):
         hid = self.config.hid
         self.encoder = NodeEncoder(hid, self.config.num_classes, self.config.max_shape[2])
         self.propagator = build_propagator(self.config)
-        self.norm = nn.LayerNorm(hid) if self.config.layer_norm else nn.Identity()
+        self.norm: nn.Module = nn.LayerNorm(hid) if self.config.layer_norm else nn.Identity()
         self.blocks = BlockDecoder(self.config)
         self.vectors = VectorDecoder(self.config)
 
@@ -64,13 +51,23 @@ class GHN(nn.Module):
         model: nn.Module,
         graph: ArchGraph | None = None,
         *,
-        input_shape: Any = None,
-        example_inputs: Any = None,
+        input_shape: InputShape | None = None,
+        example_inputs: ExampleInputs | None = None,
     ) -> nn.Module:
-        """Fill the parameters of a network in place and return it; see :meth:`predict`."""
-        inputs = (input_shape, example_inputs)
-        report = self._predict(model, graph, inputs, batch_statistics=True, head=True)
-        warn_skipped(report)
+        """Fill the parameters of a network in place, BatchNorm layers and classifier included.
+
+        Args:
+            model, graph, input_shape, example_inputs: As in :meth:`predict`.
+
+        Returns:
+            ``model``, whose parameters are the same tensors with other values. Parameters that
+            cannot be predicted keep theirs, with a warning that names the first one.
+
+        Raises:
+            TypeError, ValueError, CaptureError: As :meth:`predict`.
+        """
+        report = self._predict(model, graph, input_shape, example_inputs)
+        report.warn_skipped()
         return model
 
     def predict(
@@ -78,8 +75,8 @@ class GHN(nn.Module):
         model: nn.Module,
         graph: ArchGraph | None = None,
         *,
-        input_shape: Any = None,
-        example_inputs: Any = None,
+        input_shape: InputShape | None = None,
+        example_inputs: ExampleInputs | None = None,
         batch_statistics: bool = True,
         head: bool = True,
     ) -> PredictionReport:
@@ -107,21 +104,36 @@ class GHN(nn.Module):
             CaptureError: If the graph cannot be captured.
             ValueError: If ``graph`` belongs to another network.
         """
-        inputs = (input_shape, example_inputs)
-        report = self._predict(model, graph, inputs, batch_statistics, head)
-        warn_skipped(report)
+        report = self._predict(
+            model, graph, input_shape, example_inputs, batch_statistics=batch_statistics, head=head
+        )
+        report.warn_skipped()
         return report
 
     def embed(
         self,
         model: nn.Module | ArchGraph | Sequence[ArchGraph],
         *,
-        input_shape: Any = None,
-        example_inputs: Any = None,
+        input_shape: InputShape | None = None,
+        example_inputs: ExampleInputs | None = None,
     ) -> Tensor:
-        """Node embeddings after propagation: (N, C), N nodes of the graph (or all graphs)."""
+        """Embed the nodes of graphs: what the decoders read, without gradients.
+
+        Args:
+            model: A network, its graph, or a sequence of graphs.
+            input_shape, example_inputs: For a network, as in :meth:`predict`.
+
+        Returns:
+            Node embeddings (N, hid) after propagation, N nodes of the graph, or of all graphs one
+            after the other.
+
+        Raises:
+            TypeError: If ``model`` is none of these.
+            CaptureError: If the graph of a network cannot be captured.
+            ValueError: If the sequence is empty.
+        """
         if isinstance(model, nn.Module):
-            graphs = [self._capture(model, (input_shape, example_inputs))[0]]
+            graphs = [self._capture(model, input_shape, example_inputs)[0]]
         elif isinstance(model, ArchGraph):
             graphs = [model]
         else:
@@ -133,12 +145,7 @@ class GHN(nn.Module):
                         "ArchGraph or a sequence of ArchGraphs"
                     )
         with torch.no_grad():
-            return self.node_embeddings(GraphBatch(graphs).to(self.device))
-
-    def node_embeddings(self, batch: GraphBatch) -> Tensor:
-        """Node embeddings (N, C) of a batch of graphs, differentiable."""
-        x = self.encoder(batch.op_types, batch.shapes)
-        return self.norm(self.propagator(x, batch))
+            return pipeline.embed(self, *pipeline.collate(self, graphs))
 
     def predict_flat(
         self, graphs: Sequence[ArchGraph], *, head: bool = True
@@ -146,22 +153,34 @@ class GHN(nn.Module):
         """Predict the parameters of a meta-batch into one flat buffer, differentiable.
 
         Args:
-            graphs: Architecture graphs.
+            graphs: At least one architecture graph.
             head: As in :meth:`predict`.
 
         Returns:
-            The flat buffer and its plan, whose ``ranges`` say where each parameter lies.
+            The flat buffer, one dimension, dtype and device of the hypernetwork; and its plan,
+            whose ``ranges`` say for each graph where each parameter lies: name to (offset, shape).
+            Parameters begin at multiples of 16 elements; the gaps between them are 0.
+
+        Raises:
+            TypeError: If one of ``graphs`` is not an architecture graph.
+            ValueError: If ``graphs`` is empty, or the edges of a graph are not valid.
         """
-        batch = GraphBatch(graphs).to(self.device)
-        plan = plan_decoding(batch.graphs, self.config, head=head)
-        x = self.node_embeddings(batch)
-        return expand_params(decode(x, plan, self.blocks, self.vectors), plan.params), plan
+        prepared = pipeline.prepare(self, graphs, head=head)
+        blocks = pipeline.forward(self, prepared)
+        return expand_params(blocks, prepared.plan.params), prepared.plan
 
     def predict_tensors(self, graphs: Sequence[ArchGraph]) -> list[dict[str, Tensor]]:
-        """Predict the parameters of a meta-batch as one dict of name to tensor per graph.
+        """Predict the parameters of a meta-batch by name, for ``torch.func.functional_call``.
 
-        The tensors are views of one flat buffer and differentiable, for use with
-        ``torch.func.functional_call``.
+        Args:
+            graphs: At least one architecture graph.
+
+        Returns:
+            Per graph a dict of name to parameter, in the shapes of the network. The tensors are
+            views of one flat buffer, and differentiable.
+
+        Raises:
+            TypeError, ValueError: As :meth:`predict_flat`.
         """
         flat, plan = self.predict_flat(graphs)
         # One split instead of a slice for each: its backward pass fills one buffer. Between two
@@ -182,8 +201,8 @@ class GHN(nn.Module):
         model: nn.Module,
         graph: ArchGraph | None = None,
         *,
-        input_shape: Any = None,
-        example_inputs: Any = None,
+        input_shape: InputShape | None = None,
+        example_inputs: ExampleInputs | None = None,
         batch_statistics: bool = True,
         head: bool = True,
         cuda_graph: bool = True,
@@ -199,9 +218,9 @@ class GHN(nn.Module):
             A :class:`Predictor`; calling it fills the parameters of ``model``.
 
         Raises:
-            As :meth:`predict`.
+            TypeError, ValueError, CaptureError: As :meth:`predict`.
         """
-        graph, _, _ = self._graph_of(model, graph, (input_shape, example_inputs))
+        graph, _ = self._graph_of(model, graph, input_shape, example_inputs)
         return Predictor(
             self,
             model,
@@ -211,71 +230,54 @@ class GHN(nn.Module):
             cuda_graph=cuda_graph,
         )
 
-    def _capture(
-        self, model: nn.Module, inputs: tuple[Any, Any]
-    ) -> tuple[ArchGraph, Structure | None]:
-        input_shape, example_inputs = inputs
-        if input_shape is None and example_inputs is None:
-            input_shape = getattr(model, "input_shape", None)
-        return cached_capture(
-            model, input_shape, self.config.virtual_edges, example_inputs=example_inputs
+    def _predict(
+        self,
+        model: nn.Module,
+        graph: ArchGraph | None,
+        input_shape: InputShape | None,
+        example_inputs: ExampleInputs | None,
+        *,
+        batch_statistics: bool = True,
+        head: bool = True,
+    ) -> PredictionReport:
+        clock = Clock()
+        graph, structure = self._graph_of(model, graph, input_shape, example_inputs)
+        # A graph that was found by structure is one that nobody changes.
+        prepared = pipeline.prepare(self, [graph], head=head, keep=structure is not None)
+        clock.lap("capture")
+        destinations = prepared.destinations(model, structure)
+        clock.lap("bind")
+        return pipeline.predict(
+            self, prepared, destinations, clock, batch_statistics=batch_statistics
         )
 
     def _graph_of(
-        self, model: nn.Module, graph: ArchGraph | None, inputs: tuple[Any, Any]
-    ) -> tuple[ArchGraph, bool, Structure | None]:
-        """The graph of a network, whether nobody else can change it, and what it was found by."""
+        self,
+        model: nn.Module,
+        graph: ArchGraph | None,
+        input_shape: InputShape | None,
+        example_inputs: ExampleInputs | None,
+    ) -> tuple[ArchGraph, Structure | None]:
+        """The graph of a network, and the structure that it was found by, if it was."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, needs a torch.nn.Module")
         if graph is None:
-            graph, structure = self._capture(model, inputs)
-            return graph, True, structure
+            return self._capture(model, input_shape, example_inputs)
         if not isinstance(graph, ArchGraph):
             raise TypeError(f"graph: got {type(graph).__name__}, needs an ArchGraph")
         check_graph(model, graph)
         if graph.virtual_edges != self.config.virtual_edges:
             graph = graph.with_virtual_edges(self.config.virtual_edges)
-        return graph, False, None
+        return graph, None
 
-    def _predict(
+    def _capture(
         self,
         model: nn.Module,
-        graph: ArchGraph | None,
-        inputs: tuple[Any, Any],
-        batch_statistics: bool,
-        head: bool,
-    ) -> PredictionReport:
-        report = PredictionReport()
-        clock = Clock(report.seconds)
-        graph, ours, structure = self._graph_of(model, graph, inputs)
-        prepared = prepare(self, graph, head, keep=ours)
-        clock.lap("capture")
-        out, norms = self._destinations(model, graph, prepared, structure, head, report)
-        clock.lap("bind")
-        run_prepared(self, prepared, out, clock)
-        if batch_statistics:
-            report.batch_statistics = use_batch_statistics(model, norms)
-        clock.lap("bind")
-        report.seconds["total"] = sum(report.seconds.values())
-        return report
-
-    @staticmethod
-    def _destinations(
-        model: nn.Module,
-        graph: ArchGraph,
-        prepared: Prepared,
-        structure: Structure | None,
-        head: bool,
-        report: PredictionReport,
-    ) -> tuple[list[Tensor | None], list[tuple[str, nn.Module]] | None]:
-        """Where predictions go, and the BatchNorm layers where they are known."""
-        known = prepared.binding
-        if structure is not None and known is not None:
-            out = known.destinations(structure, report)
-            if out is not None:
-                return out, known.norm_layers(structure)
-        out = find_destinations(model, graph, prepared.names, report)
-        explain_head(graph, head, report)
-        if structure is not None and known is None:
-            prepared.binding = bind(model, structure, out, report)
-        return out, None
+        input_shape: InputShape | None,
+        example_inputs: ExampleInputs | None,
+    ) -> tuple[ArchGraph, Structure | None]:
+        if input_shape is None and example_inputs is None:
+            input_shape = getattr(model, "input_shape", None)
+        return cached_capture(
+            model, input_shape, self.config.virtual_edges, example_inputs=example_inputs
+        )

@@ -1,8 +1,8 @@
-"""Linear layers that share one weight, of which each takes a corner; on the fastest library.
+"""Linear layers that share one weight, of which each takes a slice; on the fastest library.
 
-The decoder computes with the first rows of its weights only, other rows for every shape group. As
-plain slices, each would allocate, clear and add a gradient of the whole weight; here all groups add
-to one gradient.
+The decoder computes with the first rows of its weights only, with another number of them for every
+group of parameters. Sliced by autograd, each group would allocate, clear and add a gradient of the
+whole weight; here all groups add to one gradient.
 
 On CPUs with AVX-512 that are not Intel's, oneDNN is twice as fast at float32 products of the
 decoder's sizes as the BLAS that torch calls (240 against 110 GFLOP/s on one core of an AMD EPYC,
@@ -24,18 +24,16 @@ from torch.nn import functional as F
 # of inputs does not count: the same node gets the same numbers in a small batch and in a large one.
 _LEAST_WEIGHT = 1 << 15
 
-Corner = tuple[int, ...]
 
-
-def corner_linears(
+def sliced_linears(
     inputs: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor,
-    corners: Sequence[Corner],
+    sizes: Sequence[tuple[int, ...]],
     *,
     relu: bool = False,
 ) -> list[Tensor]:
-    """Linear layers with corners of one weight, each optionally followed by a ReLU.
+    """Linear layers with the first rows of one weight, each optionally followed by a ReLU.
 
     Differentiable once in inputs, weight and bias.
 
@@ -43,7 +41,7 @@ def corner_linears(
         inputs: G tensors (n_g, in).
         weight: (r_1, ..., r_k, in); rows in k dimensions.
         bias: (r_1, ..., r_k).
-        corners: For each input the numbers (c_1, ..., c_k) of the first rows that it takes.
+        sizes: For each input the numbers (c_1, ..., c_k) of first rows that its layer has.
         relu: Whether to apply max(0, .).
 
     Returns:
@@ -55,27 +53,27 @@ def corner_linears(
         tensor.requires_grad for tensor in (weight, bias, *inputs)
     ):
         return [
-            _corner_linear(x, weight, bias, corner, relu)
-            for x, corner in zip(inputs, corners, strict=True)
+            _sliced_linear(x, weight, bias, size, relu)
+            for x, size in zip(inputs, sizes, strict=True)
         ]
-    return list(_CornerLinears.apply(weight, bias, tuple(corners), relu, *inputs))  # type: ignore[no-untyped-call]
+    return list(_SlicedLinears.apply(weight, bias, tuple(sizes), relu, *inputs))  # type: ignore[no-untyped-call]
 
 
-class _CornerLinears(torch.autograd.Function):
+class _SlicedLinears(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         weight: Tensor,
         bias: Tensor,
-        corners: tuple[Corner, ...],
+        sizes: tuple[tuple[int, ...], ...],
         relu: bool,
         *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
         outputs = [
-            _corner_linear(x, weight, bias, corner, relu)
-            for x, corner in zip(inputs, corners, strict=True)
+            _sliced_linear(x, weight, bias, size, relu)
+            for x, size in zip(inputs, sizes, strict=True)
         ]
-        ctx.corners, ctx.relu = corners, relu
+        ctx.sizes, ctx.relu = sizes, relu
         ctx.save_for_backward(weight, bias, *inputs, *(outputs if relu else ()))
         return tuple(outputs)
 
@@ -83,51 +81,56 @@ class _CornerLinears(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         weight, bias, *rest = ctx.saved_tensors
-        count = len(ctx.corners)
+        count = len(ctx.sizes)
         inputs, outputs = rest[:count], rest[count:]
         need_weight, need_bias = ctx.needs_input_grad[:2]
         grad_weight = torch.zeros_like(weight) if need_weight else None
         grad_bias = torch.zeros_like(bias) if need_bias else None
         grad_inputs: list[Tensor | None] = []
-        for i, (corner, grad) in enumerate(zip(ctx.corners, grads, strict=True)):
+        for i, (size, grad) in enumerate(zip(ctx.sizes, grads, strict=True)):
             if grad is None:
                 grad_inputs.append(None)
                 continue
             if ctx.relu:
                 grad = torch.ops.aten.threshold_backward(grad, outputs[i], 0)
             grad = grad.contiguous()
-            at = tuple(slice(0, size) for size in corner)
+            first = _first(size)
             if grad_weight is not None:
-                size = math.prod(corner) * weight.shape[-1]
-                product = _linear(grad.t().contiguous(), inputs[i].t(), None, False, size)
-                grad_weight[at] += product.view(*corner, -1)
+                numel = math.prod(size) * weight.shape[-1]
+                product = _linear(grad.t().contiguous(), inputs[i].t(), None, False, numel)
+                grad_weight[first] += product.view(*size, -1)
             if grad_bias is not None:
-                grad_bias[at] += grad.sum(0).view(corner)
+                grad_bias[first] += grad.sum(0).view(size)
             needed = ctx.needs_input_grad[4 + i]
-            rows = _corner(weight, corner)
+            rows = _rows(weight, size)
             grad_inputs.append(_linear(grad, rows.t(), None, False) if needed else None)
         return grad_weight, grad_bias, None, None, *grad_inputs
 
 
-def _corner_linear(x: Tensor, weight: Tensor, bias: Tensor, corner: Corner, relu: bool) -> Tensor:
-    if corner == weight.shape[:-1]:
+def _sliced_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, ...], relu: bool
+) -> Tensor:
+    if size == weight.shape[:-1]:
         return _linear(x, weight.view(-1, weight.shape[-1]), bias.view(-1), relu)
-    offset = bias[tuple(slice(0, size) for size in corner)].reshape(-1).contiguous()
-    return _linear(x, _corner(weight, corner), offset, relu)
+    offset = bias[_first(size)].reshape(-1).contiguous()
+    return _linear(x, _rows(weight, size), offset, relu)
 
 
-def _corner(weight: Tensor, corner: Corner) -> Tensor:
+def _rows(weight: Tensor, size: tuple[int, ...]) -> Tensor:
     """First rows of a weight as a matrix (c_1 * ... * c_k, in), contiguous."""
-    at = tuple(slice(0, size) for size in corner)
-    return weight[at].reshape(-1, weight.shape[-1]).contiguous()
+    return weight[_first(size)].reshape(-1, weight.shape[-1]).contiguous()
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, size: int = 0) -> Tensor:
-    """x W^T + b; ``weight`` may be a transposed matrix, ``size`` is the size of the layer's."""
+def _first(size: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(0, count) for count in size)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, numel: int = 0) -> Tensor:
+    """x W^T + b; ``numel`` elements in the layer's weight, where ``weight`` is none of its own."""
     if (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and (size or weight.numel()) >= _LEAST_WEIGHT
+        and (numel or weight.numel()) >= _LEAST_WEIGHT
         and x.numel() > 0
         and _has_onednn()
     ):

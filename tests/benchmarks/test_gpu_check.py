@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import ghn_fast
-from ghn_fast.hypernet.expand import plan_decoding
+from ghn_fast.hypernet.decode_plan import plan_decoding
 from ghn_fast.ops import backend
 from markers import needs_extension
 

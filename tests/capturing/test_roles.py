@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 import ghn_fast
 from ghn_fast.capturing import capture
 from ghn_fast.graph import NODE_TYPES, ArchGraph, Target
-from ghn_fast.hypernet.expand import plan_decoding
+from ghn_fast.hypernet.decode_plan import plan_decoding
 
 
 def targets(graph: ArchGraph) -> dict[str, Target]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ghn_fast.hypernet.linear import corner_linears
+from ghn_fast.hypernet.linear import sliced_linears
 from tolerances import assert_close
 
 CORNERS = [(3, 4), (16, 12), (1, 12), (16, 1), (2, 2)]
@@ -29,7 +29,7 @@ def test_values_and_gradients_equal_einsum(relu: bool, rows: int, dtype: torch.d
     bias = torch.randn(16, 12, dtype=dtype).requires_grad_()
     inputs = [torch.randn(rows, 40, dtype=dtype).requires_grad_() for _ in CORNERS]
     want = plain(inputs, weight, bias, CORNERS, relu)
-    got = corner_linears(inputs, weight, bias, CORNERS, relu=relu)
+    got = sliced_linears(inputs, weight, bias, CORNERS, relu=relu)
     probes = [torch.randn_like(y) for y in want]
     leaves = [weight, bias, *inputs]
     expected = torch.autograd.grad(want, leaves, probes)
@@ -46,10 +46,10 @@ def test_gradcheck_with_unused_outputs() -> None:
     x = torch.randn(5, 4, dtype=torch.float64).requires_grad_()
 
     def run(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-        return corner_linears([x, x * 2], weight, bias, [(3, 2), (2, 1)])[1]
+        return sliced_linears([x, x * 2], weight, bias, [(3, 2), (2, 1)])[1]
 
     assert torch.autograd.gradcheck(run, [weight, bias, x])
 
 
 def test_no_inputs() -> None:
-    assert corner_linears([], torch.zeros(2, 3), torch.zeros(2), []) == []
+    assert sliced_linears([], torch.zeros(2, 3), torch.zeros(2), []) == []

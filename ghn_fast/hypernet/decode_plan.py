@@ -1,0 +1,160 @@
+"""Plans of decoding: which parameters share a product, and where each of them goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ghn_fast.graph.arch_graph import ArchGraph, Target
+from ghn_fast.graph.node_types import NODE_TYPE_INDEX
+from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.ops.decode_blocks import Decoder, GroupRow, group_numbers
+from ghn_fast.ops.expand_params import Kind, ParamPlan, PlanRow
+
+# Parameters begin at multiples of so many elements of the flat buffer (64 bytes of float32): whole
+# cache lines, and 16-byte accesses on a GPU.
+_ALIGNMENT = 16
+
+Shape4 = tuple[int, int, int, int]
+
+
+class Group(NamedTuple):
+    """What the parameters that are decoded together have in common.
+
+    Attributes:
+        decoder: What decodes them.
+        shape: Shape (out, in, h, w) of the decoder's blocks; ones for a decoder of vectors.
+    """
+
+    decoder: Decoder
+    shape: Shape4
+
+
+@dataclass
+class DecodePlan:
+    """What to decode for a batch of graphs, and how to expand it.
+
+    Attributes:
+        groups: The groups of parameters, each with its nodes.
+        params: Plan of the flat buffer; its blocks are the groups in order.
+        ranges: Per graph, name of each parameter to (offset, shape) in the flat buffer.
+    """
+
+    groups: dict[Group, list[int]]
+    params: ParamPlan
+    ranges: list[dict[str, tuple[int, tuple[int, ...]]]]
+    _indices: dict[torch.device, list[Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def indices(self, device: torch.device) -> list[Tensor]:
+        """The nodes of each group as long tensors on a device; kept for the next call."""
+        if device not in self._indices:
+            self._indices[device] = [
+                torch.tensor(nodes, dtype=torch.int64).to(device) for nodes in self.groups.values()
+            ]
+        return self._indices[device]
+
+    @cached_property
+    def nodes_and_groups(self) -> tuple[Tensor, list[int]]:
+        """Nodes and groups, as :func:`ghn_fast.ops.decode_blocks.decode_blocks` reads them."""
+        rows = [GroupRow(*group, len(nodes)) for group, nodes in self.groups.items()]
+        nodes = [node for group in self.groups.values() for node in group]
+        return torch.tensor(nodes, dtype=torch.int64), group_numbers(rows)
+
+
+def plan_decoding(
+    graphs: Sequence[ArchGraph], config: GHNConfig, *, head: bool = True
+) -> DecodePlan:
+    """Group the parameters of graphs by decoder product and lay out the flat buffer.
+
+    Args:
+        graphs: The architecture graphs; their nodes are numbered through, as in a batch.
+        config: Configuration of the hypernetwork.
+        head: Whether the classifier's own heads predict weight and bias at the graph's end; without
+            them these two are left out.
+    """
+    rows: list[PlanRow] = []
+    ranges: list[dict[str, tuple[int, tuple[int, ...]]]] = []
+    # Of each group its number, and of its nodes the index among the blocks that it decodes.
+    groups: dict[Group, tuple[int, dict[int, int]]] = {}
+    first_node = end = 0
+    for graph in graphs:
+        ranges.append({})
+        for target in graph.targets:
+            if target.head and not head:
+                continue
+            group = _group_of(target, config)
+            number, nodes = groups.setdefault(group, (len(groups), {}))
+            index = nodes.setdefault(first_node + target.node, len(nodes))
+            if group.decoder == Decoder.VECTOR:
+                index = 2 * index + target.row
+            block = _block_shape(group, config)
+            is_position = int(graph.op_types[target.node]) == NODE_TYPE_INDEX["pos_enc"]
+            kind, scale = _normalisation(target, is_position, config)
+            shape = _pad(target.predicted_shape)
+            rows.append(PlanRow(number, index * prod(block), block, shape, kind, scale, end))
+            ranges[-1][target.name] = (end, target.shape)
+            end += -(-prod(target.shape) // _ALIGNMENT) * _ALIGNMENT
+        first_node += graph.num_nodes
+    nodes_of = {group: list(nodes) for group, (_, nodes) in groups.items()}
+    return DecodePlan(nodes_of, ParamPlan(rows, end), ranges)
+
+
+def _group_of(target: Target, config: GHNConfig) -> Group:
+    shape, limit = target.predicted_shape, config.max_shape
+    if len(shape) == 1:
+        return Group(Decoder.HEAD_BIAS if target.head else Decoder.VECTOR, (1, 1, 1, 1))
+    out, in_, height, width = _pad(shape)
+    in_ = _round_up(in_, limit[1])
+    if target.head:
+        return Group(Decoder.HEAD_WEIGHT, (limit[0], in_, 1, 1))
+    out = _round_up(out, limit[0])
+    return Group(Decoder.BLOCK, (out, in_, min(height, limit[2]), min(width, limit[3])))
+
+
+def _round_up(channels: int, limit: int) -> int:
+    """Number of channels to decode: few different numbers, so that groups are large.
+
+    What is decoded beyond the channels of a parameter is cut off again, so this is a matter of time
+    alone: steps of a quarter of the limit waste little and leave few groups.
+    """
+    step = max(limit // 4, 1)
+    if channels < step:
+        return channels if channels % 3 else min(channels // 3 * 4, step)
+    return min(-(-channels // step) * step, limit)
+
+
+def _block_shape(group: Group, config: GHNConfig) -> Shape4:
+    """Shape of what a parameter of a group is expanded from."""
+    if group.decoder == Decoder.VECTOR:
+        return max(config.max_shape[:2]), 1, 1, 1
+    if group.decoder == Decoder.HEAD_BIAS:
+        return config.num_classes, 1, 1, 1
+    if group.decoder == Decoder.HEAD_WEIGHT:
+        return config.num_classes, group.shape[1], 1, 1
+    return group.shape
+
+
+def _normalisation(target: Target, is_position: bool, config: GHNConfig) -> tuple[Kind, float]:
+    """Kind and scale of a parameter (arXiv 2110.13100, section 4.2)."""
+    if not config.normalize or is_position:
+        return Kind.COPY, 1.0
+    shape = target.predicted_shape
+    if len(shape) == 1:
+        return (Kind.SHIFT if target.row else Kind.SCALE), 1.0
+    # Depthwise and wide kernels (1x7) are not followed by a ReLU in the networks of DeepNets-1M.
+    no_relu = len(shape) > 2 and (shape[1] == 1 or shape[2] < shape[3])
+    fan_in = target.fan_in or prod(shape[1:])
+    return Kind.WEIGHT, ((1.0 if no_relu else 2.0) / fan_in) ** 0.5
+
+
+def _pad(shape: tuple[int, ...]) -> Shape4:
+    out, in_, height, width = (*shape, 1, 1, 1)[:4]
+    return out, in_, height, width
