@@ -72,7 +72,7 @@ class Baseline:
     def __call__(
         self, x: Tensor, mlp: nn.Module, mlp_ve: nn.Module | None, gru: nn.GRUCell
     ) -> Tensor:
-        """One forward and one backward sweep over node features (N, C)."""
+        """Make one forward and one backward sweep over node features (N, C)."""
         states = x.clone()
         for steps in self.sweeps:
             for step in steps:

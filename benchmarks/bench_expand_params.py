@@ -25,7 +25,7 @@ GPU_PART = 0.6
 
 
 def batch_of(size: int) -> ParamPlan:
-    """Plan of the first training networks whose float32 parameters take ``size`` bytes together."""
+    """Plan the first training networks whose float32 parameters take ``size`` bytes together."""
     graphs: list[ArchGraph] = []
     elements = 0
     nets = SampledNets("train", 10**6, seed=1)
@@ -36,7 +36,7 @@ def batch_of(size: int) -> ParamPlan:
 
 
 def wide_networks(count: int) -> ParamPlan:
-    """Plan of wide_resnet101_2, whose blocks are repeated many times, ``count`` times."""
+    """Plan ``count`` times wide_resnet101_2, whose blocks are repeated many times."""
     from torchvision.models import wide_resnet101_2
 
     graph = ghn_fast.capture(wide_resnet101_2(), input_shape=(3, 224, 224))
@@ -44,7 +44,7 @@ def wide_networks(count: int) -> ParamPlan:
 
 
 def blocks_for(plan: ParamPlan, device: str) -> list[Tensor]:
-    """Random blocks that a plan can read, float32."""
+    """Make random float32 blocks that a plan can read."""
     sizes: dict[int, int] = {}
     for row in plan.rows:
         end = row.source + prod(row.block_shape)
@@ -65,7 +65,7 @@ def moved_bytes(plan: ParamPlan) -> int:
 
 
 def same(actual: Tensor, expected: Tensor, step: int = 1 << 26) -> bool:
-    """Equal within the tolerance of one float32 op, element by element; in parts, for memory."""
+    """Whether two tensors are equal within the tolerance of one float32 op, compared in parts."""
     if actual.shape != expected.shape:
         return False
     parts = zip(actual.split(step), expected.split(step), strict=True)
@@ -73,7 +73,7 @@ def same(actual: Tensor, expected: Tensor, step: int = 1 << 26) -> bool:
 
 
 def copy_seconds(size: int, repeats: int, clock: Clock, device: str) -> list[float]:
-    """Times of copying ``size`` bytes on a device, after a warm-up."""
+    """Measure times of copying ``size`` bytes on a device, after a warm-up."""
     source = torch.ones(max(size // 4, 1), device=device)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -81,7 +81,7 @@ def copy_seconds(size: int, repeats: int, clock: Clock, device: str) -> list[flo
 
 
 def measure_plan(name: str, plan: ParamPlan, repeats: int, device: str) -> list[Measurement]:
-    """Forward of one plan, and its backward, in parts of the bandwidth of a copy."""
+    """Measure forward and backward of one plan, as parts of the bandwidth of a copy."""
     clock = cuda_seconds if device == "cuda" else seconds
     blocks = blocks_for(plan, device)
     with ghn_fast.backend("reference"):
@@ -117,7 +117,7 @@ def measure_plan(name: str, plan: ParamPlan, repeats: int, device: str) -> list[
 
 
 def measure_cpu(repeats: int) -> list[Measurement]:
-    """All parameters of a network, straight into its own storage, against filling that storage.
+    """Compare expansion straight into a network's own storage with filling that storage.
 
     The floor is writing every element once. The two are timed in turns; a network is filled tensor
     by tensor.
@@ -187,12 +187,12 @@ def need_backend(device: str) -> None:
 
 
 def measure_gpu_train(repeats: int) -> list[Measurement]:
-    """Many training networks, worth 1 GB of parameters, on the GPU."""
+    """Measure many training networks, worth 1 GB of parameters, on the GPU."""
     need_backend("cuda")
     return measure_plan("1 GB of train networks", batch_of(GPU_BYTES), repeats, "cuda")
 
 
 def measure_gpu_wide(repeats: int) -> list[Measurement]:
-    """Two wide_resnet101_2, worth 1 GB of parameters, on the GPU."""
+    """Measure two wide_resnet101_2, worth 1 GB of parameters, on the GPU."""
     need_backend("cuda")
     return measure_plan("2 x wide_resnet101_2", wide_networks(2), repeats, "cuda")

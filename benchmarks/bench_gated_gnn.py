@@ -55,16 +55,16 @@ class Setup:
         self.inputs = [self.x, *self.gnn.parameters()]
 
     def native(self) -> Tensor:
-        """The op."""
+        """Run the op."""
         return self.gnn(self.x, self.batch)
 
     def baseline(self) -> Tensor:
-        """The node-by-node loop."""
+        """Run the node-by-node loop."""
         gnn = self.gnn
         return self.slow(self.x, gnn.message, gnn.virtual_message, gnn.update)
 
     def gradients(self, run: Callable[[], Tensor]) -> tuple[Tensor, ...]:
-        """Forward and backward."""
+        """Run forward and backward."""
         return torch.autograd.grad(run(), self.inputs, self.direction)
 
     def check(self) -> None:
@@ -83,7 +83,7 @@ class Setup:
 
 
 def measure_cpu(graphs: list[ArchGraph], repeats: int) -> dict[str, dict[str, float]]:
-    """Forward, and forward with backward, of one batch on CPU."""
+    """Measure forward, and forward with backward, of one batch on CPU."""
     with ghn_fast.backend("cpu"):
         case = Setup(graphs, "cpu")
         case.check()
@@ -96,7 +96,7 @@ def measure_cpu(graphs: list[ArchGraph], repeats: int) -> dict[str, dict[str, fl
 
 
 def measure_gpu(repeats: int, device: str = "cuda") -> list[Measurement]:
-    """Forward and backward of a meta-batch of 8 train graphs on the GPU."""
+    """Measure forward and backward of a meta-batch of 8 train graphs on the GPU."""
     with ghn_fast.backend(device):
         case = Setup(train_graphs(8), device)
         case.check()

@@ -27,7 +27,7 @@ def large_graph() -> ArchGraph:
 
 
 def measure_cpu(repeats: int, graph: ArchGraph | None = None) -> list[Measurement]:
-    """The op, and filling memory of the size of its output, in turn."""
+    """Measure the op, and filling memory of the size of its output, in turn."""
     graph = large_graph() if graph is None else graph
     edges = graph.edges[graph.edges[:, 2] == 1, :2].contiguous()
     with ghn_fast.backend("reference"):

@@ -27,9 +27,9 @@ from measure import ROOT, about
 from suite.cases import choose, guarded_cases
 from suite.decide import interval
 from suite.instructions import NotCountedError, count_instructions
+from suite.processes import WorkerError
 from suite.rounds import MOST_ROUNDS, Outcome, compare, table
 from suite.trees import BuildError, build, tree_of
-from suite.workers import WorkerError
 
 # Part by which executed instructions may grow: hash tables and the allocator vary by less.
 INSTRUCTIONS = 1.01
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report(outcomes: list[Outcome], base: str) -> dict[str, Any]:
-    """The outcome as plain values for JSON."""
+    """Turn the outcome into plain values for JSON."""
     cases = {}
     for outcome in outcomes:
         cases[outcome.case.name] = {
@@ -117,7 +117,7 @@ def report(outcomes: list[Outcome], base: str) -> dict[str, Any]:
 
 
 def _instructions(base: Path, head: Path, outcomes: list[Outcome]) -> tuple[list[str], list[str]]:
-    """Lines about executed instructions, and the names of the cases with more of them."""
+    """Count instructions: lines about them, and the names of the cases that execute more."""
     names = [outcome.case.name for outcome in outcomes if outcome.counts or outcome.ratios]
     before, after = (count_instructions(tree, names) for tree in (base, head))
     lines, grown = ["instructions, under valgrind:"], []

@@ -81,7 +81,7 @@ def measure(name: str, model: nn.Module, input_shape: tuple[int, ...]) -> Row:
 
 
 def torchvision_models() -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Name, network and input shape of every classification model of torchvision."""
+    """List name, network and input shape of every classification model of torchvision."""
     import torchvision
 
     for name in torchvision.models.list_models(module=torchvision.models):
@@ -94,7 +94,7 @@ def torchvision_models() -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
 
 
 def timm_models() -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Name, network and input shape of the models of timm that the tests name."""
+    """List name, network and input shape of the models of timm that the tests name."""
     import timm
 
     for name in TIMM_MODELS:
@@ -107,7 +107,7 @@ def timm_models() -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """A network without storage, unless its constructor computes with values."""
+    """Build a network without storage, unless its constructor computes with values."""
     try:
         with torch.device("meta"):
             return build()
@@ -134,7 +134,7 @@ def print_table(rows: list[Row]) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--timm", action="store_true", help="models of timm, not of torchvision")
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")

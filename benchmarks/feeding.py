@@ -58,18 +58,18 @@ def generator(count: int, workers: int, folder: Path) -> dict[str, float]:
 
 
 def schedule(item: ArchItem) -> Any:
-    """Node types, shapes and names in arrays, distances, schedule of message passing."""
+    """Read node types, shapes and names in arrays, distances, and the schedule."""
     graph = item.graph
     return graph.op_types, graph.plan or graph.edges
 
 
 def edges(item: ArchItem) -> Any:
-    """The same, and the distances as a table of edges."""
+    """Read the same, and the distances as a table of edges."""
     return schedule(item), item.graph.edges
 
 
 def targets(item: ArchItem) -> Any:
-    """The same, and names, shapes and parameters of the nodes as Python objects."""
+    """Read the same, and names, shapes and parameters of the nodes as Python objects."""
     return edges(item), item.graph.names, item.graph.shapes, item.graph.targets
 
 
@@ -81,7 +81,7 @@ ITEMS: dict[str, Callable[[ArchItem], Any]] = {
 
 
 def items(nets: ArchSequence, samples: int) -> dict[str, dict[str, float]]:
-    """Milliseconds from an index to an item, for random indices; the cases alternate."""
+    """Measure milliseconds from a random index to an item; the cases alternate."""
     indices = [random.Random(0).randrange(len(nets)) for _ in range(samples)]
     times: dict[str, list[float]] = {name: [] for name in ITEMS}
     cpu = dict.fromkeys(ITEMS, 0.0)
@@ -107,7 +107,7 @@ def items(nets: ArchSequence, samples: int) -> dict[str, dict[str, float]]:
 
 
 def loader(nets: ArchSequence, workers: int, steps: int, meta_batch: int = 8) -> dict[str, float]:
-    """Graphs per second that come as ready meta-batches."""
+    """Measure how many graphs per second come as ready meta-batches."""
     batches = meta_batches(nets, meta_batch, seed=0, workers=workers)
     count = take(batches, 20)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -118,7 +118,7 @@ def loader(nets: ArchSequence, workers: int, steps: int, meta_batch: int = 8) ->
 
 
 def take(batches: Iterator[Any], steps: int) -> int:
-    """Number of graphs in the next meta-batches."""
+    """Count the graphs of the next meta-batches."""
     return sum(len(batch.graphs) for batch in islice(batches, steps))
 
 

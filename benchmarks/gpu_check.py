@@ -22,7 +22,7 @@ from measure import COMMIT_VARIABLE, ROOT, Measurement, attempt, commit_of
 
 
 def measurements(repeats: int) -> list[Measurement]:
-    """Every case, one after the other; one that fails is recorded as failed."""
+    """Measure every case, one after the other; one that fails is recorded as failed."""
 
     def gated_gnn() -> list[Measurement]:
         from bench_gated_gnn import measure_gpu
@@ -48,7 +48,7 @@ def measurements(repeats: int) -> list[Measurement]:
 
 
 def failures(report: dict[str, Any]) -> list[str]:
-    """What keeps a report from being a good one, in words."""
+    """Say in words what keeps a report from being a good one."""
     tests = report["tests"]
     found = [f"test failed: {name}" for name in tests["failed_names"]]
     if tests["error"] is not None:
@@ -67,7 +67,7 @@ def failures(report: dict[str, Any]) -> list[str]:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """The whole check; returns the exit status.
+    """Make the whole check; returns the exit status.
 
     Raises:
         gpu_parts.CannotCheckError: If there is no GPU or no build, before anything is written.
@@ -95,7 +95,7 @@ def check(arguments: argparse.Namespace) -> int:
     for case in found:
         print(f"  {case.line()}", flush=True)
     about = gpu_parts.about_gpu(commit)
-    report = {
+    report: dict[str, Any] = {
         "date": started.isoformat(timespec="seconds"),
         "about": about,
         "tests": tests,

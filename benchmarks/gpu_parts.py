@@ -112,7 +112,7 @@ def run_tests(seconds: float = 3600) -> dict[str, Any]:
 
 
 def count_tests(xml: str | None) -> dict[str, Any]:
-    """Numbers of tests in a report of pytest in JUnit's format; errors count as failures."""
+    """Count the tests in a report of pytest in JUnit's format; errors count as failures."""
     counts: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0}
     failed, reasons = [], {}
     for case in ElementTree.fromstring(xml).iter("testcase") if xml else ():
@@ -138,7 +138,7 @@ def run_sanitizer() -> dict[str, Any] | None:
         return None
     # Every allocation is one of CUDA's, so that each has bounds of its own.
     env = {**environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for tool in SANITIZER_TOOLS:
         print(f"Running the GPU tests under compute-sanitizer, {tool}", flush=True)
         command = [program, "--tool", tool, "--target-processes", "all", "--error-exitcode", "99"]
@@ -164,7 +164,7 @@ def run_sanitizer() -> dict[str, Any] | None:
 
 
 def about_gpu(commit: str) -> dict[str, Any]:
-    """GPU, driver, versions and commit."""
+    """Name GPU, driver, versions and commit."""
     import torch
 
     properties = torch.cuda.get_device_properties(0)
@@ -211,7 +211,7 @@ def version_of(module: str) -> str | None:
 
 
 def default_path(gpu: str, date: str, folder: Path = RESULTS) -> Path:
-    """A file for the report that is not there yet: gpu-NAME-DATE.json, or with a number."""
+    """Find a file that is not there yet for the report: gpu-NAME-DATE.json, or with a number."""
     name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     stem, number = f"gpu-{name}-{date}", 1
     path = folder / f"{stem}.json"

@@ -4,10 +4,10 @@
                                  [--published PATH] [--json report.json]
 
 Per model: *cold* is from module to parameters at first sight, *warm* the same for another module of
-a known architecture (or with the graph given), *fill* writes a constant to all parameters. Every
-measurement has a module of its own. All are taken in turn, so that a ratio compares neighbours; a
-line gives medians, and the least and largest ratio. Before anything is timed, the parameters of
-both implementations are compared element by element.
+a known architecture, *given* with its graph passed along, *fill* writes a constant to all
+parameters. Every measurement has a module of its own. All are taken in turn, so that a ratio
+compares neighbours; a line gives medians, and the least and largest ratio. Before anything is
+timed, the parameters of both implementations are compared element by element.
 
 ``--published`` names a folder with the published implementation (facebookresearch/ppuda, which
 needs einops); it is then measured in the same turns, with the same weights.
@@ -36,6 +36,7 @@ from straightforward import Predictor, capture
 from torch import nn
 
 import ghn_fast
+from ghn_fast.graph import clear_cache
 
 MODELS = (
     "resnet18",
@@ -60,7 +61,7 @@ HEAVY = ("matplotlib", "sklearn", "h5py", "rich", "typer", "torchvision", "tenso
 
 
 def seconds(run: Callable[[nn.Module], Any], template: nn.Module) -> float:
-    """Time of one call on a module that it has not seen."""
+    """Measure one call on a module that it has not seen."""
     module = copy.deepcopy(template)
     gc.collect()
     start = time.perf_counter()
@@ -71,7 +72,7 @@ def seconds(run: Callable[[nn.Module], Any], template: nn.Module) -> float:
 def measure(
     runs: dict[str, Callable[[nn.Module], Any]], template: nn.Module, repeats: int
 ) -> dict[str, list[float]]:
-    """Times of several implementations, taken in turn."""
+    """Measure several implementations in turn."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -80,7 +81,7 @@ def measure(
 
 
 def check_equal(fast: nn.Module, slow: nn.Module) -> float:
-    """Largest error relative to the larger of an element and the tensor's mean magnitude."""
+    """Find the largest error, relative to the larger of an element and the mean magnitude."""
     worst = 0.0
     others = dict(slow.named_parameters())
     for name, param in fast.named_parameters():
@@ -91,18 +92,6 @@ def check_equal(fast: nn.Module, slow: nn.Module) -> float:
     if not worst <= 1e-4:
         raise RuntimeError(f"parameters differ by {worst:.1e} of what they should be")
     return worst
-
-
-def clear_cache() -> None:
-    """Forget all architectures, where the package remembers them."""
-    clear = getattr(importlib.import_module("ghn_fast.graph"), "clear_cache", None)
-    if clear is not None:
-        clear()
-
-
-def remembers() -> bool:
-    """Whether the package has a structural cache."""
-    return hasattr(importlib.import_module("ghn_fast.graph"), "clear_cache")
 
 
 def fill(module: nn.Module) -> None:
@@ -132,16 +121,10 @@ def one_model(
         clear_cache()
         ghn.predict(module)
 
-    def warm(module: nn.Module) -> None:
-        if remembers():
-            ghn.predict(module)
-        else:
-            ghn.predict(module, graph)
-
     runs: dict[str, Callable[[nn.Module], Any]] = {
         "cold": cold,
         "baseline_cold": baseline,
-        "warm": warm,
+        "warm": ghn.predict,
         "baseline_warm": lambda module: baseline(module, own_graph),
         "given": lambda module: ghn.predict(module, graph),
         "fill": fill,
@@ -171,7 +154,7 @@ def spread(over: list[float], under: list[float]) -> dict[str, float]:
 
 
 def load_published(folder: Path, ghn: ghn_fast.GHN) -> Any:
-    """The published hypernetwork with the weights of ours: functions to predict and to capture."""
+    """Load the published hypernetwork with our weights: functions to predict and to capture."""
     sys.path.insert(0, str(folder))
     graphs = importlib.import_module("ppuda.deepnets1m.graph")
     config = ghn.config
@@ -209,7 +192,7 @@ def load_published(folder: Path, ghn: ghn_fast.GHN) -> Any:
 
 
 def import_time(repeats: int) -> dict[str, Any]:
-    """Seconds that imports take in fresh processes, in turn, and what heavy modules they load.
+    """Measure imports in fresh processes, in turn, and which heavy modules they load.
 
     ``ghn_fast`` alone loads its parts at first use, so that importing what predicts is measured,
     too.
@@ -259,7 +242,7 @@ def print_imports(imports: dict[str, Any]) -> None:
 
 
 def summarise(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Geometric means over the models, and which targets are met: none if a model failed."""
+    """Take geometric means over the models; no target is met if a model failed."""
     summary: dict[str, Any] = {}
     complete = all("error" not in model for model in models.values())
     for peer in ("baseline", "published"):
@@ -361,10 +344,9 @@ def main() -> None:
 
     report["import"] = import_time(arguments.repeats)
     print_imports(report["import"])
-    known = "known architecture" if remembers() else "graph given"
     print(
         f"GHN-2, hid 32, float32, {arguments.threads} threads, medians of {arguments.repeats}, "
-        f"milliseconds; warm: {known}\n"
+        f"milliseconds; warm: known architecture\n"
         f"{'':17}{'M':>6} {'cold':>8} {'baseline':>8} {'':22} {'warm':>8} {'baseline':>8} {'':22} "
         f"{'given':>8} {'fill':>7} {'warm/fill':>6}"
     )

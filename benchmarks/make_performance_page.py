@@ -34,7 +34,7 @@ keeps its memory between calls."""
 
 
 def newest(results: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The last result of every machine that has times."""
+    """Find the last result of every machine that has times."""
     found: dict[str, Mapping[str, Any]] = {}
     for result in results:
         if timed(result):
@@ -43,7 +43,7 @@ def newest(results: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]
 
 
 def duration(seconds: float) -> str:
-    """With a unit and three digits."""
+    """Write a duration with a unit and three digits."""
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if seconds * factor >= 1 or unit == "µs":
             return f"{seconds * factor:.3g} {unit}"
@@ -51,14 +51,14 @@ def duration(seconds: float) -> str:
 
 
 def about(params: Mapping[str, str], commit: str) -> str:
-    """What a table was measured with."""
+    """Say what a table was measured with."""
     parts = [params.get("cpu", ""), f"GPU: {params['gpu']}", f"torch {params['torch']}"]
     python = params["python"].removeprefix("python")
     return ", ".join([*filter(None, parts), f"Python {python}", f"commit `{commit[:7]}`"])
 
 
 def times_table(result: Mapping[str, Any]) -> list[str]:
-    """Rows of all timed cases of a result."""
+    """Write the rows of all timed cases of a result."""
     lines = [
         "| path | back end, device | hid | graph | meta-batch | dtype | time | quartiles |",
         "|---|---|---|---|---|---|---|---|",
@@ -74,7 +74,7 @@ def times_table(result: Mapping[str, Any]) -> list[str]:
 
 
 def roofline_section(report: Mapping[str, Any]) -> list[str]:
-    """Ceilings and achieved parts of one machine."""
+    """Write ceilings and achieved parts of one machine."""
     facts = report["about"]
     lines = [
         f"{facts['cpu']}, GPU: {facts['gpu']}, torch {facts['torch']}, commit `{facts['commit']}`.",
@@ -99,7 +99,7 @@ def roofline_section(report: Mapping[str, Any]) -> list[str]:
 
 
 def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Times of all cases, a column of bars per machine."""
+    """Draw times of all cases, a column of bars per machine."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -128,7 +128,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def page(results: Mapping[str, Mapping[str, Any]], rooflines: Sequence[Mapping[str, Any]]) -> str:
-    """The text of the page."""
+    """Write the text of the page."""
     lines = [INTRODUCTION]
     if results:
         lines += ["## Times", "", f"![Times of all cases]({PICTURE})", ""]

@@ -52,11 +52,11 @@ class Measurement:
         return low <= self.value <= (math.inf if self.at_most is None else self.at_most)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON, with ``met``."""
+        """Turn the figure into plain values for JSON, with ``met``."""
         return {**asdict(self), "met": self.met}
 
     def line(self) -> str:
-        """For people, on one line."""
+        """Write the figure for people, on one line."""
         if self.error is not None or self.value is None:
             return f"{self.name}: FAILED, {self.error}"
         aim = ""
@@ -70,7 +70,7 @@ class Measurement:
 
 
 def attempt(name: str, run: Callable[[], Sequence[Measurement]]) -> list[Measurement]:
-    """The measurements of a case, or one that says why there are none."""
+    """Measure a case; if it fails, one measurement says why."""
     try:
         found = list(run())
         for measurement in found:
@@ -83,7 +83,7 @@ def attempt(name: str, run: Callable[[], Sequence[Measurement]]) -> list[Measure
 
 
 def seconds(run: Callable[[], Any], least: float) -> float:
-    """Time of one call: the mean over as many as take ``least`` seconds."""
+    """Measure one call: the mean over as many as take ``least`` seconds."""
     count = 0
     start = time.perf_counter()
     while True:
@@ -95,7 +95,7 @@ def seconds(run: Callable[[], Any], least: float) -> float:
 
 
 def cuda_seconds(run: Callable[[], Any], least: float) -> float:
-    """As :func:`seconds`, between two events of the current CUDA stream."""
+    """Measure as :func:`seconds` does, between two events of the current CUDA stream."""
     import torch
 
     run()
@@ -177,7 +177,7 @@ def processor() -> str:
 
 
 def about(threads: int, commit: str | None = None) -> dict[str, Any]:
-    """What the figures were measured with."""
+    """Say what the figures were measured with."""
     import torch
 
     return {

@@ -24,8 +24,8 @@ MOST = 0.05
 WIDTH = 8192
 
 
-def stack(layers: int, dtype: torch.dtype) -> nn.Module:
-    """``layers`` linear layers of 67 million parameters each, with norms between, and a head."""
+def stack(layers: int, dtype: torch.dtype) -> nn.Sequential:
+    """Build ``layers`` linear layers of 67 million parameters each, norms between, and a head."""
     torch.set_default_dtype(dtype)
     try:
         modules: list[nn.Module] = [nn.Linear(64, WIDTH)]
@@ -46,7 +46,7 @@ def peak() -> int:
 
 
 def measure(parameters: float, dtype: torch.dtype) -> Measurement:
-    """Growth of the process by one prediction, as a part of the network's size."""
+    """Measure by how much one prediction enlarges the process, as a part of the network's size."""
     ghn = ghn_fast.GHN()
     ghn.predict(stack(1, dtype)[:4], input_shape=(64,))
     network = stack(max(round(parameters / WIDTH**2), 1), dtype)

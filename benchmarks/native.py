@@ -22,7 +22,7 @@ from measure import about
 
 
 def gated_gnn(repeats: int) -> dict[str, Any]:
-    """The section of the gated GNN."""
+    """Write the section of the gated GNN."""
     print("gated_gnn, float32: native, baseline, ratio (least, most)")
     results: dict[str, Any] = {}
     for name, graphs in bench_gated_gnn.cases().items():
@@ -38,7 +38,7 @@ def gated_gnn(repeats: int) -> dict[str, Any]:
 
 
 def shortest_distances(repeats: int) -> dict[str, Any]:
-    """The section of the distances."""
+    """Write the section of the distances."""
     (result,) = bench_shortest_distances.measure_cpu(repeats)
     print(result.line())
     details = result.details
@@ -52,7 +52,7 @@ def shortest_distances(repeats: int) -> dict[str, Any]:
 
 
 def expand_params(repeats: int) -> dict[str, Any]:
-    """The section of the expansion of parameters."""
+    """Write the section of the expansion of parameters."""
     results: dict[str, Any] = {}
     for result in bench_expand_params.measure_cpu(repeats):
         d = result.details

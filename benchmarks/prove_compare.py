@@ -28,7 +28,7 @@ CASE = "gated_gnn.forward"
 
 
 def compare(only: list[str] | None, *more: str) -> dict[str, Any]:
-    """One run of compare.py: its status, its time, what it called wrong and every ratio."""
+    """Run compare.py: its status, its time, what it called wrong and every ratio."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "benchmarks/compare.py", "HEAD", *more, "--json", str(report)]

@@ -47,7 +47,7 @@ LEAST = 0.01
 
 
 def seconds(run: Run, backend: str) -> float:
-    """Processor time of one call."""
+    """Measure the processor time of one call."""
     calls = 0
     with ghn_fast.backend(backend):
         begin = time.process_time()
@@ -60,7 +60,7 @@ def seconds(run: Run, backend: str) -> float:
 
 
 def ratio(case: Case) -> float:
-    """Median ratio of the reference's time to that of the case's back end.
+    """Measure the median ratio of the reference's time to that of the case's back end.
 
     Raises:
         suite.setups.SkippedError: If the case cannot run here.

@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 from run_asv import gpu, machine_name
+from suite.processes import ALLOCATOR, environment
 from suite.roofline import measure_all
-from suite.workers import ALLOCATOR, environment
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from measure import ROOT, processor
+from suite.processes import environment
 from suite.results import RESULTS, failures, file_of, read_results, tidy
 from suite.trees import CACHE, BuildError, build, commit_of_revision, tree_of
-from suite.workers import environment
 
 CONFIG = ROOT / "benchmarks" / "asv.conf.json"
 
@@ -48,7 +48,7 @@ def gpu() -> str:
 
 
 def machine_name() -> str:
-    """The same for machines with the same processors and GPU, without the name of the host."""
+    """Name the machine by its processors and GPU, without the name of the host."""
     name = processor() + ("" if gpu() == "none" else f" {gpu()}")
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
@@ -135,7 +135,7 @@ def measure(tree: Path, commit: str, bench: str | None, results: Path) -> list[s
 
 
 def configuration(folder: Path, results: Path) -> Path:
-    """asv's configuration with other folders, all of them absolute."""
+    """Write asv's configuration with other folders, all of them absolute."""
     settings = json.loads(CONFIG.read_text())
     here = CONFIG.parent
     settings |= {"repo": str(ROOT), "benchmark_dir": str(here / "asv_suite")}
@@ -200,7 +200,7 @@ def publish(out: Path, libraries: Path | None) -> int:
 
 
 def index_page(results: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> str:
-    """The page with the trends, as HTML that needs nothing but the pictures beside it."""
+    """Write the page with the trends, HTML that needs nothing but the pictures beside it."""
     commits = list(dict.fromkeys(result["commit_hash"][:7] for result in results))
     machines = sorted({result["params"]["machine"] for result in results})
     images = "\n".join(
@@ -220,7 +220,7 @@ def index_page(results: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -
 
 
 def report(found: list[str]) -> int:
-    """Print what failed; the exit status."""
+    """Print what failed; returns the exit status."""
     for line in found:
         print(f"FAILED {line}")
     return 1 if found else 0

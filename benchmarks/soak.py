@@ -42,7 +42,7 @@ def command(arguments: argparse.Namespace, out: Path, processes: int) -> list[st
 
 
 def run(arguments: argparse.Namespace, out: Path, processes: int) -> None:
-    """Run to the end."""
+    """Start or continue a run, and wait for its end."""
     done = subprocess.run(
         command(arguments, out, processes), capture_output=True, text=True, check=False
     )
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, out: Path, processes: int) -> None:
 
 
 def run_and_kill(arguments: argparse.Namespace, out: Path, wait: float) -> bool:
-    """Start or continue, kill a while after the first step; whether it was still running."""
+    """Start or continue, kill a while after the first step; says whether it was still running."""
     before = (out / "metrics.jsonl").stat().st_mtime_ns if (out / "metrics.jsonl").is_file() else 0
     process = subprocess.Popen(
         command(arguments, out, arguments.processes),

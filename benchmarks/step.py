@@ -40,7 +40,7 @@ from ghn_fast.metatrain.step import MetaTrainer
 TARGETS = {"hypernetwork": 8.0, "step": 1.3}
 CLIP = 5.0
 
-# In deep networks with ReLUs the gradient hangs on the signs of values near zero. The gradients of
+# In deep networks with ReLUs the gradient depends on the signs of values near zero. Gradients of
 # single networks, computed in single precision in either way, differ by up to 3e-3 (in the norm)
 # from those in double precision; the worst element of the sum differs by more.
 LOSS_DIFFERENCE = 1e-4
@@ -51,7 +51,7 @@ class Case:
     """A meta-batch with both ways to take a step on it.
 
     Args:
-        arguments: Of the command line.
+        arguments: What the command line says.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -104,7 +104,7 @@ class Case:
         return result.loss, seconds - result.network_seconds, seconds
 
     def compare(self) -> dict[str, float]:
-        """Largest difference of losses and gradients; both hypernetworks have the same weights.
+        """Compare losses and gradients; both hypernetworks have the same weights.
 
         Raises:
             RuntimeError: If they differ by more than rounding explains.
@@ -127,7 +127,7 @@ class Case:
 def without_dropout() -> Iterator[None]:
     """Both ways draw different masks, so results are compared without any."""
     before = nn.Dropout.forward, SeededDropout.forward
-    nn.Dropout.forward = SeededDropout.forward = lambda self, x: x  # type: ignore[method-assign]
+    nn.Dropout.forward = SeededDropout.forward = lambda self, x: x  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
@@ -135,7 +135,7 @@ def without_dropout() -> Iterator[None]:
 
 
 def measure(case: Case, repeats: int) -> dict[str, Any]:
-    """Medians in milliseconds, and medians of the paired ratios."""
+    """Measure medians in milliseconds, and medians of the paired ratios."""
     pairs = []
     for _ in range(repeats):
         pairs.append((case.ours(), case.straightforward()))

@@ -140,7 +140,7 @@ def _parameter(function: Any) -> Tensor | None:
 
 
 def _sort(preds: dict[Any, set[Any]]) -> list[Any]:
-    """Topological order."""
+    """Sort the nodes topologically."""
     succs: dict[Any, list[Any]] = {node: [] for node in preds}
     missing = {node: len(before) for node, before in preds.items()}
     for node, before in preds.items():
@@ -159,7 +159,7 @@ def _sort(preds: dict[Any, set[Any]]) -> list[Any]:
 
 
 def _distances(succs: list[list[int]], cutoff: int) -> Iterable[tuple[int, int, int]]:
-    """Breadth-first search from each node."""
+    """Find distances by a breadth-first search from each node."""
     for start in range(len(succs)):
         distance = {start: 0}
         queue = deque([start])
@@ -192,7 +192,8 @@ class Predictor:
         if graph is None:
             with torch.enable_grad():
                 graph = capture(model)
-        gnn = self.ghn.propagator
+        # Its parts are those of a gated GNN.
+        gnn: Any = self.ghn.propagator
         x = self._encode(graph)
         x = self.ghn.norm(graph.walk(x, gnn.message, gnn.virtual_message, gnn.update))
         params = dict(model.named_parameters())
@@ -285,7 +286,7 @@ def _tile(value: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _normalise(value: Tensor, is_shift: bool) -> Tensor:
-    """Section 4.2 of arXiv 2110.13100."""
+    """Normalise as section 4.2 of arXiv 2110.13100 says."""
     if value.ndim == 1:
         return torch.tanh(value / 5) if is_shift else 2 * torch.sigmoid(value / 2)
     fan_in = value[0].numel()

@@ -43,7 +43,7 @@ def straightforward_step(
     targets: Tensor,
     grad_clip: float,
 ) -> Step:
-    """One step; graphs and the indices of message passing (``messages``) are at hand."""
+    """Take one step; graphs and the indices of message passing (``messages``) are at hand."""
     start = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)
     with ghn_fast.backend("reference"):
@@ -75,9 +75,10 @@ def straightforward_step(
 def predict(
     ghn: ghn_fast.GHN, graphs: Sequence[ArchGraph], messages: Baseline
 ) -> list[dict[str, Tensor]]:
-    """The parameters of a meta-batch by name, one tensor after the other."""
+    """Predict the parameters of a meta-batch by name, one tensor after the other."""
     batch = GraphBatch(graphs)
-    gnn = ghn.propagator
+    # Its parts are those of a gated GNN.
+    gnn: Any = ghn.propagator
     x = ghn.encoder(batch.op_types, ghn.encoder.shape_index(batch.shapes))
     x = ghn.norm(messages(x, gnn.message, gnn.virtual_message, gnn.update))
     plan = plan_decoding(batch.graphs, ghn.config)
@@ -94,7 +95,7 @@ def predict(
 
 
 def tile(blocks: Tensor, row: PlanRow) -> Tensor:
-    """One parameter: its block repeated until it is large enough, cut off, normalised."""
+    """Make one parameter: repeat its block until it is large enough, cut it off, normalise."""
     size = math.prod(row.block_shape)
     block = blocks.reshape(-1)[row.source : row.source + size].view(row.block_shape)
     repeats = [-(-want // have) for want, have in zip(row.shape, row.block_shape, strict=True)]

@@ -7,11 +7,40 @@ import sys
 
 import typer
 
-# Each module adds its subcommands to the application.
-from ghn_fast.commands import deepnets, prediction, training
-from ghn_fast.commands.common import INTERRUPTED, app
+from ghn_fast.commands import deepnets, demo, evaluation, pictures, prediction, training
+from ghn_fast.commands.common import INTERRUPTED
 
-__all__ = ["INTERRUPTED", "app", "deepnets", "main", "prediction", "training"]
+app = typer.Typer(
+    name="ghn-fast",
+    help="Graph hypernetworks: predict all parameters of a network in one forward pass.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def doctor() -> None:
+    """Print versions, devices, compiled back ends, and which back end each op uses."""
+    from ghn_fast.commands.doctor import report
+
+    typer.echo(report())
+
+
+# In the order of the help.
+for command in (
+    evaluation.evaluate,
+    prediction.predict,
+    pictures.draw,
+    demo.demo,
+    doctor,
+    training.train,
+    training.report,
+):
+    app.command()(command)
+app.add_typer(deepnets.app, name="deepnets")
+
+# Libraries put whole backtraces into their messages.
+_LONGEST = 300
 
 
 def main() -> None:
@@ -20,11 +49,21 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+    except Exception as error:
         if os.environ.get("GHN_FAST_DEBUG"):
             raise
-        typer.echo(f"ghn-fast: error: {error}", err=True)
+        typer.echo(f"ghn-fast: error: {_one_line(error)}", err=True)
         sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong; for anything but a mistake that the package names, its kind too."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, TypeError, OSError, ModuleNotFoundError)) and text:
+        return text
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]} ..."
+    return f"{type(error).__name__}: {text} (GHN_FAST_DEBUG=1 shows where)"
 
 
 if __name__ == "__main__":

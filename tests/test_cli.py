@@ -15,7 +15,7 @@ import pytest
 import ghn_fast
 from ghn_fast import cli
 from ghn_fast.commands.deepnets import Split
-from ghn_fast.commands.prediction import EvaluationSplit
+from ghn_fast.commands.evaluation import EvaluationSplit
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -151,6 +151,11 @@ def test_train_and_evaluate_on_generated_files(run: Run, tmp_path: Path) -> None
         ((*TRAIN, "--steps", "4", "--out", "x", "--precision", "fp8"), "float32, bf16, fp16"),
         ((*TRAIN, "--steps", "4", "--out", "x", "--eval-every", "-1"), "--eval-every"),
         (("predict", "resnet5000"), "resnet50"),
+        (("predict", "resnet18", "--num-classes", str(10**12)), "RuntimeError"),
+        (("predict", "resnet18", "--input-size", str(10**9)), "RuntimeError"),
+        (("draw", f"deepnets:test:{10**30}", "--out", "x.svg"), "OverflowError"),
+        ((*TRAIN, "--steps", "1", "--out", "x", "--deepnets", "9" * 30), "OverflowError"),
+        ((*TRAIN, "--steps", "1", "--out", "x", "--hid", str(10**9)), "RuntimeError"),
     ],
 )  # fmt: skip
 def test_mistakes_are_refused_with_the_valid_values(
@@ -164,7 +169,16 @@ def test_mistakes_are_refused_with_the_valid_values(
     status, _, error = run(*arguments)
     assert status == 2
     assert message in error
+    assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_configuration_that_is_nested_too_deeply(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text("lr: " + "[" * 20_000 + "]" * 20_000)
+    status, _, error = run(*TRAIN, "--steps", "1", "--out", tmp_path / "x", "--config", path)
+    assert status == 2
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -114,6 +114,9 @@ def test_empty_scalar_and_foreign_values() -> None:
     assert_close(1.0, 1.0)
     assert_close(np.ones(2), [1.0, 1.0])
     assert_close(torch.ones(2, requires_grad=True), torch.ones(2))
+    assert_close([0.1, 0.2], torch.tensor([0.1, 0.2]))
+    fails(0.1 + 1e-11, 0.1)
+    fails([0.1 + 1e-11], [0.1])
     assert "worst at []" in fails(1.0, 2.0)
 
 

@@ -89,6 +89,9 @@ def assert_close(
 
 def _tensor(value: Any) -> torch.Tensor:
     tensor = torch.as_tensor(value).detach().cpu()
+    if tensor.is_floating_point() and not hasattr(value, "dtype"):
+        # Python's numbers are of double precision, whatever torch's default type is.
+        tensor = torch.as_tensor(value, dtype=torch.float64)
     return tensor.resolve_conj().resolve_neg()
 
 

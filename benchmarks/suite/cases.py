@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Case:
-    """One case.
+    """What is measured: one way through the package at given parameters.
 
     Attributes:
         path: The op or the way through the package.
@@ -69,7 +69,7 @@ class Grid:
     guard: tuple[tuple[str, tuple[object, ...]], ...] = ()
 
     def cases(self) -> Iterator[Case]:
-        """Every combination."""
+        """Yield every combination."""
         for part, target, hid, graph, meta_batch, dtype in itertools.product(
             self.parts, self.targets, self.hid, self.graphs, self.meta_batches, self.dtypes
         ):
@@ -145,7 +145,7 @@ def guarded_cases() -> list[Case]:
 
 
 def find_case(name: str) -> Case:
-    """The case of a name.
+    """Find the case of a name.
 
     Raises:
         ValueError: If there is none.
@@ -157,7 +157,7 @@ def find_case(name: str) -> Case:
 
 
 def choose(cases: list[Case], patterns: list[str] | None) -> list[Case]:
-    """The cases whose name contains one of the patterns; all without patterns.
+    """Choose the cases whose name contains one of the patterns; all without patterns.
 
     Raises:
         ValueError: If a pattern fits no case.

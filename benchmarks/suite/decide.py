@@ -40,7 +40,7 @@ class Interval:
 
 
 def tail(rounds: int, k: int) -> float:
-    """P(Binomial(rounds, 1/2) < k)."""
+    """Compute P(Binomial(rounds, 1/2) < k)."""
     return sum(math.comb(rounds, i) for i in range(k)) / 2**rounds
 
 

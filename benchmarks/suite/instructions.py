@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from suite.workers import RunningWorker
+from suite.processes import RunningWorker
 
 
 class NotCountedError(Exception):
@@ -30,7 +30,7 @@ def problem() -> str | None:
 
 
 def count_instructions(tree: Path, cases: Sequence[str]) -> dict[str, int]:
-    """Instructions that one call of each case executes, after two calls.
+    """Count the instructions that one call of each case executes, after two calls.
 
     Starting takes a minute or two.
 
@@ -40,7 +40,7 @@ def count_instructions(tree: Path, cases: Sequence[str]) -> dict[str, int]:
 
     Raises:
         NotCountedError: If there is no valgrind.
-        suite.workers.WorkerError: If a case fails.
+        suite.processes.WorkerError: If a case fails.
     """
     reason = problem()
     if reason is not None:
@@ -68,7 +68,7 @@ def _number(path: Path) -> int:
 
 
 def _total(dump: Path) -> int:
-    """The instructions that a dump of callgrind counts."""
+    """Read the instructions that a dump of callgrind counts."""
     match = re.search(r"^(?:totals|summary): (\d+)", dump.read_text(errors="replace"), re.MULTILINE)
     if match is None:
         raise NotCountedError(f"valgrind wrote no total into {dump.name}")

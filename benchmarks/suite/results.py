@@ -20,7 +20,7 @@ _TIMED = re.compile(r"\.time_")
 
 @dataclass(frozen=True)
 class Value:
-    """One value of one benchmark.
+    """What one benchmark measured with one set of parameters.
 
     Attributes:
         benchmark: Its name in asv.
@@ -37,7 +37,7 @@ class Value:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All results of all machines, by date of the commit."""
+    """Read all results of all machines, by date of the commit."""
     found = []
     for path in sorted(folder.glob("*/*.json")):
         if path.name != "machine.json":
@@ -46,7 +46,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def file_of(folder: Path, machine: str, commit: str) -> Path | None:
-    """The file with the results of a commit on a machine, the newest if there are several."""
+    """Find the results of a commit on a machine, the newest file if there are several."""
     found = sorted((folder / machine).glob(f"{commit[:8]}*.json"), key=lambda p: p.stat().st_mtime)
     return found[-1] if found else None
 
@@ -74,7 +74,7 @@ def tidy(path: Path, about: Mapping[str, str]) -> Path:
 
 
 def values(result: Mapping[str, Any]) -> Iterator[Value]:
-    """Every value of a result file."""
+    """Yield every value of a result file."""
     columns = result["result_columns"]
     for benchmark, row in result["results"].items():
         fields = dict(zip(columns, row, strict=False))
@@ -91,7 +91,7 @@ def values(result: Mapping[str, Any]) -> Iterator[Value]:
 
 
 def timed(result: Mapping[str, Any]) -> dict[tuple[str, tuple[str, ...]], Value]:
-    """The times of a result file that there are."""
+    """Collect the times of a result file that there are."""
     return {
         (value.benchmark, value.params): value
         for value in values(result)
@@ -100,7 +100,7 @@ def timed(result: Mapping[str, Any]) -> dict[tuple[str, tuple[str, ...]], Value]
 
 
 def failures(result: Mapping[str, Any]) -> list[str]:
-    """What failed; what cannot run on the machine (NaN) did not fail."""
+    """List what failed; what cannot run on the machine (NaN) did not fail."""
     return [
         f"{value.benchmark}({', '.join(value.params)})"
         for value in values(result)

@@ -69,7 +69,7 @@ class Work:
 
 
 def best(run: Callable[[], Any], device: str, repeats: int = 15) -> float:
-    """The lower quartile of the times of a call, in seconds: of the processor, or of the GPU."""
+    """Measure the lower quartile of the seconds of a call: of the processor, or of the GPU."""
 
     def processor(least: float) -> float:
         calls, begin = 0, time.process_time()
@@ -88,7 +88,7 @@ def best(run: Callable[[], Any], device: str, repeats: int = 15) -> float:
 
 
 def measure_ceilings(device: str) -> Ceilings:
-    """Bandwidths on memory larger than the caches, and the rate of a large matrix product."""
+    """Measure bandwidths beyond the caches, and the rate of a large matrix product."""
     source = torch.ones(_BYTES // _FLOAT, device=device)
     target = torch.empty_like(source)
     side = _SIDE[device]
@@ -107,7 +107,7 @@ def measure_ceilings(device: str) -> Ceilings:
 
 
 def work_of(case: Case) -> Work:
-    """Bytes and operations of an op.
+    """Count bytes and operations of an op.
 
     Raises:
         ValueError: If the path is not one of :data:`PATHS`.

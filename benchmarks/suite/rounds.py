@@ -12,7 +12,7 @@ from typing import Any
 
 from suite.cases import Case
 from suite.decide import EARLY_PASS, Verdict, decide, final, interval, quartile
-from suite.workers import RunningWorker, WorkerError
+from suite.processes import RunningWorker, WorkerError
 
 # A slice of time of one revision; short, so that what disturbs one disturbs the other.
 SLICE_SECONDS = 0.008
@@ -157,7 +157,7 @@ def _count(outcome: Outcome, a: RunningWorker, b: RunningWorker) -> None:
 
 
 def _time(outcome: Outcome, a: RunningWorker, b: RunningWorker, first: int) -> None:
-    """One round of a case: slices in the order A B B A, the ratio of their lower quartiles."""
+    """Time one round of a case: slices in the order A B B A, the ratio of lower quartiles."""
     once = min(worker.ask("measure", calls=1)["seconds"] for worker in (a, b))
     calls = max(1, round(SLICE_SECONDS / max(once, 1e-7)))
     pairs = int(CASE_SECONDS / (2 * calls * max(once, 1e-7)))
@@ -175,7 +175,7 @@ def _time(outcome: Outcome, a: RunningWorker, b: RunningWorker, first: int) -> N
 
 
 def table(outcomes: Iterable[Outcome]) -> list[str]:
-    """The outcome of every case, in lines: name, times, ratio with interval, threshold, verdict."""
+    """Write the outcome of every case: name, times, ratio with interval, threshold, verdict."""
     lines = []
     for outcome in outcomes:
         name, case = outcome.case.name, outcome.case

@@ -1,35 +1,28 @@
-"""From a case to a function that runs it once; everything else is done beforehand."""
+"""Turn a case into a function that runs it once; everything else is done beforehand."""
 
 from __future__ import annotations
 
 import gc
+import importlib
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 import ghn_fast
-from ghn_fast.deepnets import SampledNets
-from ghn_fast.graph import ArchGraph
-from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.hypernet.config import GHNConfig
-from ghn_fast.hypernet.propagate import GatedGNN
+from ghn_fast.deepnets import SampledNets, meta_batches
+from ghn_fast.graph import ArchGraph, clear_cache
 from ghn_fast.ops import backend
-from ghn_fast.ops.collate_edges import collate_edges
-from ghn_fast.ops.expand_params import ParamPlan, expand_params
-from ghn_fast.ops.shortest_distances import shortest_distances
 from suite.cases import Case
+from suite.names import find
 
-try:
-    from ghn_fast.hypernet.decode import decode
-    from ghn_fast.hypernet.decode_plan import plan_decoding
-except ImportError:  # where both functions were before they had files of their names
-    from ghn_fast.hypernet.expand import decode, plan_decoding  # type: ignore[no-redef,import-not-found]
+if TYPE_CHECKING:
+    from ghn_fast.ops.expand_params import ParamPlan
 
 Run = Callable[[], Any]
 CUTOFF = 50
@@ -48,6 +41,8 @@ def problem_of(case: Case) -> str | None:
     if case.device == "cuda" and not torch.cuda.is_available():
         return "there is no CUDA device here"
     if case.path in _OPS:
+        # An op is known once its module has been imported.
+        importlib.import_module(f"ghn_fast.ops.{case.path}")
         return backend.problem_of(case.path, case.backend, case.device)
     return backend.extension_problem()
 
@@ -73,7 +68,7 @@ def prepared(case: Case) -> Iterator[Run]:
 
 @cache
 def graphs_of(kind: str, count: int) -> list[ArchGraph]:
-    """Graphs of one kind: a torchvision network by name, or the first ones of a sampled split."""
+    """Make graphs of one kind: a torchvision network by name, or the first of a sampled split."""
     if kind in ("train", "deep"):
         nets = SampledNets(kind, count, seed=1)
         return [nets[index].graph for index in range(count)]
@@ -81,14 +76,14 @@ def graphs_of(kind: str, count: int) -> list[ArchGraph]:
 
 
 def network_of(kind: str) -> nn.Module:
-    """A torchvision network with as many classes as the hypernetwork predicts."""
+    """Build a torchvision network with as many classes as the hypernetwork predicts."""
     import torchvision
 
     return torchvision.models.get_model(kind, num_classes=CLASSES)
 
 
 def blocks_of(plan: ParamPlan, device: str, dtype: torch.dtype) -> list[Tensor]:
-    """Random blocks that a plan can read."""
+    """Make random blocks that a plan can read."""
     sizes: dict[int, int] = {}
     for row in plan.rows:
         end = row.source + prod(row.block_shape)
@@ -108,7 +103,7 @@ def _without_gradient(run: Run) -> Run:
 
 
 def _gradient(out: Tensor | list[Tensor], inputs: list[Tensor]) -> Run:
-    """The backward pass alone, of an output that is computed once."""
+    """Run the backward pass alone, of an output that is computed once."""
     outputs = [out] if isinstance(out, Tensor) else out
     directions = [torch.randn_like(tensor) for tensor in outputs]
     return lambda: torch.autograd.grad(
@@ -117,9 +112,9 @@ def _gradient(out: Tensor | list[Tensor], inputs: list[Tensor]) -> Run:
 
 
 def _gated_gnn(case: Case) -> Run:
-    batch = GraphBatch(graphs_of(case.graph, case.meta_batch)).to(case.device)
+    batch = find("GraphBatch")(graphs_of(case.graph, case.meta_batch)).to(case.device)
     dtype = getattr(torch, case.dtype)
-    gnn = GatedGNN(GHNConfig(hid=case.hid)).to(case.device, dtype)
+    gnn = find("GatedGNN")(ghn_fast.GHNConfig(hid=case.hid)).to(case.device, dtype)
     x = torch.randn(batch.num_nodes, case.hid).to(case.device, dtype).requires_grad_()
     if case.part == "backward":
         return _gradient(gnn(x, batch), [x, *gnn.parameters()])
@@ -127,7 +122,8 @@ def _gated_gnn(case: Case) -> Run:
 
 
 def _expand_params(case: Case) -> Run:
-    plan = plan_decoding(graphs_of(case.graph, case.meta_batch), GHNConfig()).params
+    expand_params, graphs = find("expand_params"), graphs_of(case.graph, case.meta_batch)
+    plan = find("plan_decoding")(graphs, ghn_fast.GHNConfig()).params
     blocks = blocks_of(plan, case.device, getattr(torch, case.dtype))
     if case.part == "backward":
         return _gradient(expand_params(blocks, plan), blocks)
@@ -135,12 +131,14 @@ def _expand_params(case: Case) -> Run:
 
 
 def _shortest_distances(case: Case) -> Run:
+    shortest_distances = find("shortest_distances")
     (graph,) = graphs_of(case.graph, 1)
     edges = graph.edges[graph.edges[:, 2] == 1, :2].contiguous()
     return lambda: shortest_distances(edges, graph.num_nodes, CUTOFF)
 
 
 def _collate_edges(case: Case) -> Run:
+    collate_edges = find("collate_edges")
     graphs = graphs_of(case.graph, case.meta_batch)
     offsets = [0, *itertools.accumulate(graph.num_nodes for graph in graphs)]
     edges = [graph.edges for graph in graphs]
@@ -149,8 +147,8 @@ def _collate_edges(case: Case) -> Run:
 
 def _decode(case: Case) -> Run:
     graphs = graphs_of(case.graph, case.meta_batch)
-    ghn = _hypernetwork(case)
-    plan = plan_decoding(graphs, ghn.config)
+    ghn, decode = _hypernetwork(case), find("decode")
+    plan = find("plan_decoding")(graphs, ghn.config)
     nodes = sum(graph.num_nodes for graph in graphs)
     x = torch.randn(nodes, case.hid).to(case.device).requires_grad_()
     if case.part == "backward":
@@ -160,7 +158,7 @@ def _decode(case: Case) -> Run:
 
 
 def _hypernetwork(case: Case) -> ghn_fast.GHN:
-    return ghn_fast.GHN(GHNConfig(hid=case.hid, num_classes=CLASSES)).to(case.device)
+    return ghn_fast.GHN(ghn_fast.GHNConfig(hid=case.hid, num_classes=CLASSES)).to(case.device)
 
 
 def _capture(case: Case) -> Run:
@@ -174,20 +172,16 @@ def _predict_warm(case: Case) -> Run:
 
 
 def _predict_cold(case: Case) -> Run:
-    from ghn_fast.capturing import cache
-
     network, ghn = network_of(case.graph).to(case.device), _hypernetwork(case)
 
     def run() -> None:
-        cache.clear_cache()
+        clear_cache()
         ghn.predict(network)
 
     return run
 
 
 def _loader(case: Case) -> Run:
-    from ghn_fast.deepnets import meta_batches
-
     nets = SampledNets("train", 10**4, seed=1)
     # The same few steps again and again, whatever number of calls a measurement makes: step 0 is
     # a function of the seed.
@@ -200,16 +194,11 @@ def _loader(case: Case) -> Run:
 
 
 def _generator(case: Case) -> Run:
-    from ghn_fast.deepnets.files.generate import make_record
-
+    make_record = find("make_record")
     return lambda: [make_record(case.graph, index, seed=1) for index in range(2)]
 
 
 def _meta_step(case: Case) -> Run:
-    from ghn_fast.deepnets import meta_batches
-    from ghn_fast.metatrain.executor import Executor
-    from ghn_fast.metatrain.step import MetaTrainer
-
     nets = SampledNets("train", 10**4, seed=1)
     items = next(meta_batches(nets, case.meta_batch, seed=3))
     ghn = _hypernetwork(case).train()
@@ -217,12 +206,12 @@ def _meta_step(case: Case) -> Run:
     images = torch.randn(IMAGES, 3, IMAGE_SIZE, IMAGE_SIZE, device=case.device)
     targets = torch.arange(IMAGES, device=case.device) % CLASSES
     # One thread, so that the work is that of one process on one core.
-    trainer = MetaTrainer(
+    trainer = find("MetaTrainer")(
         ghn,
         optimizer,
         meta_batch=case.meta_batch,
         grad_clip=5.0,
-        executor=Executor(torch.device(case.device), parallel=1),
+        executor=find("Executor")(torch.device(case.device), parallel=1),
     )
     return lambda: trainer.step(items, images, targets)
 

@@ -30,13 +30,13 @@ Counts = dict[str, int]
 
 
 def release() -> str:
-    """What the record is looked up by: torch 2.15 and the machine's architecture."""
+    """Name what the record is looked up by: torch 2.15 and the machine's architecture."""
     numbers = torch.__version__.split("+")[0].split(".")[:2]
     return f"torch {'.'.join(numbers)}, {platform.machine()}"
 
 
 def read_record(path: Path = RECORD) -> dict[str, dict[str, Counts]]:
-    """The counts by release and case."""
+    """Read the counts by release and case."""
     record: dict[str, dict[str, Counts]] = json.loads(path.read_text())
     return record
 
@@ -73,7 +73,7 @@ def count_case(case: Case) -> Counts:
 
 
 def differences(found: dict[str, Counts], recorded: dict[str, Counts]) -> list[str]:
-    """In words what is not as recorded; a count that has shrunk is to be recorded, too."""
+    """Say what is not as recorded; a count that has shrunk is to be recorded, too."""
     lines = []
     for name, counts in found.items():
         if name not in recorded:
@@ -87,7 +87,7 @@ def differences(found: dict[str, Counts], recorded: dict[str, Counts]) -> list[s
 
 
 def count_all(cases: Sequence[Case]) -> tuple[dict[str, Counts], dict[str, str]]:
-    """Counts of all cases, and why some cannot run here."""
+    """Count all cases, and say why some cannot run here."""
     found: dict[str, Any] = {}
     skipped = {}
     for case in cases:

@@ -1,4 +1,4 @@
-"""Revisions as folders with compiled ops: extracted from git, and built once per C++ source.
+"""Make revisions into folders with compiled ops, built once per C++ source.
 
 Both are kept under build/benchmarks: a tree per commit, an extension per content of csrc/ and
 setup.py with the versions that it was compiled for.
@@ -25,7 +25,7 @@ class BuildError(Exception):
 
 
 def commit_of_revision(revision: str) -> str:
-    """The full name of a commit.
+    """Find the full name of a commit.
 
     Raises:
         BuildError: If git knows no such revision.
@@ -42,7 +42,7 @@ def commit_of_revision(revision: str) -> str:
 
 
 def tree_of(revision: str) -> Path:
-    """Folder with the files of a revision and its compiled ops.
+    """Make the folder with the files of a revision and its compiled ops.
 
     Raises:
         BuildError: If there is no such revision or it does not compile.
@@ -66,7 +66,7 @@ def tree_of(revision: str) -> Path:
 
 
 def copy_of(tree: Path, to: Path) -> Path:
-    """A copy of a tree without what git ignores, for changes; compiled ops included."""
+    """Copy a tree without what git ignores, but with compiled ops, to change the copy."""
     names = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=tree,
@@ -90,7 +90,7 @@ def link_kernels(tree: Path) -> None:
 
 
 def key_of(tree: Path) -> str:
-    """What decides about the compiled extension: its sources, the versions, the toolkit."""
+    """Name what decides about the compiled extension: its sources, the versions, the toolkit."""
     import torch
 
     digest = hashlib.sha256()
@@ -131,7 +131,7 @@ def _is_current(extension: Path) -> bool:
 
 
 def _copy(source: Path, to: Path) -> None:
-    """Whole or not at all; a process that has the old file loaded keeps it."""
+    """Copy whole or not at all; a process that has the former file loaded keeps it."""
     part = to.with_name(f".{to.name}.{os.getpid()}")
     shutil.copy2(source, part)
     os.replace(part, to)

@@ -15,7 +15,7 @@ _COLUMNS, _ROWS = 5, 8
 def trends(
     results: Sequence[Mapping[str, Any]],
 ) -> dict[str, dict[str, list[tuple[str, float]]]]:
-    """For every timed case, by name, and machine: commits with seconds, in the order of results."""
+    """List commits with seconds, in the order of results, by timed case and machine."""
     found: dict[str, dict[str, list[tuple[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         machine = result["params"]["machine"]
@@ -34,7 +34,7 @@ def draw_trends(results: Sequence[Mapping[str, Any]], folder: Path) -> list[Path
 
     found = list(trends(results).items())
     order = list(dict.fromkeys(result["commit_hash"][:7] for result in results))
-    pages = []
+    pages: list[Path] = []
     for first in range(0, len(found), _COLUMNS * _ROWS):
         part = found[first : first + _COLUMNS * _ROWS]
         rows = -(-len(part) // _COLUMNS)

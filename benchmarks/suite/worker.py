@@ -1,6 +1,6 @@
 """A process that sets cases of one revision up and times or counts them on request.
 
-Started by :mod:`suite.workers` with the tree of the revision first on PYTHONPATH. Requests and
+Started by :mod:`suite.processes` with the tree of the revision first on PYTHONPATH. Requests and
 answers are lines of JSON on standard input and output; what libraries print goes to standard error.
 Times are of the processor, not of the clock on the wall: other processes do not add to them by
 taking turns. On a GPU they are between two events of the stream.
@@ -69,7 +69,7 @@ class Worker:
         return {}
 
     def measure(self, calls: int) -> dict[str, Any]:
-        """Seconds of one call, the mean of ``calls``."""
+        """Measure seconds of one call, the mean of ``calls``."""
         gc.disable()
         try:
             if self.device == "cuda":
@@ -94,13 +94,13 @@ class Worker:
         return begin.elapsed_time(end) / 1e3 / calls
 
     def count(self) -> dict[str, Any]:
-        """The counts of :func:`suite.counting.count`."""
+        """Count as :func:`suite.counting.count` does."""
         from suite.counting import count
 
         return {"counts": count(self.run, self.device)}
 
     def instructions(self) -> dict[str, Any]:
-        """One call with the instruction counter of valgrind switched on."""
+        """Run one call with the instruction counter of valgrind switched on."""
         import torch
 
         # On; and off, with what was counted in a file.
@@ -116,6 +116,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     worker = Worker()
+    answer: dict[str, Any]
     for line in sys.stdin:
         request = json.loads(line)
         name = request.pop("do")

@@ -1,4 +1,4 @@
-"""What the subcommands share: the application, options, checks, output."""
+"""What the subcommands share: options, checks, output."""
 
 from __future__ import annotations
 
@@ -7,18 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-app = typer.Typer(
-    name="ghn-fast",
-    help="Graph hypernetworks: predict all parameters of a network in one forward pass.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-deepnets_app = typer.Typer(
-    help="Generate and inspect files of DeepNets-1M architectures.", no_args_is_help=True
-)
-app.add_typer(deepnets_app, name="deepnets")
 
 # Exit status of a program that SIGINT ended, by the convention of shells.
 INTERRUPTED = 130
@@ -33,7 +21,7 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
 
 def check_out(folder: Path) -> None:
-    """Refuse a place for results before the work, not after it."""
+    """Refuse a folder that results cannot be written to before the work, not after it."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"--out: got {folder}, but {existing} is a file; needs a folder")
@@ -42,6 +30,7 @@ def check_out(folder: Path) -> None:
 
 
 def check_device(name: str) -> None:
+    """Refuse a device that is not there before the work, not in it."""
     import torch
 
     try:
@@ -61,6 +50,12 @@ def check_device(name: str) -> None:
 
 
 def make_progress(*, show: bool = True, rate: bool = False) -> Any:
+    """A progress bar on standard error; its tasks have a field ``info``.
+
+    Args:
+        show: Whether it is drawn at all.
+        rate: Whether it says how many steps there are in a second.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -95,6 +90,7 @@ def make_progress(*, show: bool = True, rate: bool = False) -> Any:
 
 
 def print_table(renderable: Any) -> None:
+    """Print what ``rich`` renders, as wide as the terminal is."""
     from rich.console import Console
 
     Console().print(renderable)

@@ -11,9 +11,12 @@ import typer
 from ghn_fast.commands.common import (
     INTERRUPTED,
     MOST,
-    deepnets_app,
     make_progress,
     print_table,
+)
+
+app = typer.Typer(
+    help="Generate and inspect files of DeepNets-1M architectures.", no_args_is_help=True
 )
 
 
@@ -38,7 +41,7 @@ class Format(StrEnum):
     hdf5 = "hdf5"
 
 
-@deepnets_app.command()
+@app.command()
 def generate(
     split: Annotated[Split, typer.Option("--split")],
     count: Annotated[int, typer.Option("--count", min=1, help="Architectures to generate.")],
@@ -85,7 +88,7 @@ def generate(
         raise typer.Exit(INTERRUPTED)
 
 
-@deepnets_app.command()
+@app.command()
 def info(
     folder: Annotated[Path, typer.Argument(help="Folder of DeepNets-1M files.")],
 ) -> None:
@@ -102,7 +105,7 @@ def info(
         typer.echo(f"{split}: {summarise_properties(nets[index].graph for index in chosen)}")
 
 
-@deepnets_app.command()
+@app.command()
 def convert(
     folder: Annotated[Path, typer.Argument(help="Folder (or file) to read.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],

@@ -9,14 +9,12 @@ import typer
 
 from ghn_fast.commands.common import (
     INTERRUPTED,
-    app,
     check_device,
     check_out,
     make_progress,
 )
 
 
-@app.command()
 def train(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; continued if it exists.")],
     config: Annotated[
@@ -113,7 +111,6 @@ def train(
         raise typer.Exit(INTERRUPTED)
 
 
-@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
 ) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.ghn import GHN
+from ghn_fast.hypernet.propagate import BUILT_IN
 from ghn_fast.hypernet.published import is_published, published_config, published_state
 from ghn_fast.utils.files import write_atomically
 
@@ -49,11 +50,13 @@ def from_pretrained(
 
     Raises:
         FileNotFoundError: If there is no such file, folder or model.
-        ValueError: If the file is not a checkpoint, or weights are missing or of another shape; the
-            message names the first such entry, what was expected and what the file has.
+        ValueError: If the file is not a checkpoint, or weights are missing, of another shape or
+            type, or not finite; the message names the first such entry, what was expected and what
+            the file has.
     """
     path = _locate(os.fspath(name_or_path))
     config, state = _read_folder(path) if path.is_dir() else _read_file(path)
+    _compare_sizes(config, state, str(path))
     ghn = GHN(config)
     load_weights(ghn, state, str(path))
     return ghn.to(device).eval()
@@ -77,12 +80,40 @@ def save_pretrained(ghn: GHN, folder: str | os.PathLike[str]) -> Path:
 
 
 def load_weights(ghn: GHN, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights after comparing every name and shape.
+    """Load weights after comparing every name, shape and type.
 
     Raises:
-        ValueError: On the first difference, naming the entry, what was expected and what came.
+        ValueError: On the first difference, naming the entry, what was expected and what came; or
+            if a weight is not finite.
     """
     expected = ghn.state_dict()
+    _compare(expected, state, source)
+    converted = {name: state[name].to(tensor.dtype) for name, tensor in expected.items()}
+    for name, tensor in converted.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"{source}: entry '{name}' has NaN or infinite values, needs finite ones"
+            )
+    ghn.load_state_dict(converted)
+
+
+def _compare_sizes(config: GHNConfig, state: Mapping[str, Tensor], source: str) -> None:
+    """Compare weights with a configuration before anything of its size is allocated.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    try:
+        with torch.device("meta"):
+            expected = GHN(config).state_dict()
+    except (RuntimeError, OverflowError, MemoryError, NotImplementedError) as error:
+        if config.propagator in BUILT_IN:
+            raise ValueError(f"{source}: no network can be as large as {config}") from error
+        return  # a network of the user's own may need values when it is built
+    _compare(expected, state, source)
+
+
+def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
     for name, tensor in expected.items():
         if name not in state:
             raise ValueError(
@@ -94,13 +125,24 @@ def load_weights(ghn: GHN, state: Mapping[str, Tensor], source: str) -> None:
                 f"{source}: entry '{name}' has the wrong shape, expected {tuple(tensor.shape)}, "
                 f"got {tuple(state[name].shape)}"
             )
+        if _kind(state[name]) != _kind(tensor):
+            raise ValueError(
+                f"{source}: entry '{name}' has the wrong type, expected {_kind(tensor)} such as "
+                f"{tensor.dtype}, got {state[name].dtype}"
+            )
     unknown = sorted(set(state) - set(expected))
     if unknown:
         got = tuple(state[unknown[0]].shape)
         raise ValueError(
             f"{source}: entry '{unknown[0]}' is unknown, expected no such entry, got shape {got}"
         )
-    ghn.load_state_dict({name: state[name].to(tensor.dtype) for name, tensor in expected.items()})
+
+
+def _kind(tensor: Tensor) -> str:
+    """What is never converted silently: a type of numbers for another kind of them."""
+    if tensor.is_floating_point():
+        return "a floating-point type"
+    return str(tensor.dtype)
 
 
 def _locate(name: str) -> Path:
@@ -155,7 +197,7 @@ def _read_folder(path: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
             raise FileNotFoundError(f"{file}: missing, a checkpoint needs it")
     try:
         values = json.loads(config_path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{config_path}: not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{config_path}: got a {type(values).__name__}, needs an object")

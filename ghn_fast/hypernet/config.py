@@ -8,6 +8,9 @@ from typing import Any
 
 from ghn_fast.utils.settings import checked
 
+# Published hypernetworks take one. All rounds are one call of an op, which no signal ends early.
+MOST_STEPS = 1000
+
 
 @dataclass(frozen=True)
 class GHNConfig:
@@ -24,7 +27,7 @@ class GHNConfig:
         virtual_edges: Largest distance that gets a virtual edge; 1 means none.
         normalize: Whether predicted parameters are normalised (section 4.2).
         layer_norm: Whether the node embeddings are normalised after propagation.
-        steps: Number of rounds of propagation T.
+        steps: Number of rounds of propagation T, at most 1,000.
     """
 
     max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
@@ -47,6 +50,8 @@ class GHNConfig:
         for name in ("num_classes", "virtual_edges", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, needs at least 1")
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"steps: got {self.steps}, needs at most {MOST_STEPS}")
 
     @property
     def uses_virtual_edges(self) -> bool:

@@ -110,3 +110,5 @@ def _weights(mlp: nn.Sequential) -> MLPWeights:
 
 register_propagator("gated_gnn", GatedGNN)
 register_propagator("mlp", MLPPropagator)
+
+BUILT_IN = tuple(propagators())

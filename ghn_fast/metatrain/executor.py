@@ -153,7 +153,7 @@ class Executor:
             seeds: Seed of the random numbers of each network; its position by default.
             costs: About how long each network takes, in any unit; the largest ones start first.
             together: Networks of the meta-batch on all processes. On a CPU a network gets that part
-                of the threads, wherever it runs, because results hang on it in the last bit.
+                of the threads, wherever it runs, because results depend on it in the last bit.
 
         Returns:
             The outcome. A network whose loss or gradient is not finite, or that does not fit into

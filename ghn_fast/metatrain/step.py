@@ -93,7 +93,7 @@ class MetaTrainer:
             runs on as many processes give bitwise the same numbers.
         replicated: Which of the two ways.
         threads: Threads that the hypernetwork runs on, on a CPU; as torch is set by default. Its
-            matrix products hang on their number in the last bit.
+            matrix products depend on their number in the last bit.
     """
 
     def __init__(

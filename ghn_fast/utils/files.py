@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+import secrets
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,17 +13,23 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write a file so that at every instant it is either the old or the new one, whole.
 
     Args:
-        path: The file; its folder must be there.
+        path: The file; its folder must be there. Of a symbolic link the target is written. A
+            device or a pipe is written to as it is, and never replaced.
         data: What it holds; text is written as UTF-8.
 
     Raises:
         OSError: If it cannot be written; the old file stays, and nothing else is left behind.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    content = data.encode() if isinstance(data, str) else data
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            file.write(content)
+        return
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -32,11 +38,12 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside a file for its next version, different in every process and thread.
+    """A name beside a file for its next version, another one at every call.
 
-    In the same folder, so that the replacement never crosses file systems.
+    It lies in the same folder, so that the replacement never crosses file systems. Numbers of
+    processes and threads would not do: on a shared disk two machines may have the same.
     """
-    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import reprlib
 import types
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 4
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
 def checked(kind: type, values: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -25,16 +31,24 @@ def checked(kind: type, values: Mapping[str, Any], what: str) -> dict[str, Any]:
     """
     hints = get_type_hints(kind)
     known = [field.name for field in fields(kind)]
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(set(values) - set(known), key=str)
     if unknown:
-        raise ValueError(f"config: unknown {what} {unknown[0]!r}, known are {sorted(known)}")
+        raise ValueError(f"config: unknown {what} {shown(unknown[0])}, known are {sorted(known)}")
     result = {}
     for name, value in values.items():
         ok, converted = _convert(value, hints[name])
         if not ok:
-            raise ValueError(f"{name}: got {value!r}, needs {_describe(hints[name])}")
+            raise ValueError(f"{name}: got {shown(value)}, needs {_describe(hints[name])}")
         result[name] = converted
     return result
+
+
+def shown(value: Any) -> str:
+    """A value for a message, shortened.
+
+    A few hundred bytes of YAML can stand for billions of nested elements, which are never visited.
+    """
+    return _SHORT.repr(value)
 
 
 def _convert(value: Any, hint: Any) -> tuple[bool, Any]:

@@ -1,4 +1,4 @@
-"""Training augmentation on whole batches: one gather or one resampling, on any device.
+"""Training augmentation of whole batches: one gather or one resampling, on any device.
 
 Every random number comes from a CPU generator, so that a batch is augmented the same way on
 every device.
@@ -22,20 +22,28 @@ CROP_ATTEMPTS = 10
 
 
 def seeded_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator whose numbers depend on `key` alone; nearby keys are unrelated."""
+    """A CPU generator whose numbers depend on ``key`` alone; nearby keys are unrelated."""
     text = "/".join(str(part) for part in key)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def augment_batch(images: Tensor, policy: str, generator: torch.Generator) -> Tensor:
-    """Augment a batch (B, 3, H, W) uint8; same shape, values 0..255, uint8 or float32.
+    """Augment a batch of images.
 
-    shift: moved by up to 3/32 of the side, the border filled with black.
-    crop_flip: padded by 1/8 of the side (4 pixels at 32) and cropped at random, mirrored with
-    probability 1/2.
-    resized_crop_flip: a random part of 8 to 100 % of the area resized to the whole, mirrored with
-    probability 1/2.
+    Args:
+        images: Batch (B, 3, H, W) uint8.
+        policy: One of :data:`POLICIES`. ``shift`` moves an image by up to 3/32 of its side and
+            fills the border with black. ``crop_flip`` pads it by 1/8 of the side (4 pixels at 32),
+            crops it at random, and mirrors it with probability 1/2. ``resized_crop_flip`` resizes
+            a random part, 8 to 100 % of the area, to the whole, and mirrors with probability 1/2.
+        generator: CPU generator of all random numbers.
+
+    Returns:
+        A batch of the same shape with values 0..255, uint8 or float32.
+
+    Raises:
+        ValueError: If there is no such policy.
     """
     side = images.shape[-1]
     if policy == "shift":
@@ -69,17 +77,29 @@ def shift_and_flip(
 
 
 def draw_crops(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random numbers of `count` resized crops: (count, attempts, 4) uniform, (count,) mirrored."""
+    """Draw the random numbers of resized crops.
+
+    Returns:
+        Uniform numbers (count, attempts, 4) float64 for :func:`crop_boxes`, and (count,) bool,
+        whether each crop is mirrored.
+    """
     draws = torch.rand((count, CROP_ATTEMPTS, 4), generator=generator, dtype=torch.float64)
     return draws, torch.rand(count, generator=generator) < 0.5
 
 
 def crop_boxes(draws: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
-    """Boxes (B, 4) int64 (top, left, height, width) of random resized crops.
+    """Find the boxes of random resized crops.
 
-    draws: (B, attempts, 4) uniform numbers for area, aspect ratio, top and left. heights, widths:
-    (B,) int64 sizes of the images. The first attempt that fits inside the image is taken; when
-    none does, the largest central box whose aspect ratio is within `CROP_RATIO`.
+    The first attempt that fits inside the image is taken; if none does, the largest central box
+    whose aspect ratio is within :data:`CROP_RATIO`.
+
+    Args:
+        draws: Uniform numbers (B, attempts, 4) for area, aspect ratio, top and left.
+        heights: Heights of the images, (B,) int64.
+        widths: Widths of the images, (B,) int64.
+
+    Returns:
+        Boxes (B, 4) int64: top, left, height, width.
     """
     height, width = heights[:, None].double(), widths[:, None].double()
     area = height * width * (CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * draws[..., 0])
@@ -109,9 +129,17 @@ def crop_boxes(draws: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
 
 
 def resample_boxes(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
-    """Resize box b of image b to the whole image, bilinearly; (B, C, H, W) float32, 0..255.
+    """Resize box b of image b to the whole image, bilinearly.
 
     A box is never larger than its image, so this only enlarges and needs no anti-aliasing.
+
+    Args:
+        images: Images (B, C, H, W) with values 0..255.
+        boxes: Boxes (B, 4): top, left, height, width.
+        mirrored: Whether to mirror each image, (B,) bool.
+
+    Returns:
+        Images of the same shape, float32.
     """
     count, _, height, width = images.shape
     top, left, box_height, box_width = boxes.double().unbind(dim=1)

@@ -22,16 +22,27 @@ def train_batches(
     device: str | torch.device = "cpu",
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented training batches without end: images (B, 3, S, S) float32, targets (B,) int64.
+    """Iterate over augmented training batches without end.
 
-    Order and augmentation of step k depend on (seed, k) alone, so that an iterator started at
-    `start_step` gives the batches that an uninterrupted one gives from there on. Each epoch of
-    len(splits.train) // batch_size steps is a fresh permutation; images left over at its end are
-    not used. Images are normalised and contiguous. An in-memory set is moved to `device` once and
-    augmented there; `workers` threads decode ahead when the set is read from files.
+    Order and augmentation of step k depend on (seed, k) alone, so that an iterator that begins at
+    ``start_step`` gives the batches that an uninterrupted one gives from there on. Each epoch of
+    ``len(splits.train) // batch_size`` steps is a fresh permutation; images left over at its end
+    are not used.
 
-    Raises ValueError when batch_size is not between 1 and the number of training images, or when
-    start_step or workers is negative.
+    Args:
+        splits: The image data set.
+        batch_size: Images per batch, B.
+        seed: Seed of order and augmentation.
+        start_step: The step of the first batch.
+        device: Where the batches are. A set in memory is moved there once and augmented there.
+        workers: Threads that decode ahead, for a set that is read from files.
+
+    Returns:
+        Pairs of normalised, contiguous images (B, 3, S, S) float32 and targets (B,) int64.
+
+    Raises:
+        ValueError: If ``batch_size`` is not between 1 and the number of training images, or
+            ``start_step`` or ``workers`` is negative.
     """
     images = splits.train
     _check_batching(batch_size, workers)
@@ -77,7 +88,7 @@ def _train_batches(
 def _training_order(
     count: int, batch_size: int, seed: int, start_step: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """Pairs (step, indices of its images), without end."""
+    """Yield pairs (step, indices of its images), without end."""
     steps_per_epoch = count // batch_size
     epoch, position = divmod(start_step, steps_per_epoch)
     step = start_step
@@ -96,7 +107,7 @@ def _train_crops(
     device: torch.device,
     workers: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random resized crops cut from the files themselves, at their full resolution."""
+    """Cut random resized crops from the files themselves, at their full resolution."""
     images = splits.train
     assert images.paths is not None  # only sets read from files come here
     paths, size = images.paths, images.image_size
@@ -128,17 +139,28 @@ def eval_batches(
     shuffle_seed: int | None = 0,
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image of the set once: images (B, 3, S, S) float32, targets (B,) int64.
+    """Iterate once over every image of a set.
 
     Networks with predicted parameters normalise by the statistics of the batch (see
-    `ghn_fast.hypernet.batch_statistics`), which only makes sense when a batch mixes classes; stored
-    images are often sorted by class. So the images come in an order fixed by `shuffle_seed`, the
-    same on every call; None keeps the stored order. For the same reason a single image left over at
-    the end joins the batch before it, which then has batch_size + 1 images; with batch_size = 1 all
-    batches are single images.
+    :mod:`ghn_fast.hypernet.batch_statistics`), which only makes sense if a batch mixes classes;
+    stored images are often sorted by class. So the images come in an order that ``shuffle_seed``
+    fixes. For the same reason a single image left over at the end joins the batch before it, which
+    then has ``batch_size + 1`` images; batches of one image stay as they are.
 
-    `splits` gives normalisation and image size. `workers` threads decode ahead when the set is
-    read from files. Raises ValueError when batch_size is below 1 or workers is negative.
+    Args:
+        image_set: The images.
+        splits: The data set that gives normalisation and image size.
+        batch_size: Images per batch, B.
+        device: Where the batches are.
+        shuffle_seed: Seed of the order, which is the same on every call; ``None`` keeps the stored
+            order.
+        workers: Threads that decode ahead, for a set that is read from files.
+
+    Returns:
+        Pairs of normalised images (B, 3, S, S) float32 and targets (B,) int64.
+
+    Raises:
+        ValueError: If ``batch_size`` is below 1 or ``workers`` is negative.
     """
     _check_batching(batch_size, workers)
     return _eval_batches(image_set, splits, batch_size, torch.device(device), shuffle_seed, workers)
@@ -168,7 +190,7 @@ def _eval_batches(
 def _decoded(
     image_set: ImageSet, steps: Iterator[tuple[int, Tensor]], workers: int
 ) -> Iterator[tuple[tuple[int, Tensor], Tensor]]:
-    """Pairs ((step, indices), images (B, 3, H, W) uint8 as stored or as evaluation sees them)."""
+    """Yield (step, indices) and images (B, 3, H, W) uint8, as stored or as evaluation sees them."""
     if image_set.paths is None:
         for step in steps:
             yield step, image_set.pixels(step[1])
@@ -195,7 +217,7 @@ def _normaliser(splits: ImageSplits, device: torch.device) -> functools.partial[
 
 
 def _normalise(images: Tensor, *, mean: Tensor, std: Tensor, image_size: int) -> Tensor:
-    """Pixels 0..255 to normalised float32 of the given size, contiguous NCHW."""
+    """Turn pixels 0..255 into normalised float32 of the given size, contiguous (B, 3, S, S)."""
     scaled = images.to(torch.float32, memory_format=torch.contiguous_format) / 255
     if images.shape[-1] != image_size:
         scaled = F.interpolate(

@@ -1,4 +1,4 @@
-"""Image data sets by name, with held-out validation images, and the batches made of them."""
+"""Image data sets by name, with held-out validation images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional as F
 
 from ghn_fast.vision.augment import seeded_generator
-from ghn_fast.vision.batches import eval_batches, train_batches
 from ghn_fast.vision.folders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -19,15 +18,6 @@ from ghn_fast.vision.folders import (
     stratified_split,
 )
 from ghn_fast.vision.images import ImageSet, ImageSplits
-
-__all__ = [
-    "DATASETS",
-    "ImageSet",
-    "ImageSplits",
-    "eval_batches",
-    "load_images",
-    "train_batches",
-]
 
 DATASETS = ("digits", "cifar10", "imagenet", "folder:PATH")
 
@@ -45,34 +35,43 @@ def load_images(
     seed: int = 0,
     download: bool = False,
 ) -> ImageSplits:
-    """Load an image data set with disjoint train, val and test images.
+    """Load an image data set with disjoint training, validation and test images.
 
-    name:
-        `digits`: the 1,797 handwritten 8x8 digits that come with scikit-learn, enlarged
-        bilinearly to 3 x 32 x 32. 20 % are test images, the same for everyone whatever the
-        arguments; `val_fraction` of all images, independent of `seed`, are validation images.
-        `cifar10`: CIFAR-10 in torchvision's layout, root/cifar-10-batches-py. The last
-        `val_fraction` of the training images are validation images, as in the published code.
-        `imagenet`: root/train/<class>/* and root/val/<class>/*, the latter used as test images;
-        decoded when used.
-        `folder:PATH`: any tree PATH/train/<class>/* with optional PATH/val and PATH/test, or,
-        without a train folder, PATH/<class>/*. PATH is relative to `root` when that is given.
-        A missing val is held out of train by class, `val_fraction` of it, and a missing test
-        likewise, 20 %; both depend on `seed`. Kept in memory up to 256 MiB, else decoded when used.
-    root: folder of the data; by default `data` for cifar10 and `data/imagenet` for imagenet.
-    image_size: side of the images in pixels, at least 8; by default 32 for digits and cifar10,
-        224 for imagenet, and for a folder the side that its images share if they are squares of
-        at most 224, else 224.
-    download: let torchvision download cifar10 to `root`.
+    ``digits`` are the 1,797 handwritten 8×8 digits that come with scikit-learn, enlarged bilinearly
+    to 3 × 32 × 32. 20 % are test images, the same for everyone whatever the arguments;
+    ``val_fraction`` of all images, whatever the seed, are validation images.
 
-    Normalisation: digits and folders of images up to 64 pixels by the mean and standard deviation
-    of their training images (digits: of all images that are not test images); cifar10 by its
-    published statistics (at other sizes than 32 by ImageNet's, as for networks trained there);
-    everything else by ImageNet's.
+    ``cifar10`` is CIFAR-10 in torchvision's layout, root/cifar-10-batches-py. The last
+    ``val_fraction`` of the training images are validation images, as in the published code.
 
-    Raises ValueError for an unknown name or argument out of range, for images that cannot be
-    decoded, empty classes and classes that differ between the parts; FileNotFoundError for missing
-    folders. The message names the path.
+    ``imagenet`` is read from root/train/<class>/* and root/val/<class>/*, whose images are the test
+    images. They are decoded when they are used.
+
+    ``folder:PATH`` is any tree PATH/train/<class>/* with optional PATH/val and PATH/test or,
+    without a folder ``train``, PATH/<class>/*. Missing validation images are held out of the
+    training images by class, ``val_fraction`` of them, and missing test images likewise, 20 %; both
+    depend on ``seed``. Up to 256 MiB are kept in memory, more is decoded when it is used.
+
+    Digits and folders of images of up to 64 pixels are normalised by mean and standard deviation
+    of their training images (digits: of all images but the test images), CIFAR-10 by its published
+    statistics (at other sizes than 32 by ImageNet's, as for networks that were trained there), all
+    others by ImageNet's.
+
+    Args:
+        name: One of :data:`DATASETS`. PATH is relative to ``root`` if that is given.
+        root: Folder of the data; by default ``data`` for CIFAR-10 and ``data/imagenet`` for
+            ImageNet.
+        image_size: Side of the images in pixels, at least 8. By default 32 for digits and CIFAR-10,
+            224 for ImageNet; for a folder the side that its images share if they are squares of at
+            most 224, else 224.
+        val_fraction: Part of the images that is held out for validation.
+        seed: Seed of what is held out of a folder or of ImageNet.
+        download: Whether torchvision downloads CIFAR-10 to ``root``.
+
+    Raises:
+        ValueError: If the name is unknown or an argument out of range, an image cannot be decoded,
+            a class is empty, or classes differ between the parts; the message names the path.
+        FileNotFoundError: If a folder is missing; the message names it.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")

@@ -18,18 +18,7 @@ from ghn_fast.utils import distributed
 from ghn_fast.vision.augment import seeded_generator
 from ghn_fast.vision.batches import eval_batches
 from ghn_fast.vision.images import ImageSet, ImageSplits
-from ghn_fast.vision.results import ArchitectureResult, EvaluationReport, Summary, summarise
-
-__all__ = [
-    "Accuracy",
-    "ArchitectureResult",
-    "EvaluationItem",
-    "EvaluationReport",
-    "Summary",
-    "accuracy",
-    "evaluate_networks",
-    "summarise",
-]
+from ghn_fast.vision.results import ArchitectureResult, EvaluationReport
 
 # Normalised batches up to this many bytes are made once and kept for all architectures.
 KEPT_BATCHES = 512 * 2**20
@@ -37,10 +26,15 @@ KEPT_BATCHES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Accuracy:
-    """top1, top5: percent of `images` images; loss: mean cross-entropy (natural logarithm).
+    """How many images a network classifies rightly.
 
-    finite is False when some output was nan or infinite. Such images count as wrong; loss is then
-    the mean over the others, nan without any.
+    Attributes:
+        top1: Percent of images whose class has the largest logit.
+        top5: Percent of images whose class is among the five largest logits.
+        loss: Mean cross-entropy (natural logarithm) over the images with finite outputs; NaN if
+            there are none.
+        images: Number of images.
+        finite: Whether all outputs were finite. Images with other outputs count as wrong.
     """
 
     top1: float
@@ -51,7 +45,7 @@ class Accuracy:
 
 
 class EvaluationItem(Protocol):
-    """An architecture to evaluate: `graph` goes to the predictor, `build` makes the network."""
+    """An architecture to evaluate: ``graph`` goes to the predictor, ``build`` makes the network."""
 
     @property
     def index(self) -> int: ...
@@ -71,16 +65,22 @@ def accuracy(
     *,
     device: str | torch.device | None = None,
 ) -> Accuracy:
-    """Accuracy of `model`, in eval mode, on batches of images (B, 3, H, W) and targets (B,) int64.
+    """Measure the accuracy of a network in evaluation mode.
 
-    The model's output is logits (B, classes), or a tuple or list whose first entry they are, or a
-    dict with an "out" entry (without one, its first entry). Among equal logits the lower class
-    wins. With fewer than 5 classes every finite output is right in top5. Images are moved to
-    `device`, by default that of the model's first parameter; the model is not moved. The training
-    flag of every module is as before afterwards.
+    Among equal logits the lower class wins. With fewer than five classes every finite output is
+    right in top-5. The training flag of every module is as before afterwards.
 
-    Raises ValueError when there are no images, or when logits have another shape or too few classes
-    for the targets; TypeError when the output holds no logits.
+    Args:
+        model: The network. It returns logits (B, classes), a tuple or list whose first entry they
+            are, or a dict with an entry ``out`` (without one its first entry).
+        batches: Pairs of images (B, 3, H, W) and targets (B,) int64.
+        device: Where images are moved to; by default the device of the network's first parameter.
+            The network is not moved.
+
+    Raises:
+        ValueError: If there are no images, or logits have another shape or too few classes for the
+            targets.
+        TypeError: If the output holds no logits.
     """
     if device is None:
         first = next(itertools.chain(model.parameters(), model.buffers()), None)
@@ -134,7 +134,7 @@ def _logits(output: Any, targets: Tensor) -> Tensor:
 
 
 def _score(logits: Tensor, targets: Tensor) -> Tensor:
-    """Vector of 4: right in top-1, right in top-5, summed loss, images with finite outputs."""
+    """Add up a batch: (4,) of right in top-1, right in top-5, loss, images with finite outputs."""
     finite = logits.isfinite().all(dim=1)
     chosen = logits.gather(1, targets[:, None])
     classes = torch.arange(logits.shape[1], device=logits.device)
@@ -166,22 +166,29 @@ def evaluate_networks(
 ) -> EvaluationReport:
     """Evaluate architectures with predicted parameters, and with random ones beside them.
 
-    items: architectures; the first `limit` of them are evaluated.
-    predict: called as predict(model, item.graph) with the model on `device`, fills its parameters
-        in place.
-    images: "test" or "val" images of `splits`, in batches of `batch_size`, see `eval_batches`.
-    baseline: evaluate the random initialisation first, which is fixed by (seed, item.index).
-    seed: also fixes how images are grouped into batches.
-    on_result: called with the record of each architecture when it is done.
-    workers: threads that decode images ahead, for data sets read from files.
-
-    With several processes (see `ghn_fast.utils.distributed`), each evaluates every so many-th item,
-    and all of them return the whole report; `on_result` hears of the process's own items.
-
     BatchNorm layers use batch statistics in both cases. An architecture that fails (out of memory,
-    unsupported layer, ...) leaves its message in `error` of its record, and the next one follows.
+    unsupported layer, ...) leaves its message in ``error`` of its record, and the next one follows.
 
-    Raises ValueError when images, limit or batch_size is out of range.
+    With several processes (see :mod:`ghn_fast.utils.distributed`) each evaluates every so many-th
+    architecture, and all of them return the whole report.
+
+    Args:
+        items: The architectures.
+        predict: Called as ``predict(model, item.graph)`` with the network on ``device``; fills its
+            parameters in place.
+        splits: The image data set.
+        batch_size: Images per batch, see :func:`ghn_fast.vision.eval_batches`.
+        images: ``test`` or ``val``, the images that are classified.
+        device: Where the networks run.
+        limit: Number of architectures at most, the first ones.
+        baseline: Whether to evaluate the random initialisation first, which (seed, item.index)
+            fixes.
+        seed: Seed of the random initialisation, and of how images are grouped into batches.
+        on_result: Called with the record of each architecture of this process when it is done.
+        workers: Threads that decode images ahead, for data sets that are read from files.
+
+    Raises:
+        ValueError: If ``images``, ``limit`` or ``batch_size`` is out of range.
     """
     if images not in ("test", "val"):
         raise ValueError(f"images must be 'test' or 'val', got {images!r}")
@@ -220,7 +227,7 @@ def evaluate_networks(
 
 
 class _Batches:
-    """Evaluation batches that can be iterated once per architecture, kept when they are small."""
+    """Evaluation batches for one iteration per architecture; they are kept if they are small."""
 
     def __init__(
         self,
@@ -243,7 +250,8 @@ class _Batches:
 
         self._start = start
         self._kept: Sequence[tuple[Tensor, Tensor]] | None = None
-        start()  # refuses wrong arguments now, before any architecture is built
+        # Refuses wrong arguments now, before any architecture is built.
+        start()
         if len(image_set) * 3 * splits.image_size**2 * 4 <= KEPT_BATCHES:
             self._kept = list(start())
 
@@ -261,7 +269,7 @@ def _evaluate_item(
     baseline: bool,
     seed: int,
 ) -> None:
-    """Fill `record` step by step, so that it keeps what was known before an error."""
+    """Fill a record step by step, so that it keeps what was known before an error."""
     with torch.random.fork_rng(devices=[]):
         # Built on the CPU, so that the generators of accelerators need not be touched.
         initial = seeded_generator("initialise", seed, record.index).initial_seed()

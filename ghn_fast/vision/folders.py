@@ -31,7 +31,14 @@ STATISTICS_SAMPLE = 2048
 
 @dataclass(frozen=True)
 class ClassTree:
-    """Image files of one class tree: sorted class names, files and the class of each."""
+    """The image files of a tree with one folder per class.
+
+    Attributes:
+        path: Root of the tree.
+        class_names: Names of the classes, sorted.
+        paths: The files, sorted by class and name.
+        targets: The class of each file.
+    """
 
     path: Path
     class_names: tuple[str, ...]
@@ -40,10 +47,11 @@ class ClassTree:
 
 
 def scan_classes(path: Path) -> ClassTree:
-    """List the images of `path`/<class>/**, sorted; folders that start with a dot are ignored.
+    """List the images of path/<class>/**, sorted; folders that start with a dot are ignored.
 
-    Raises FileNotFoundError when the folder is missing, ValueError when it has no class folders
-    or a class has no images; both name the path.
+    Raises:
+        FileNotFoundError: If the folder is missing; the message names it.
+        ValueError: If it has no class folders or a class has no images; the message names the path.
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -78,12 +86,22 @@ def stratified_split(
     generator: torch.Generator,
     class_names: Sequence[str] | None = None,
 ) -> list[Tensor]:
-    """Split indices 0..N-1 into len(fractions) + 1 disjoint parts, class by class.
+    """Split indices 0..N-1 into disjoint parts, class by class.
 
-    targets: (N,) int64. Part i holds round(fractions[i] * n) of the n images of each class, at
-    least one; the last part holds the rest. Parts are sorted. A part does not depend on the
-    fractions after it. Raises ValueError when a class has too few images for one in each part;
-    `class_names` are used in that message.
+    A part does not depend on the fractions after it.
+
+    Args:
+        targets: Class of each image, (N,) int64.
+        fractions: Part i holds ``round(fractions[i] * n)`` of the n images of each class, at least
+            one.
+        generator: CPU generator of the random choice.
+        class_names: Names of the classes for the message of an error.
+
+    Returns:
+        The sorted indices of each part, and of the rest.
+
+    Raises:
+        ValueError: If a class has too few images for one in each part.
     """
     parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
     for label in targets.unique().tolist():
@@ -105,7 +123,7 @@ def stratified_split(
 def load_folder(
     name: str, path: Path, image_size: int | None, val_fraction: float, seed: int
 ) -> ImageSplits:
-    """Splits of any ImageFolder tree; see `ghn_fast.vision.data.load_images`."""
+    """Load any ImageFolder tree; see :func:`ghn_fast.vision.load_images`."""
     if not path.is_dir():
         raise FileNotFoundError(f"no such image folder: {path}")
     if (path / "train").is_dir():
@@ -125,7 +143,7 @@ def load_folder(
 def load_imagenet(
     name: str, root: Path, image_size: int | None, val_fraction: float, seed: int
 ) -> ImageSplits:
-    """Splits of the ImageNet layout root/train, root/val (used as test images), always lazy."""
+    """Load the ImageNet layout root/train, root/val (the test images), decoded on demand."""
     train, test = scan_classes(root / "train"), scan_classes(root / "val")
     size = IMAGENET_SIZE if image_size is None else image_size
     return _assemble(name, train, None, test, size, val_fraction, seed, in_memory=False)
@@ -215,9 +233,12 @@ def _decoding_threads() -> int:
 
 
 def common_size(paths: Sequence[str]) -> int:
-    """Image size for a tree: the side its images share when they are squares up to 224, else 224.
+    """The side that images share if they are squares of at most 224 pixels, else 224.
 
-    Looks at the headers of up to `SIZE_SAMPLE` files spread over the tree.
+    The headers of up to about :data:`SIZE_SAMPLE` files, spread over the tree, are read.
+
+    Raises:
+        ValueError: If a file cannot be decoded; the message names it.
     """
     from PIL import Image
 
@@ -236,10 +257,11 @@ def common_size(paths: Sequence[str]) -> int:
 def channel_statistics(
     images: ImageSet,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation per channel of pixels scaled to 0..1, over all pixels.
+    """Compute mean and standard deviation per channel over all pixels, scaled to 0..1.
 
-    A set read from files is estimated from `STATISTICS_SAMPLE` images spread over it. The standard
-    deviation is at least one grey level, 1/255, so that constant images can be normalised.
+    A set that is read from files is estimated from about :data:`STATISTICS_SAMPLE` images spread
+    over it. The standard deviation is at least one grey level, 1/255, so that constant images can
+    be normalised.
     """
     if images.images is not None:
         pixels = images.images

@@ -27,12 +27,17 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N labelled images: either `images` (in memory) or `paths` (decoded on demand).
+    """N labelled images, either in memory or in files that are decoded on demand.
 
-    targets: (N,) int64 class indices.
-    image_size: side H = W of the stored or decoded images, in pixels.
-    images: (N, 3, H, W) uint8, or None.
-    paths: N file names, or None.
+    Attributes:
+        targets: Class of each image, (N,) int64.
+        image_size: Side H = W of the stored or decoded images, in pixels.
+        images: Images (N, 3, H, W) uint8, or ``None``.
+        paths: N file names, or ``None``.
+
+    Raises:
+        ValueError: If there is not exactly one of images and paths, or one has another type, shape
+            or number than the targets and the size say.
     """
 
     targets: Tensor
@@ -61,18 +66,8 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.targets)
 
-    @property
-    def num_images(self) -> int:
-        """Number of images, the same as len()."""
-        return len(self)
-
-    @property
-    def lazy(self) -> bool:
-        """Whether images are decoded from files each time they are used."""
-        return self.images is None
-
     def subset(self, indices: Tensor) -> ImageSet:
-        """The images at `indices` (int64 vector), in that order, stored the same way."""
+        """Take the images at ``indices`` (K,) int64, in that order, stored the same way."""
         targets = self.targets[indices]
         if self.images is not None:
             return ImageSet(targets, self.image_size, images=self.images[indices])
@@ -81,7 +76,7 @@ class ImageSet:
         return ImageSet(targets, self.image_size, paths=chosen)
 
     def pixels(self, indices: Tensor, *, workers: int = 0) -> Tensor:
-        """Images at `indices` as evaluation sees them: (len(indices), 3, H, W) uint8 on the CPU."""
+        """Images at ``indices`` (K,) as evaluation sees them, (K, 3, H, W) uint8 on the CPU."""
         if self.images is not None:
             return self.images[indices]
         assert self.paths is not None  # guaranteed by __post_init__
@@ -92,9 +87,18 @@ class ImageSet:
 class ImageSplits:
     """An image data set with held-out validation and test images.
 
-    mean, std: per channel, of pixels scaled to 0..1; batches are (pixel / 255 - mean) / std.
-    image_size: side of the images in a batch; a set stored smaller is enlarged per batch.
-    augment: name of the training augmentation, one of `augment.POLICIES`.
+    Attributes:
+        name: Name that it was loaded by.
+        num_classes: Number of classes.
+        class_names: Name of each class.
+        image_size: Side of the images in a batch; a set that is stored smaller is enlarged per
+            batch.
+        mean: Mean per channel of pixels scaled to 0..1; batches are (pixel / 255 - mean) / std.
+        std: Standard deviation per channel, likewise.
+        train: Training images.
+        val: Validation images.
+        test: Test images.
+        augment: Training augmentation, one of :data:`ghn_fast.vision.augment.POLICIES`.
     """
 
     name: str
@@ -109,7 +113,11 @@ class ImageSplits:
     augment: str
 
     def split(self, images: str) -> ImageSet:
-        """The image set called `images`: "train", "val" or "test"."""
+        """The image set of a name: ``train``, ``val`` or ``test``.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
         if images not in ("train", "val", "test"):
             raise ValueError(f"images must be one of train, val, test; got {images!r}")
         chosen: ImageSet = getattr(self, images)
@@ -119,11 +127,14 @@ class ImageSplits:
 def map_ahead(
     function: Callable[[Job], Result], batches: Iterable[Sequence[Job]], workers: int
 ) -> Iterator[list[Result]]:
-    """Apply `function` to every job of every batch, keeping the order.
+    """Apply a function to every job of every batch, and keep the order.
 
-    With workers > 0 a pool of that many threads works on up to `BATCHES_AHEAD` further batches
-    while the caller uses the current one; `batches` may be infinite. With workers = 0 everything
-    happens in the calling thread, when it is asked for.
+    Args:
+        function: Called with each job.
+        batches: Batches of jobs, perhaps without end.
+        workers: Threads that work on up to :data:`BATCHES_AHEAD` further batches while the caller
+            uses the current one. With 0 everything happens in the calling thread, when it is asked
+            for.
     """
     if workers == 0:
         for batch in batches:
@@ -144,7 +155,7 @@ def map_ahead(
 
 
 def decode_files(paths: Sequence[str], image_size: int, workers: int = 0) -> Tensor:
-    """Decode image files to (len(paths), 3, image_size, image_size) uint8, resized and cropped."""
+    """Decode N files into images (N, 3, image_size, image_size) uint8, resized and cropped."""
     result = np.empty((len(paths), 3, image_size, image_size), dtype=np.uint8)
     chunks = [range(start, min(start + 64, len(paths))) for start in range(0, len(paths), 64)]
 
@@ -158,10 +169,14 @@ def decode_files(paths: Sequence[str], image_size: int, workers: int = 0) -> Ten
 
 
 def decode_evaluation(path: str, image_size: int) -> np.ndarray:
-    """One image as evaluation sees it, (3, image_size, image_size) uint8.
+    """Decode one image as evaluation sees it, (3, image_size, image_size) uint8.
 
-    The shorter side is resized to image_size (large images: 256/224 of it, as is usual for
+    The shorter side is resized to ``image_size`` (large images: to 256/224 of it, as is usual for
     ImageNet), then the centre is cropped.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be decoded; the message names it.
     """
     from torchvision.transforms import functional as tvf
 
@@ -175,10 +190,20 @@ def decode_evaluation(path: str, image_size: int) -> np.ndarray:
 
 
 def decode_crop(path: str, image_size: int, draws: Tensor) -> np.ndarray:
-    """A random resized crop of one image, (3, image_size, image_size) uint8.
+    """Cut a random resized crop from the full file, before any resizing.
 
-    draws: (attempts, 4) uniform numbers that fix the crop, see `augment.crop_boxes`. The crop is
-    cut from the full file, before any resizing.
+    Args:
+        path: The file.
+        image_size: Side of the crop after resizing, S.
+        draws: Uniform numbers (attempts, 4) that fix the crop, see
+            :func:`ghn_fast.vision.augment.crop_boxes`.
+
+    Returns:
+        The crop, (3, S, S) uint8.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be decoded; the message names it.
     """
     from PIL import Image
 
@@ -198,7 +223,8 @@ def _open_rgb(path: str) -> Any:
         return pil_loader(path)
     except FileNotFoundError:
         raise
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own types
+    except Exception as error:
+        # PIL raises OSError, SyntaxError, ValueError and types of its own.
         raise ValueError(f"cannot decode the image {path}: {error}") from error
 
 

@@ -21,9 +21,14 @@ RANDOM_COLOUR = "#D55E00"
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean over `count` values, its standard error, the largest and the smallest value.
+    """What a number of values have in common.
 
-    standard_error is nan for a single value, where it is not defined.
+    Attributes:
+        mean: Their mean.
+        standard_error: Standard error of the mean; NaN for a single value, which has none.
+        best: The largest value.
+        worst: The smallest value.
+        count: Number of values.
     """
 
     mean: float
@@ -34,7 +39,11 @@ class Summary:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Summary of `values`; standard error = standard deviation (ddof = 1) / sqrt(n)."""
+    """Summarise values; the standard error is the standard deviation (ddof = 1) over sqrt(n).
+
+    Raises:
+        ValueError: If there are no values, or one is not finite.
+    """
     count = len(values)
     if count == 0:
         raise ValueError("values must hold at least one number, got none")
@@ -52,11 +61,22 @@ def summarise(values: Sequence[float]) -> Summary:
 
 @dataclass
 class ArchitectureResult:
-    """Evaluation of one architecture; what an error prevented is None.
+    """The evaluation of one architecture; what an error prevented is ``None``.
 
-    top1, top5: percent of images, predicted parameters; loss: mean cross-entropy; finite: whether
-    all outputs were. random_*: the same network with its random initialisation. seconds_evaluate:
-    time of the evaluation with predicted parameters. error: why the architecture failed, or None.
+    Attributes:
+        index: Index in the split.
+        name: Name of the architecture.
+        num_params: Number of its parameters.
+        top1: Percent of images with predicted parameters.
+        top5: Likewise, among the five largest logits.
+        loss: Mean cross-entropy with predicted parameters.
+        finite: Whether all outputs were finite.
+        random_top1: ``top1`` of the same network with its random initialisation.
+        random_top5: ``top5`` likewise.
+        random_loss: ``loss`` likewise.
+        seconds_predict: Time of the prediction.
+        seconds_evaluate: Time of the evaluation with predicted parameters.
+        error: Why the architecture failed, or ``None``.
     """
 
     index: int
@@ -76,11 +96,23 @@ class ArchitectureResult:
 
 @dataclass
 class EvaluationReport:
-    """Results of `evaluate_networks`.
+    """What :func:`ghn_fast.vision.evaluate_networks` found.
 
-    predicted, random: summaries of top-1 over the architectures that have one, None without any;
-    predicted_top5 likewise. ckpt, split: what was evaluated, if the caller says so. images: the
-    split the `num_images` images come from. batch_norm says how BatchNorm layers normalised.
+    Attributes:
+        dataset: Name of the image data set.
+        images: Which of its splits the images are from.
+        num_images: Number of images.
+        num_classes: Number of classes.
+        image_size: Side of the images in pixels.
+        batch_size: Images per batch.
+        seed: Seed of the random initialisation and of the order of the images.
+        records: One record per architecture.
+        predicted: Summary of ``top1`` over the architectures that have one, ``None`` without any.
+        predicted_top5: Likewise of ``top5``.
+        random: Likewise of ``random_top1``.
+        batch_norm: How BatchNorm layers normalised.
+        ckpt: The hypernetwork that was evaluated, if the caller says so.
+        split: The split of architectures, likewise.
     """
 
     dataset: str
@@ -109,7 +141,7 @@ class EvaluationReport:
         return [record for record in self.records if record.error is not None]
 
     def to_json(self, path: str | Path) -> None:
-        """Write everything to `path`; readers see the old file or the whole new one.
+        """Write everything into a file; readers see the former file or the whole of this one.
 
         Numbers that are not finite become null, as JSON has no other way to say it.
         """
@@ -119,8 +151,10 @@ class EvaluationReport:
     def histogram(self, path: str | Path) -> None:
         """Draw how top-1 accuracy is distributed, predicted beside random initialisation.
 
-        The suffix chooses the format: .png, .svg or .pdf. Raises ValueError for another suffix or
-        when no architecture was evaluated.
+        The suffix chooses the format: .png, .svg or .pdf.
+
+        Raises:
+            ValueError: If the suffix is another, or no architecture was evaluated.
         """
         path = Path(path)
         if path.suffix.lower() not in PICTURE_SUFFIXES:

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from tolerances import assert_close
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import compare as script  # noqa: E402
 from suite import cases, decide, rounds, trees  # noqa: E402
 from suite.decide import Verdict  # noqa: E402
-from suite.workers import WorkerError  # noqa: E402
+from suite.processes import WorkerError  # noqa: E402
 
 sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -134,7 +136,7 @@ def test_an_unchanged_case_passes_after_few_rounds(monkeypatch: pytest.MonkeyPat
 
 def test_a_slower_case_fails_and_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = outcome_of(monkeypatch, {}, {"measure": {"seconds": 0.0115}})
-    assert outcome.ratios == pytest.approx([1.15] * 5)
+    assert_close(outcome.ratios, [1.15] * 5)
     assert outcome.failed
     text = "\n".join(rounds.table([outcome]))
     assert CASE.name in text

@@ -16,11 +16,12 @@ import torch
 
 import ghn_fast
 from ghn_fast.ops import backend
+from markers import needs_extension
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from suite import cases, counting, plants, setups, tracked, workers  # noqa: E402
+from suite import cases, counting, plants, processes, setups, tracked  # noqa: E402
 
 sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -98,17 +99,16 @@ def planted_tree(folder: Path, plant: Callable[[Path], None]) -> Path:
 
 @pytest.fixture
 def case() -> Iterator[cases.Case]:
-    if backend.extension_problem() is not None:
-        pytest.skip("the compiled ops are not here")
     (found,) = [c for c in GUARDED if (c.path, c.part, c.device) == ("gated_gnn", "forward", "cpu")]
     yield found
 
 
+@needs_extension
 def test_a_planted_call_and_allocation_make_the_counts_differ(
     tmp_path: Path, case: cases.Case
 ) -> None:
     tree = planted_tree(tmp_path, plants.plant_copy)
-    with workers.RunningWorker(tree) as worker:
+    with processes.RunningWorker(tree) as worker:
         worker.wait_ready()
         assert worker.ask("prepare", case=case.name) == {}
         counts = worker.ask("count")["counts"]
@@ -120,6 +120,7 @@ def test_a_planted_call_and_allocation_make_the_counts_differ(
     assert any("allocations" in line for line in lines)
 
 
+@needs_extension
 def test_the_planted_slow_down_is_of_the_op_and_changes_nothing_else(
     tmp_path: Path, case: cases.Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,18 +143,20 @@ def test_a_worker_refuses_another_package(tmp_path: Path) -> None:
     (tmp_path / "ghn_fast" / "__init__.py").write_text("")
     other = tmp_path / "other"
     other.mkdir()
-    with workers.RunningWorker(tmp_path) as worker:
+    with processes.RunningWorker(tmp_path) as worker:
         worker.tree = other
-        with pytest.raises(workers.WorkerError, match=r"imports the package of .*, not of .*other"):
+        with pytest.raises(
+            processes.WorkerError, match=r"imports the package of .*, not of .*other"
+        ):
             worker.wait_ready()
 
 
 def test_a_failing_case_is_an_error_with_its_reason() -> None:
-    with workers.RunningWorker(ROOT) as worker:
+    with processes.RunningWorker(ROOT) as worker:
         worker.wait_ready()
-        with pytest.raises(workers.WorkerError, match="there is none named 'x'"):
+        with pytest.raises(processes.WorkerError, match="there is none named 'x'"):
             worker.ask("prepare", case="x")
-        with pytest.raises(workers.WorkerError, match="AttributeError") as caught:
+        with pytest.raises(processes.WorkerError, match="AttributeError") as caught:
             worker.ask("no_such_request")
         assert caught.value.lacking
 

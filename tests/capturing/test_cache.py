@@ -4,12 +4,12 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-import torch
 from torch import nn
 
 from ghn_fast.capturing import CaptureError, cache, cache_info, capture, clear_cache
 from ghn_fast.capturing.cache import cached_capture
 from ghn_fast.graph import ArchGraph
+from graphs import assert_same_graph
 from networks import SmallCNN
 
 
@@ -22,13 +22,6 @@ def empty_cache() -> Iterator[None]:
 
 def graph_of(*args: object) -> ArchGraph:
     return cached_capture(*args)[0]  # type: ignore[arg-type]
-
-
-def assert_same_graph(a: object, b: object) -> None:
-    for name in ("op_types", "edges"):
-        assert torch.equal(getattr(a, name), getattr(b, name))
-    for name in ("shapes", "names", "shift_names", "virtual_edges", "skipped", "aliases"):
-        assert getattr(a, name) == getattr(b, name)
 
 
 def test_a_known_structure_is_not_captured_again() -> None:

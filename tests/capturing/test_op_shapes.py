@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ghn_fast.capturing import capture
 from ghn_fast.capturing.op_shapes import RULES
 from ghn_fast.capturing.tracer import Recorder
-from ghn_fast.graph import ArchGraph
+from graphs import assert_same_graph
 from networks import Branches, Shared, SmallCNN, Tied
 
 # These rules differ from autograd's record on purpose.
@@ -62,15 +62,6 @@ def torchvision_model(name: str) -> Callable[[], nn.Module]:
     return build
 
 
-def same(first: ArchGraph, second: ArchGraph) -> None:
-    assert first.names == second.names
-    assert torch.equal(first.op_types, second.op_types)
-    assert torch.equal(first.edges, second.edges)
-    assert first.shapes == second.shapes
-    assert first.shift_names == second.shift_names
-    assert first.skipped == second.skipped
-
-
 @pytest.mark.parametrize(
     "build",
     [
@@ -92,7 +83,7 @@ def test_rules_record_what_autograd_records(
     graph = capture(model, (3, 64, 64))
     autograd = {function: rule for function, rule in RULES.items() if function in SEMANTIC}
     monkeypatch.setattr(sys.modules[capture.__module__], "RULES", autograd)
-    same(graph, capture(model, (3, 64, 64)))
+    assert_same_graph(graph, capture(model, (3, 64, 64)))
 
 
 LAYERS: dict[str, nn.Module] = {

@@ -32,13 +32,12 @@ from ghn_fast.deepnets.graphs.derive import (
 from ghn_fast.deepnets.sampler import SPACES
 from ghn_fast.graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.ops.backend import extension_problem
 from ghn_fast.ops.plan import GraphPlan
+from graphs import assert_same_graph
+from markers import needs_extension
 from random_configs import random_config
 
-pytestmark = pytest.mark.skipif(
-    extension_problem() is not None, reason=f"no compiled ops: {extension_problem()}"
-)
+pytestmark = needs_extension
 
 CLASSES = (2, 10, 1000)
 SIZES = (4, 5, 9, 16, 28, 32, 63, 64, 100, 224)
@@ -60,16 +59,7 @@ def reference(
 
 def assert_equal(derived: ArchGraph | None, expected: ArchGraph) -> None:
     assert isinstance(derived, DerivedGraph)
-    assert torch.equal(derived.op_types, expected.op_types)
-    assert derived.names == expected.names
-    assert derived.shapes == expected.shapes
-    assert torch.equal(derived.edges, expected.edges)
-    assert derived.shift_names == expected.shift_names
-    assert list(derived.skipped.items()) == list(expected.skipped.items())
-    assert derived.aliases == expected.aliases
-    assert derived.virtual_edges == expected.virtual_edges
-    assert (derived.num_nodes, derived.num_edges) == (expected.num_nodes, expected.num_edges)
-    assert derived.targets == expected.targets
+    assert_same_graph(derived, expected)
     plan = GraphPlan(expected.edges, [0, expected.num_nodes])
     assert plan.packed is not None
     assert derived.plan.packed is not None
@@ -249,7 +239,6 @@ def test_derived_graphs_do_what_graphs_do() -> None:
     assert (replaced.num_edges, replaced.names) == (5, expected.names)
     assert GraphBatch([replaced]).plan.num_edges == 5
     near = graph.with_virtual_edges(3)
-    assert torch.equal(near.edges, expected.with_virtual_edges(3).edges)
-    assert near.names == expected.names
+    assert_same_graph(near, expected.with_virtual_edges(3))
     with pytest.raises(AttributeError):
         graph.virtual_edges = 3  # type: ignore[misc]

@@ -18,20 +18,11 @@ from ghn_fast.deepnets import DeepNets, NetworkConfig, build_graph, sample_confi
 from ghn_fast.deepnets.files.generate import make_record
 from ghn_fast.deepnets.files.hdf5 import SplitFile, SplitWriter
 from ghn_fast.deepnets.graphs.build import count_parameters
-from ghn_fast.graph import NODE_TYPES, ArchGraph
+from ghn_fast.graph import NODE_TYPES
+from graphs import assert_same_graph
 
 SMALL = {"val": 53, "test": 88, "bnfree": 59}
 ALL = {"val": 12, "test": 6, "wide": 3, "deep": 3, "dense": 3, "bnfree": 3}
-
-
-def assert_same_graph(one: ArchGraph, other: ArchGraph) -> None:
-    assert torch.equal(one.op_types, other.op_types)
-    assert torch.equal(one.edges, other.edges)
-    assert one.names == other.names
-    assert one.shapes == other.shapes
-    assert dict(one.shift_names) == dict(other.shift_names)
-    assert dict(one.skipped) == dict(other.skipped)
-    assert one.virtual_edges == other.virtual_edges
 
 
 def write(folder: Path, split: str = "test", count: int = 4, seed: int = 3) -> Path:

@@ -25,6 +25,7 @@ from ghn_fast.drawing.placement import Layout, layout_graph
 from ghn_fast.graph import NODE_TYPES, ArchGraph
 from ghn_fast.graph.properties import main_edges
 from networks import Branches
+from tolerances import assert_close
 
 SIZE = (0.2, 0.15)
 
@@ -61,12 +62,14 @@ def check_geometry(drawing: Layout, edges: list[tuple[int, int]], sizes: list) -
     assert set(drawing.routes) == set(edges)
     everything = [point for route in drawing.routes.values() for point in route]
     for x, y in [*everything, *drawing.positions]:
+        # compared by hand: bounds, which sums of sizes meet up to rounding.
         assert -1e-6 <= x <= drawing.width + 1e-6
         assert -1e-6 <= y <= drawing.height + 1e-6
     for (source, target), route in drawing.routes.items():
         assert len(route) % 3 == 1
         for node, point in ((source, route[0]), (target, route[-1])):
             offset = [abs(p - c) for p, c in zip(point, drawing.positions[node], strict=True)]
+            # compared by hand: bounds, which sums of sizes meet up to rounding.
             assert offset[0] <= sizes[node][0] / 2 + 1e-6
             assert offset[1] <= sizes[node][1] / 2 + 1e-6
         if drawing.columns == 1:
@@ -98,7 +101,7 @@ def test_a_chain_is_straight() -> None:
     drawing = layout_graph(edges, [SIZE] * 10, engine="layered")
     assert len({round(x, 9) for x, _ in drawing.positions}) == 1
     steps = [b[1] - a[1] for a, b in itertools.pairwise(drawing.positions)]
-    assert steps == pytest.approx([SIZE[1] + placement.RANK_GAP] * 9)
+    assert_close(steps, [SIZE[1] + placement.RANK_GAP] * 9)
 
 
 def test_parallel_chains_do_not_cross() -> None:
@@ -112,7 +115,7 @@ def test_parallel_chains_do_not_cross() -> None:
 def test_small_layouts() -> None:
     assert layout_graph([], []).positions == []
     single = layout_graph([], [SIZE], engine="layered")
-    assert (single.width, single.height) == pytest.approx(SIZE)
+    assert_close((single.width, single.height), SIZE)
     apart = layout_graph([(0, 1)], [SIZE] * 3, engine="layered")
     check_geometry(apart, [(0, 1)], [SIZE] * 3)
 
@@ -125,9 +128,9 @@ def test_dot_is_used_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     edges = [(0, 1), (1, 2), (0, 2)]
     drawing = layout_graph(edges, [SIZE] * 3)
     assert drawing.engine == "dot"
-    assert [y - drawing.positions[0][1] for _, y in drawing.positions] == pytest.approx([0, 1, 2])
+    assert_close([y - drawing.positions[0][1] for _, y in drawing.positions], [0.0, 1.0, 2.0])
     start, end = drawing.routes[1, 2][0], drawing.routes[1, 2][-1]
-    assert end[1] - start[1] == pytest.approx(0.8)
+    assert_close(end[1] - start[1], 0.8)
     assert layout_graph(edges, [SIZE] * 3, engine="layered").engine == "layered"
     dot.write_text("#!/bin/sh\necho out of order >&2; exit 3\n")
     assert layout_graph(edges, [SIZE] * 3).engine == "layered"
@@ -203,6 +206,7 @@ def test_pictures(resnet: ArchGraph, tmp_path: Path, without_dot: None) -> None:
     picture = imread(tmp_path / "graph.PNG")
     for kind in ("conv", "bn", "sum"):
         colour = torch.tensor([int(STYLES[kind].colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        # compared by hand: the channels of a picture are bytes, 1/255 apart.
         near = (torch.from_numpy(picture[..., :3]) - colour).abs().amax(-1) < 0.01
         assert int(near.sum()) > 500, kind
     draw_graph(resnet, tmp_path / "graph.pdf", labels="name")

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from ghn_fast.hypernet.batch_statistics import track_running_statistics, use_batch_statistics
+from tolerances import assert_close
 
 
 def network() -> nn.Sequential:
@@ -41,9 +46,7 @@ def test_batch_statistics_are_used_in_both_modes(training: bool) -> None:
     assert use_batch_statistics(model) == ["1", "2.1", "7"]
     model.train(training)
     images = 5 + 3 * torch.randn(8, 4, 6, 6)
-    torch.testing.assert_close(
-        model[1](images).double(), normalised(model[1], images), rtol=1e-5, atol=1e-5
-    )
+    assert_close(model[1](images), normalised(model[1], images))
 
 
 def test_running_statistics_would_give_something_else() -> None:
@@ -60,7 +63,56 @@ def test_other_layers_and_flags_are_left_alone() -> None:
     use_batch_statistics(model)
     assert model[4].running_mean is not None
     assert not model[1].training and model[7].training
-    assert not any(key.startswith(("1.running", "1.num")) for key in model.state_dict())
+    assert model[1].running_mean is None
+
+
+def test_the_state_dict_keeps_its_keys_and_loads_strictly_both_ways() -> None:
+    model, fresh, older = network(), network(), network().state_dict()
+    use_batch_statistics(model)
+    assert list(model.state_dict()) == list(older)
+    fresh.load_state_dict(model.state_dict())
+    model.load_state_dict(older)
+    # Statistics of no images say nothing: batch statistics stay.
+    assert model[1].running_mean is None
+    assert use_batch_statistics(model) == []
+
+
+def test_statistics_that_were_collected_are_taken_when_they_are_loaded() -> None:
+    trained, model = network(), network()
+    for _ in range(3):
+        trained(5 + 3 * torch.randn(8, 3, 6, 6))
+    use_batch_statistics(model)
+    model.load_state_dict(trained.state_dict())
+    images = torch.randn(4, 3, 6, 6)
+    assert torch.equal(model.eval()(images), trained.eval()(images))
+    assert list(model.state_dict()) == list(trained.state_dict())
+    assert use_batch_statistics(model) == ["1", "2.1", "7"]
+
+
+@pytest.mark.parametrize("copy", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_have_state_dicts_of_their_own(copy: Callable[[nn.Module], nn.Module]) -> None:
+    model = network()
+    use_batch_statistics(model)
+    other = copy(model)
+    trained = network()
+    trained(torch.randn(8, 3, 6, 6))
+    other.load_state_dict(trained.state_dict())
+    assert other[1].running_mean is not None
+    assert model[1].running_mean is None
+    assert list(model.state_dict()) == list(other.state_dict())
+
+
+def test_statistics_in_the_state_dict_follow_the_parameters() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    use_batch_statistics(model)
+    state = model.double().state_dict()
+    assert state["0.running_var"].dtype == torch.float64
+
+
+def test_a_layer_without_statistics_gets_no_keys() -> None:
+    layer = nn.BatchNorm2d(4, track_running_stats=False)
+    use_batch_statistics(layer)
+    assert list(layer.state_dict()) == ["weight", "bias"]
 
 
 def test_changes_are_reported_once() -> None:
@@ -87,14 +139,12 @@ def test_tracking_starts_afresh_and_works() -> None:
     assert torch.equal(layer.running_var, torch.ones(4))
     images = 5 + 3 * torch.randn(8, 4, 6, 6)
     layer.train()(images)
-    torch.testing.assert_close(layer.running_mean, 0.25 * images.mean(dim=(0, 2, 3)))
-    torch.testing.assert_close(
-        layer.running_var, 0.75 + 0.25 * images.transpose(0, 1).flatten(1).var(dim=1)
-    )
+    assert_close(layer.running_mean, 0.25 * images.mean(dim=(0, 2, 3)))
+    assert_close(layer.running_var, 0.75 + 0.25 * images.transpose(0, 1).flatten(1).var(dim=1))
     assert layer.num_batches_tracked == 1
     layer.eval()
     alone, together = layer(images[:1]), layer(images)[:1]
-    torch.testing.assert_close(alone, together)
+    assert_close(alone, together)
     model.load_state_dict(network().state_dict())
 
 

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import ghn_fast
+from ghn_fast.hypernet import propagate
 
 SMALL = ghn_fast.GHNConfig(max_shape=(8, 8, 3, 3), hid=8, num_classes=4)
 
@@ -155,3 +160,106 @@ def test_interrupted_save_leaves_the_old_files(
 
 def test_config_is_readable_json(folder: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["max_shape"] == [8, 8, 3, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.complex64])
+def test_weights_of_another_kind(folder: Path, dtype: torch.dtype) -> None:
+    path = folder / "model.safetensors"
+    state = {name: value.to(dtype) for name, value in load_file(path).items()}
+    save_file(state, path)
+    with pytest.raises(ValueError, match=f"has the wrong type, expected a floating.*got {dtype}"):
+        ghn_fast.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite(folder: Path, value: float) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["blocks.output.bias"][3] = value
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"'blocks.output.bias' has NaN or infinite values"):
+        ghn_fast.from_pretrained(folder)
+
+
+def test_weights_that_are_too_large_for_float32(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["blocks.output.bias"] = state["blocks.output.bias"].double() + 1e300
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"'blocks.output.bias' has NaN or infinite values"):
+        ghn_fast.from_pretrained(folder)
+
+
+def test_half_precision_weights_are_read(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    save_file({k: v.bfloat16() for k, v in state.items()}, folder / "model.safetensors")
+    loaded = ghn_fast.from_pretrained(folder).state_dict()
+    assert all(torch.equal(v.bfloat16().float(), loaded[k]) for k, v in state.items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hid": 10**6}, {"hid": 4 * 10**9}, {"max_shape": [8, 8, 10**6, 10**6]}, {"hid": 16000}],
+)
+def test_sizes_are_compared_before_they_are_allocated(
+    folder: Path, change: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    devices: list[str] = []
+    make = torch.nn.Linear.__init__
+
+    def spy(self: torch.nn.Linear, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        devices.append(self.weight.device.type)
+
+    monkeypatch.setattr(torch.nn.Linear, "__init__", spy)
+    with pytest.raises(ValueError, match=r"wrong shape|no network can be as large"):
+        ghn_fast.from_pretrained(folder)
+    assert set(devices) <= {"meta"}
+
+
+def test_endless_rounds_of_propagation_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "steps": 10**9}))
+    with pytest.raises(ValueError, match="steps: got 1000000000, needs at most 1000"):
+        ghn_fast.from_pretrained(folder)
+
+
+def test_a_propagator_that_needs_values_when_it_is_built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Values(torch.nn.Module):
+        def __init__(self, config: ghn_fast.GHNConfig) -> None:
+            super().__init__()
+            self.scale = float(torch.linspace(0, 1, config.hid).sum())
+
+        def forward(self, x: torch.Tensor, batch: Any) -> torch.Tensor:
+            return x * self.scale
+
+    monkeypatch.setitem(propagate._registry, "needs_values", Values)
+    config = replace(SMALL, propagator="needs_values")
+    loaded = ghn_fast.from_pretrained(ghn_fast.save_pretrained(ghn_fast.GHN(config), folder))
+    assert loaded.config == config
+
+
+def test_threads_that_save_into_one_folder(folder: Path) -> None:
+    ghn = ghn_fast.GHN(SMALL)
+    errors: list[Exception] = []
+
+    def work(call: Callable[[], object]) -> None:
+        for _ in range(10):
+            try:
+                call()
+            except Exception as error:
+                errors.append(error)
+
+    calls = [
+        *[lambda: ghn_fast.save_pretrained(ghn, folder)] * 3,
+        *[lambda: ghn_fast.from_pretrained(folder)] * 2,
+    ]
+    threads = [threading.Thread(target=work, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]

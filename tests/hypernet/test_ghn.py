@@ -93,7 +93,7 @@ def test_batch_of_graphs_equals_one_by_one() -> None:
         (alone,) = ghn.predict_tensors([graph])
         assert list(alone) == list(tensors)
         for name in alone:
-            torch.testing.assert_close(tensors[name], alone[name], rtol=1e-4, atol=1e-6)
+            assert_close(tensors[name], alone[name], context="ghn", name=name)
 
 
 def test_gradients_reach_every_weight() -> None:
@@ -120,7 +120,7 @@ def test_batch_norm_uses_batch_statistics_in_eval_mode() -> None:
     variance = x.var((0, 2, 3), keepdim=True, unbiased=False)
     scale, shift = norm.weight.view(-1, 1, 1), norm.bias.view(-1, 1, 1)
     expected = (x - mean) / (variance + norm.eps).sqrt() * scale + shift
-    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    assert_close(output, expected, context="ghn")
 
 
 def test_running_statistics_can_stay() -> None:

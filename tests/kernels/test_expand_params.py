@@ -176,6 +176,7 @@ class TestCalls:
                 grad = [torch.autograd.grad(flat[6 * k], block, retain_graph=True) for k in Kind]
             results.append([flat, *(g for (g,) in grad)])
         for want, got in zip(*results, strict=True):
+            # compared by hand: NaN has to meet NaN.
             torch.testing.assert_close(got, want, equal_nan=True)
 
     def test_only_empty_parameters(self) -> None:

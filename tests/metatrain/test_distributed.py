@@ -58,14 +58,14 @@ def test_processes_give_the_losses_of_one(
         assert mine["loss"] == reference["loss"]
         assert mine["skipped"] == 0
     if processes == 2:
-        # The first step sees the same weights; from then on Adam enlarges rounding. The decoder's
-        # products round differently for other numbers of nodes, and batch normalisation over eight
-        # images enlarges that as well: 1.3e-5 was seen.
         sharded = [line["loss"] for line in read_metrics(tmp_path / "sharded")]
+        # compared by hand: the first step sees the same weights; from then on Adam enlarges
+        # rounding. The decoder's products round differently for other numbers of nodes, and batch
+        # normalisation over eight images enlarges that as well: 1.3e-5 was seen.
         assert sharded[0] == pytest.approx(want[0]["loss"], abs=5e-5)
         assert sharded[1] == pytest.approx(want[1]["loss"], abs=0.02)
         assert len(sharded) == 4
-    # Which images are right can hang on the last bit; how many networks there are cannot.
+    # Which images are right can depend on the last bit; how many networks there are cannot.
     found = read_lines(tmp_path / "run" / "evaluations.jsonl")
     assert [(line["step"], line["networks"]) for line in found] == [(4, 3)]
 

@@ -70,7 +70,7 @@ def run(
 @pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"hidden layer"}))
 def test_gradients_are_those_of_autograd(name: str, channels_last: bool) -> None:
     # In double precision: the sign of a value near zero decides about the gradient behind a ReLU,
-    # and in single precision it hangs on rounding.
+    # and in single precision it depends on rounding.
     outcome = run(Executor(channels_last=channels_last), [name], torch.float64)
     architecture = ARCHITECTURES[name]
     flat, (ranges,) = predicted([architecture])
@@ -166,7 +166,8 @@ def test_dropout_keeps_the_mean() -> None:
     dropout.generator = torch.Generator().manual_seed(3)
     x = torch.ones(20_000)
     y = dropout(x)
-    assert y.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert_close(y.unique(), [0.0, 4 / 3])
+    # compared by hand: a share of random draws, within six standard deviations.
     assert float((y == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert dropout.eval()(x) is x
 

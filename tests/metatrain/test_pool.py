@@ -33,6 +33,7 @@ def test_architectures_come_again() -> None:
     seen = Counter(number for chosen in islice(batches(), 600) for number in chosen)
     # Each stays for size * refresh = 18 steps, with chances of 2 in 6.
     inner = [seen[number] for number in range(10, 190)]
+    # compared by hand: a mean of random draws.
     assert sum(inner) / len(inner) == pytest.approx(6, abs=0.5)
 
 

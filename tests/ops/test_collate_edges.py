@@ -8,13 +8,9 @@ from torch import Tensor
 
 import ghn_fast
 import naive
-from ghn_fast.ops import backend
 from ghn_fast.ops.collate_edges import collate_edges
+from markers import needs_extension
 
-WITHOUT_EXTENSION = backend.extension_problem()
-needs_extension = pytest.mark.skipif(
-    WITHOUT_EXTENSION is not None, reason=f"the compiled ops are not here: {WITHOUT_EXTENSION}"
-)
 BACKENDS = ["reference", pytest.param("cpu", marks=needs_extension)]
 
 

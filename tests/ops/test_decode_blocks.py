@@ -13,7 +13,6 @@ from torch.nn.utils import prune
 
 import ghn_fast
 from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder, plain_layers
-from ghn_fast.ops.backend import extension_problem
 from ghn_fast.ops.decode_blocks import (
     Decoder,
     DecoderWeights,
@@ -23,9 +22,10 @@ from ghn_fast.ops.decode_blocks import (
     group_numbers,
     takes_weights,
 )
+from markers import needs_extension
 from tolerances import assert_close
 
-pytestmark = pytest.mark.skipif(extension_problem() is not None, reason=str(extension_problem()))
+pytestmark = needs_extension
 
 CONFIGS = {
     "small": ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 3, 3), num_classes=5),

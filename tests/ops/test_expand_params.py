@@ -20,12 +20,9 @@ from ghn_fast.ops.expand_params import (
     expand_params,
     expand_params_into,
 )
+from markers import needs_extension
 from tolerances import assert_close
 
-WITHOUT_EXTENSION = backend.extension_problem()
-needs_extension = pytest.mark.skipif(
-    WITHOUT_EXTENSION is not None, reason=f"the compiled ops are not here: {WITHOUT_EXTENSION}"
-)
 # Back ends with the device that they are tested on.
 PLACES = [
     pytest.param("reference", "cpu", id="reference"),
@@ -313,7 +310,7 @@ def test_bad_destinations_are_named() -> None:
         expand_params_into(blocks, plan, [good[0], torch.zeros(3)])
     with pytest.raises(TypeError, match=r"out\[0\]: got torch.int64"):
         expand_params_into(blocks, plan, [good[0].long(), good[1]])
-    if WITHOUT_EXTENSION is None:
+    if backend.extension_problem() is None:
         with pytest.raises(ValueError, match="out: got 1 tensors, needs 2"):
             torch.ops.ghn_fast.expand_params_into(blocks, plan.table, good[:1])
 

@@ -15,12 +15,8 @@ import naive
 from ghn_fast.ops import backend
 from ghn_fast.ops.gated_gnn import GRUWeights, MLPWeights, gated_gnn
 from ghn_fast.ops.plan import GraphPlan
+from markers import needs_extension
 from tolerances import assert_close
-
-WITHOUT_EXTENSION = backend.extension_problem()
-needs_extension = pytest.mark.skipif(
-    WITHOUT_EXTENSION is not None, reason=f"the compiled ops are not here: {WITHOUT_EXTENSION}"
-)
 
 
 @pytest.fixture
@@ -325,7 +321,7 @@ def on_threads(count: int, run: Callable[[], list[Tensor | None]]) -> list[Tenso
 
 @needs_extension
 @pytest.mark.skipif(
-    WITHOUT_EXTENSION is None and not backend.extension.module.has_threads,
+    backend.extension_problem() is None and not backend.extension.module.has_threads,
     reason="the extension was compiled without OpenMP",
 )
 @pytest.mark.parametrize("sizes", [[90, 3, 41, 60, 7], [300]], ids=["batch", "wide levels"])

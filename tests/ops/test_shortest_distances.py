@@ -12,11 +12,8 @@ import ghn_fast
 import naive
 from ghn_fast.ops import backend
 from ghn_fast.ops.shortest_distances import shortest_distances
+from markers import needs_extension
 
-WITHOUT_EXTENSION = backend.extension_problem()
-needs_extension = pytest.mark.skipif(
-    WITHOUT_EXTENSION is not None, reason=f"the compiled ops are not here: {WITHOUT_EXTENSION}"
-)
 BACKENDS = ["reference", pytest.param("cpu", marks=needs_extension)]
 # Both sides of what distances are kept in: bytes up to 253, two bytes beyond.
 CUTOFFS = (1, 2, 5, 50, 253, 254, 1000, 10**12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 from pathlib import Path
 
@@ -42,3 +44,27 @@ def test_threads_that_write_one_file_do_not_tear_it(tmp_path: Path) -> None:
         thread.join()
     assert path.read_text() in texts
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_target_of_a_link_is_written(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    write_atomically(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    write_atomically(pipe, b"text")
+    reader.join()
+    assert got == [b"text"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    write_atomically("/dev/null", b"text")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path, b"text")

@@ -12,6 +12,7 @@ from ghn_fast.vision.augment import (
     seeded_generator,
     shift_and_flip,
 )
+from tolerances import assert_close
 
 
 def random_images(count: int, size: int = 32) -> torch.Tensor:
@@ -98,16 +99,14 @@ def test_resampling_a_box_is_crop_and_resize() -> None:
     boxes = torch.tensor([[0, 0, 24, 24], [3, 5, 12, 10], [10, 0, 9, 20], [8, 8, 6, 6]])
     mirrored = torch.tensor([False, False, True, True])
     result = resample_boxes(images, boxes, mirrored)
-    torch.testing.assert_close(result[0], images[0].float(), rtol=0, atol=1e-2)
+    assert_close(result[0], images[0].float())
     for image, box, mirror, got in zip(images, boxes.tolist(), mirrored, result, strict=True):
         expected = tvf.resized_crop(image.float(), *box, [24, 24], antialias=False)
         expected = expected.flip(2) if mirror else expected
         # At its rim a crop alone repeats its last pixels, where the box still sees its neighbours.
         margin = -(-24 // (2 * min(box[2:])))
         inner = slice(margin, 24 - margin)
-        torch.testing.assert_close(
-            got[:, inner, inner], expected[:, inner, inner], rtol=0, atol=1e-2
-        )
+        assert_close(got[:, inner, inner], expected[:, inner, inner])
 
 
 def test_unknown_policy() -> None:

@@ -28,7 +28,7 @@ class WorkerError(Exception):
 
 
 def environment(tree: Path) -> dict[str, str]:
-    """Environment in which the package of a tree is imported, with one thread.
+    """Make the environment in which the package of a tree is imported, with one thread.
 
     The allocator keeps the memory that it has: otherwise it depends on what lies where in memory
     whether a result is put into fresh pages, which the system has to clear first. That takes longer
@@ -76,7 +76,7 @@ class RunningWorker:
             raise WorkerError("the measuring process is gone") from None
 
     def receive(self) -> dict[str, Any]:
-        """The answer to the oldest question.
+        """Wait for the answer to the oldest question.
 
         Raises:
             WorkerError: If the worker failed or ended.

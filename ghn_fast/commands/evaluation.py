@@ -1,0 +1,239 @@
+"""``evaluate``: accuracy of predicted networks on held-out images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ghn_fast.commands.common import (
+    MOST,
+    Dataset,
+    Device,
+    check_device,
+    check_out,
+    make_progress,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ghn_fast.graph import ArchGraph
+    from ghn_fast.hypernet import GHN
+    from ghn_fast.vision import ArchitectureResult, EvaluationReport
+
+
+class EvaluationSplit(StrEnum):
+    """Splits that can be evaluated."""
+
+    val = "val"
+    test = "test"
+    wide = "wide"
+    deep = "deep"
+    dense = "dense"
+    bnfree = "bnfree"
+    predefined = "predefined"
+    search = "search"
+    train = "train"
+
+
+def evaluate(
+    ckpt: Annotated[str, typer.Option("--ckpt", help="Name, folder or file of a hypernetwork.")],
+    split: Annotated[EvaluationSplit, typer.Option("--split")] = EvaluationSplit.test,
+    dataset: Dataset = "digits",
+    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
+    deepnets: Annotated[
+        Path | None,
+        typer.Option(help="Folder of generated files; without it the split is sampled."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Architectures at most.")] = None,
+    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampled architectures.")] = 0,
+    baseline: Annotated[bool, typer.Option(help="Evaluate random initialisation, too.")] = True,
+    out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("evaluation"),
+    device: Device = "cpu",
+) -> None:
+    """Accuracy of predicted networks on held-out images."""
+    from ghn_fast.deepnets import SPLIT_SIZES
+    from ghn_fast.hypernet import from_pretrained
+    from ghn_fast.utils import distributed
+
+    check_device(device)
+    check_out(out)
+    main_process = distributed.launched().rank == 0
+    device = distributed.device_for(device)
+    ghn = from_pretrained(ckpt, device=device)
+    name = split.value
+    count = limit or min(SPLIT_SIZES.get(name, MOST), MOST)
+    with distributed.job(device), make_progress(show=main_process) as progress:
+        task = progress.add_task(f"{name} architectures", total=None, info="")
+
+        def on_result(done: int, total: int, record: ArchitectureResult) -> None:
+            info = record.error or f"top-1 {record.top1:.1f} %"
+            # The other processes are about as far with their shares.
+            done = min(done * distributed.world_size(), total)
+            progress.update(task, completed=done, total=total, info=info)
+
+        report = evaluate_split(
+            ghn,
+            name,
+            dataset,
+            data_root=data_root,
+            deepnets=deepnets,
+            count=count,
+            batch_size=batch_size,
+            seed=seed,
+            baseline=baseline,
+            device=device,
+            on_result=on_result,
+        )
+    if not main_process:
+        return
+    kind, _, folder = dataset.partition(":")
+    stem = "-".join(filter(None, (name, kind, Path(folder).name)))
+    report.ckpt, report.split = ckpt, name
+    out.mkdir(parents=True, exist_ok=True)
+    report.to_json(out / f"{stem}.json")
+    print_evaluation(report, f"{ckpt} on {name}")
+    written = f"{out / stem}.json"
+    if report.predicted is not None:
+        report.histogram(out / f"{stem}.png")
+        written += f" and {out / stem}.png"
+    typer.echo(f"written: {written}")
+    if report.predicted is None:
+        raise typer.Exit(1)
+
+
+def evaluate_split(
+    ghn: GHN,
+    split: str,
+    dataset: str,
+    *,
+    count: int,
+    data_root: str | None,
+    deepnets: Path | None,
+    batch_size: int,
+    seed: int,
+    baseline: bool,
+    device: str,
+    on_result: Callable[[int, int, ArchitectureResult], None],
+) -> EvaluationReport:
+    """Evaluate predicted networks of a split on held-out images.
+
+    Validation architectures meet validation images, all others test images.
+
+    Args:
+        ghn: The hypernetwork.
+        split: Split of DeepNets-1M.
+        dataset: Image data, see :func:`ghn_fast.vision.load_images`.
+        count: Number of architectures at most.
+        data_root: Folder of the image data.
+        deepnets: Folder of generated files; without it the split is sampled.
+        batch_size: Images per batch; BatchNorm uses the statistics of each batch.
+        seed: Seed of sampled architectures.
+        baseline: Whether to evaluate random initialisation, too.
+        device: Where to run the networks.
+        on_result: Called with (done, total, record) after each architecture.
+
+    Raises:
+        ValueError: If the data set has another number of classes than the hypernetwork.
+    """
+    from ghn_fast.deepnets import DeepNets, SampledNets
+    from ghn_fast.vision import evaluate_networks, load_images
+
+    splits = load_images(dataset, data_root)
+    if splits.num_classes != ghn.config.num_classes:
+        raise ValueError(
+            f"dataset: {dataset} has {splits.num_classes} classes, but the hypernetwork predicts "
+            f"classifiers of {ghn.config.num_classes}; evaluate it on the data it was trained for"
+        )
+    nets: DeepNets | SampledNets
+    if deepnets is not None or split == "predefined":
+        nets = DeepNets(deepnets, split, virtual_edges=ghn.config.virtual_edges)
+    else:
+        nets = SampledNets(split, count, seed, virtual_edges=ghn.config.virtual_edges)
+    total = min(count, len(nets))
+    items = [
+        FittedItem(nets[index], splits.num_classes, splits.image_size) for index in range(total)
+    ]
+    done = 0
+
+    def report_one(record: ArchitectureResult) -> None:
+        nonlocal done
+        done += 1
+        on_result(done, total, record)
+
+    return evaluate_networks(
+        items,
+        lambda model, graph: fill(ghn, model, graph),
+        splits,
+        batch_size=batch_size,
+        images="val" if split == "val" else "test",
+        device=device,
+        baseline=baseline,
+        seed=seed,
+        on_result=report_one,
+    )
+
+
+@dataclass(frozen=True)
+class FittedItem:
+    """An architecture of DeepNets-1M with its graph for a data set's classes and image size."""
+
+    item: Any
+    num_classes: int
+    image_size: int
+
+    @property
+    def index(self) -> int:
+        """Index in the split."""
+        return int(self.item.index)
+
+    @property
+    def name(self) -> str:
+        """Name of the architecture."""
+        return str(self.item.name)
+
+    @property
+    def graph(self) -> ArchGraph:
+        """The graph for the data set."""
+        return self.item.graph_for(num_classes=self.num_classes, image_size=self.image_size)
+
+    def build(self, *, num_classes: int, image_size: int) -> nn.Module:
+        """Make the network."""
+        return self.item.build(num_classes=num_classes, image_size=image_size)
+
+
+def fill(ghn: GHN, model: nn.Module, graph: ArchGraph) -> None:
+    """Predict the parameters of a DeepNets-1M network in place, without warnings.
+
+    Operations that no path uses keep their values by design.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        ghn.predict(model, graph)
+
+
+def print_evaluation(report: EvaluationReport, title: str) -> None:
+    """Print the summary of an evaluation."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{title}, {report.num_images} {report.images} images of {report.dataset}")
+    for column in ("parameters", "top-1 average %", "standard error", "best", "worst", "networks"):
+        table.add_column(column, justify="left" if column == "parameters" else "right")
+    for name, summary in (("predicted", report.predicted), ("random", report.random)):
+        if summary is not None:
+            numbers = (summary.mean, summary.standard_error, summary.best, summary.worst)
+            cells = [f"{number:.1f}" for number in numbers]
+            table.add_row(name, *cells, str(summary.count))
+    console = Console()
+    console.print(table)
+    console.print(f"BatchNorm: {report.batch_norm}")
+    for record in report.failed:
+        console.print(f"failed: {record.name}: {record.error}", style="red", highlight=False)
