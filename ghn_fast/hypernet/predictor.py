@@ -143,7 +143,8 @@ class _Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         modules = [module for _, module in named_modules(model)]
-        self._registered = [d for m in modules for d in (m._modules, m._parameters)]
+        # Dicts that are empty, those of layers without parameters, are most of them.
+        self._registered = [d for m in modules for d in (m._modules, m._parameters) if d]
         self._parameters = [p for m in modules for p in m._parameters.values() if p is not None]
         self._then, self._were_on_meta = self._now()
 

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import prune
 
 import ghn_fast
 from ghn_fast.capturing import cache_info, capture, clear_cache
+from ghn_fast.hypernet import pipeline
 from ghn_fast.hypernet.predictor import Predictor
 from networks import SmallCNN
 from tolerances import assert_close
@@ -181,6 +184,91 @@ def test_compiled_plans_follow_the_network(ghn: ghn_fast.GHN) -> None:
         assert_close(got.float(), expected)
     bound.to("meta")
     assert len(predictor().skipped) == len(want)
+
+
+def replace_parameters(model: nn.Module) -> None:
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                setattr(module, name, nn.Parameter(torch.full_like(parameter, 7.0)))
+
+
+def replace_a_layer(model: nn.Module) -> None:
+    model.layers[3] = nn.Conv2d(32, 64, 3)
+
+
+def exchange_storage(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data = torch.full_like(parameter, 7.0)
+
+
+def convert_there_and_back(model: nn.Module) -> None:
+    model.double().float()
+
+
+@pytest.mark.parametrize(
+    "change", [replace_parameters, replace_a_layer, exchange_storage, convert_there_and_back]
+)
+def test_compiled_plans_fill_the_parameters_that_are_there(
+    ghn: ghn_fast.GHN, change: Callable[[nn.Module], None]
+) -> None:
+    bound, plain = small(), small()
+    predictor = ghn.compile_plan(bound)
+    predictor()
+    change(bound)
+    report = predictor()
+    ghn.predict(plain)
+    assert report.predicted == [name for name, _ in bound.named_parameters()]
+    assert_same_parameters(bound, plain)
+
+
+def test_compiled_plans_leave_what_is_new_alone(ghn: ghn_fast.GHN) -> None:
+    model = small()
+    predictor = ghn.compile_plan(model)
+    predictor()
+    prune.identity(model.layers[0], "weight")
+    model.layers[2] = nn.PReLU()
+    report = predictor()
+    assert set(report.skipped) == {"layers.0.weight_orig", "layers.2.weight"}
+    assert len(report.predicted) == len(list(model.parameters())) - 2
+
+
+def test_compiled_plans_find_parameters_that_swap_their_content(ghn: ghn_fast.GHN) -> None:
+    model = small()
+    predictor = ghn.compile_plan(model)
+    objects = list(model.parameters())
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.to("meta")
+        assert all(a is b for a, b in zip(objects, model.parameters(), strict=True))
+        assert len(predictor().skipped) == len(objects)
+        model.to_empty(device="cpu")
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+    assert predictor().skipped == {}
+    plain = small()
+    ghn.predict(plain)
+    assert_same_parameters(model, plain)
+
+
+def test_compiled_plans_refuse_parameters_of_another_size(ghn: ghn_fast.GHN) -> None:
+    model = small()
+    predictor = ghn.compile_plan(model)
+    model.layers[10] = nn.Linear(128, 11)
+    with pytest.raises(ValueError, match=r"shape \(11, 128\), needs 1280 elements"):
+        predictor()
+
+
+def test_compiled_plans_look_names_up_once(
+    ghn: ghn_fast.GHN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small()
+    predictor = ghn.compile_plan(model)
+    monkeypatch.setattr(pipeline, "find_destinations", None)
+    monkeypatch.setattr(pipeline, "plan_decoding", None)
+    for _ in range(2):
+        assert len(predictor().predicted) == len(list(model.parameters()))
 
 
 def test_compiled_plans_take_the_options_of_predict(ghn: ghn_fast.GHN) -> None:
