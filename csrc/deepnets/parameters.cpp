@@ -6,9 +6,9 @@ namespace {
 
 // Positions in the tables of names in ghn_fast/deepnets/graphs/derive.py.
 enum Suffix : int32_t {
-  kOp1, kOp2, kOp2Bias, kOp3, kOp3Bias, kOp5, kOp6, kOp7, kOp7Bias, kConv1st, kConv2nd, kBn,
-  kBnBias, kFc1, kFc1Bias, kFc2, kFc2Bias, kToQkv, kToOut, kToOutBias, kLn1, kLn1Bias, kLn2,
-  kLn2Bias, kNet0, kNet0Bias, kNet3, kNet3Bias
+  kOp1, kOp2, kOp2Bias, kOp3, kOp3Bias, kOp5, kOp6, kOp7, kOp7Bias, kConv1, kConv2, kBn,
+  kBnBias, kFc1, kFc1Bias, kFc2, kFc2Bias, kToQkv, kToOut0, kToOut0Bias, kLn1, kLn1Bias, kLn2,
+  kLn2Bias, kFfNet0, kFfNet0Bias, kFfNet3, kFfNet3Bias
 };
 enum StemName : int32_t {
   kPatches, kPosEnc, kStem0, kStem1, kStem1Bias, kStem00, kStem01, kStem01Bias, kStem03, kStem04,
@@ -54,8 +54,8 @@ struct Builder {
   }
 
   void factorized(int64_t in, int64_t out) {
-    conv(kConv1st, out / 2, in, 1, 1);
-    conv(kConv2nd, out / 2, in, 1, 1);
+    conv(kConv1, out / 2, in, 1, 1);
+    conv(kConv2, out / 2, in, 1, 1);
     bn(kBn, out);
   }
 
@@ -99,11 +99,11 @@ struct Builder {
   void attention(int64_t channels) {
     const int64_t width = channels / kHeads * kHeads;
     linear(kToQkv, channels, 3 * width, false);
-    linear(kToOut, width, channels);
+    linear(kToOut0, width, channels);
     scale_and_shift(kLn1, channels, kTypeLn);
     scale_and_shift(kLn2, channels, kTypeLn);
-    linear(kNet0, channels, channels);
-    linear(kNet3, channels, channels);
+    linear(kFfNet0, channels, channels);
+    linear(kFfNet3, channels, channels);
   }
 
   void op(const OpSpec& spec, int64_t channels) {
