@@ -1,4 +1,4 @@
-"""The comparison of architecture graphs that all tests share."""
+"""What all tests ask of architecture graphs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import torch
 
-from ghn_fast.graph import ArchGraph
+from ghn_fast.graph import NODE_TYPES, ArchGraph
 
 
 def assert_same_graph(actual: ArchGraph, expected: ArchGraph) -> None:
@@ -27,3 +27,8 @@ def assert_same_graph(actual: ArchGraph, expected: ArchGraph) -> None:
         else:
             same = got == want
         assert same, f"{name}: got {got}, expected {want}"
+
+
+def op_histogram(graph: ArchGraph) -> list[int]:
+    """Number of nodes of each type, in the order of ``NODE_TYPES``."""
+    return torch.bincount(graph.op_types, minlength=len(NODE_TYPES)).tolist()

@@ -34,7 +34,7 @@ class Split(StrEnum):
 
 
 class Format(StrEnum):
-    """Layouts of files."""
+    """Formats of files."""
 
     auto = "auto"
     packed = "packed"
@@ -49,7 +49,7 @@ def generate(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
-    layout: Annotated[
+    format: Annotated[
         Format,
         typer.Option(
             "--format",
@@ -72,7 +72,7 @@ def generate(
                 workers=workers,
                 seed=seed,
                 overwrite=overwrite,
-                format=layout.value,
+                format=format.value,
                 progress=lambda done: progress.update(task, completed=done),
             )
         except KeyboardInterrupt:
@@ -109,7 +109,7 @@ def info(
 def convert(
     folder: Annotated[Path, typer.Argument(help="Folder (or file) to read.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
-    layout: Annotated[
+    format: Annotated[
         Format, typer.Option("--format", help="packed, or hdf5 (as published).")
     ] = Format.packed,
     split: Annotated[
@@ -117,7 +117,7 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
-    """Write files of architectures in another layout."""
+    """Write files of architectures in another format."""
     from ghn_fast.deepnets import DeepNets, splits_in
     from ghn_fast.deepnets import convert as write
 
@@ -129,7 +129,7 @@ def convert(
             def show(done: int, progress: Any = progress, task: Any = task) -> None:
                 progress.update(task, completed=done)
 
-            written = write(folder, name, out, layout.value, overwrite=overwrite, progress=show)
+            written = write(folder, name, out, format.value, overwrite=overwrite, progress=show)
         typer.echo(f"written: {count} architectures in {written}")
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ghn_fast.graph.node_types import NODE_TYPES
 from ghn_fast.ops.plan import GraphPlan
 from ghn_fast.ops.shortest_distances import shortest_distances
+from ghn_fast.utils.deferred import Deferred
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,32 @@ class Target:
     predicted_shape: tuple[int, ...]
     fan_in: int | None = None
 
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """Another name of ``predicted_shape``."""
+        return self.predicted_shape
+
+
+class _Edges:
+    """The field ``edges``: a table, or a plan of message passing, which has the table."""
+
+    def __get__(self, graph: ArchGraph | None, owner: type) -> Tensor:
+        if graph is None:
+            raise AttributeError("ArchGraph itself has no edges")
+        edges = graph.__dict__["edges"]
+        return edges.edges if isinstance(edges, GraphPlan) else edges
+
+    def __set__(self, graph: ArchGraph, value: Tensor | GraphPlan) -> None:
+        graph.__dict__["edges"] = value
+
 
 @dataclass(frozen=True, eq=False)
 class ArchGraph:
     """Computational graph of a network: node types, shapes, names, and edges with distances.
 
-    Nodes are numbered in topological order; node 0 is the input.
+    Nodes are numbered in topological order; node 0 is the input. ``edges`` may be given as a plan
+    of message passing; ``shapes``, ``names``, ``shift_names`` and ``skipped`` as functions, which
+    make them when they are first read.
 
     Attributes:
         op_types: Long tensor (N,), index into :data:`ghn_fast.graph.NODE_TYPES`.
@@ -62,20 +82,21 @@ class ArchGraph:
     """
 
     op_types: Tensor
-    edges: Tensor
-    shapes: tuple[tuple[int, ...] | None, ...]
-    names: tuple[str, ...]
-    shift_names: Mapping[int, str] = field(default_factory=dict)
+    edges: _Edges = _Edges()
+    shapes: Deferred[tuple[tuple[int, ...] | None, ...]] = Deferred()
+    names: Deferred[tuple[str, ...]] = Deferred()
+    shift_names: Deferred[Mapping[int, str]] = Deferred(dict)
     virtual_edges: int = 50
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: Deferred[Mapping[str, str]] = Deferred(dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     full_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     fan_ins: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def plan(self) -> GraphPlan | None:
-        """Plan of message passing over the graph, if it came with one."""
-        return None
+        """Plan of message passing over the graph, if its edges came with one."""
+        edges = self.__dict__["edges"]
+        return edges if isinstance(edges, GraphPlan) else None
 
     @property
     def num_nodes(self) -> int:
@@ -85,7 +106,7 @@ class ArchGraph:
     @property
     def num_edges(self) -> int:
         """Number of edges, virtual edges included."""
-        return len(self.edges)
+        return len(self.edges) if self.plan is None else self.plan.num_edges
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:
@@ -108,10 +129,6 @@ class ArchGraph:
             if node in self.shift_names:
                 result.append(Target(node, self.shift_names[node], full, 1, False, shape))
         return tuple(result)
-
-    def op_histogram(self) -> list[int]:
-        """Number of nodes of each of the fifteen types, in the order of ``NODE_TYPES``."""
-        return torch.bincount(self.op_types, minlength=len(NODE_TYPES)).tolist()
 
     def with_virtual_edges(self, virtual_edges: int) -> ArchGraph:
         """The same graph with virtual edges up to another distance (1: none)."""

@@ -10,9 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
-from ghn_fast.deepnets.architectures.spec import plan_network
+from ghn_fast.deepnets.architectures.parameters import (
+    cell_parameters,
+    classifier_parameters,
+    stem_parameters,
+)
+from ghn_fast.deepnets.architectures.primitives import TABLE, multiply_adds, op_multiply_adds
+from ghn_fast.deepnets.architectures.spec import network_spec
 
-# Features: a constant, operations, multiplications and activations per image, in these units.
+# Features: a constant, operations, multiply-adds and activations per image, in these units.
 # Before anything has been measured each unit counts the same.
 _SCALES = np.array([1.0, 1e2, 1e7, 1e5])
 _PRIOR = np.full(4, 1e-2)
@@ -71,44 +77,28 @@ def features(architecture: Any, num_classes: int, image_size: int) -> npt.NDArra
 
 @lru_cache(maxsize=4096)
 def network_work(config: NetworkConfig, num_classes: int, image_size: int) -> tuple[int, int, int]:
-    """Operations, and multiplications and activations per image, of a network of DeepNets-1M."""
-    plan = plan_network(config, num_classes, image_size)
-    size = plan.stem.sizes[0]
-    macs = 3 * plan.stem.channels * plan.stem.kernel**2 * size**2
-    values = 2 * plan.stem.channels * size**2
+    """Operations, and multiply-adds and activations per image, of a network of DeepNets-1M.
+
+    Multiply-adds are those of the layers that are executed, as torch's counter of operations has
+    them; activations are an estimate of what is written.
+    """
+    spec = network_spec(config, num_classes, image_size)
+    macs = multiply_adds(stem_parameters(spec)) + multiply_adds(classifier_parameters(spec))
+    values = 2 * spec.stem.channels * spec.stem.sizes[0] ** 2
     count = 0
-    for cell in plan.cells:
-        for part in cell.preprocess:
+    for index, cell in enumerate(spec.cells):
+        blocks = cell_parameters(index, cell, spec.norm)
+        for part, params in zip(cell.preprocess, blocks, strict=False):
             if part.alive and part.kind in ("conv", "factorized"):
-                macs += part.in_channels * cell.channels * cell.size**2
+                macs += multiply_adds(params)
                 values += (part.in_channels + 2 * cell.channels) * cell.size**2
-        for op in cell.ops:
+        for op, params in zip(cell.ops, blocks[2:], strict=True):
             if op.alive:
                 count += 1
-                pixels = (cell.size // op.stride) ** 2
-                more = _operation(op.primitive, cell.channels, pixels)
-                macs, values = macs + more[0], values + more[1]
+                macs += op_multiply_adds(op.primitive, cell.channels, op.size, params)
+                pixels = (op.size // op.stride) ** 2
+                values += TABLE[op.primitive].activations * pixels * cell.channels
     return count, macs, values
-
-
-def _operation(primitive: str, channels: int, pixels: int) -> tuple[int, int]:
-    """Multiplications and activations of an operation."""
-    family, _, kernel = primitive.rpartition("_")
-    if primitive == "msa":
-        return pixels * (2 * pixels * channels + 6 * channels**2), 16 * pixels * channels
-    if primitive == "cse":
-        return pixels * channels, 2 * pixels * channels
-    if family == "conv":
-        return int(kernel[-1]) ** 2 * channels**2 * pixels, 3 * pixels * channels
-    if family == "conv_7x1":
-        return 14 * channels**2 * pixels, 4 * pixels * channels
-    if family == "sep_conv":
-        return 2 * (channels + int(kernel[-1]) ** 2) * channels * pixels, 8 * pixels * channels
-    if family == "dil_conv":
-        return (channels + int(kernel[-1]) ** 2) * channels * pixels, 4 * pixels * channels
-    if family.endswith("pool"):
-        return int(kernel[-1]) ** 2 * channels * pixels, pixels * channels
-    return 0, pixels * channels
 
 
 def spread(costs: Sequence[float], count: int) -> list[list[int]]:

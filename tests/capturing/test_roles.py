@@ -14,6 +14,7 @@ import ghn_fast
 from ghn_fast.capturing import capture
 from ghn_fast.graph import NODE_TYPES, ArchGraph, Target
 from ghn_fast.hypernet.decode_plan import plan_decoding
+from graphs import op_histogram
 
 
 def targets(graph: ArchGraph) -> dict[str, Target]:
@@ -154,7 +155,7 @@ def test_multihead_attention(keys: int | None, batch_first: bool) -> None:
     model = Attention(keys, batch_first=batch_first)
     graph = capture(model, [(4, 6), (5, 6)])
     assert not graph.skipped
-    assert graph.op_histogram()[NODE_TYPES.index("msa")] == 2
+    assert op_histogram(graph)[NODE_TYPES.index("msa")] == 2
     found = hops(graph)
     if keys is None:
         assert kinds(graph)["attention.in_proj_weight"] == "conv"
@@ -175,7 +176,7 @@ def test_encoder_layer() -> None:
     )
     graph = capture(model.eval(), (4, 16))
     assert not graph.skipped
-    assert graph.op_histogram()[NODE_TYPES.index("msa")] == 1
+    assert op_histogram(graph)[NODE_TYPES.index("msa")] == 1
     assert torch.equal(graph.edges, capture(model.train(), (4, 16)).edges)
 
 

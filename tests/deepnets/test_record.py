@@ -11,8 +11,15 @@ import pytest
 
 from ghn_fast.deepnets import PRIMITIVES, Genotype, NetworkConfig, sample_config
 from ghn_fast.deepnets.architectures.genotype import DARTS, VIT_CONFIG
-from ghn_fast.deepnets.files.record import BY_CELL, FLAGS_AT, HEAD_FIELDS, HEAD_SIZE, decode, encode
-from ghn_fast.deepnets.sampler import SPACES
+from ghn_fast.deepnets.architectures.record import (
+    BY_CELL,
+    FLAGS_AT,
+    HEAD_FIELDS,
+    HEAD_SIZE,
+    decode,
+    encode,
+)
+from ghn_fast.deepnets.sampling.splits import SPACES
 from random_configs import random_config
 
 

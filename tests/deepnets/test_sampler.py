@@ -16,7 +16,8 @@ from scipy import stats
 
 from ghn_fast.deepnets import build_graph, count_parameters, sample_config
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
-from ghn_fast.deepnets.sampler import SPACES, architecture_key
+from ghn_fast.deepnets.sampling.sampler import architecture_key
+from ghn_fast.deepnets.sampling.splits import SPACES
 
 PUBLISHED = Path(__file__).with_name("published_statistics.json")
 # Seeds are fixed, so this is no matter of luck: a distribution that is off fails every time.

@@ -5,9 +5,12 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from ghn_fast.deepnets import SampledNets
-from ghn_fast.metatrain.costs import CostModel, features, spread
+from ghn_fast.deepnets import Network, NetworkConfig, SampledNets, is_connected
+from ghn_fast.metatrain.costs import CostModel, features, network_work, spread
+from random_configs import random_config
 
 
 def makespan(costs: list[float], shares: list[list[int]]) -> float:
@@ -61,3 +64,34 @@ def test_features_grow_with_the_network() -> None:
 
 def _fields(config: object) -> dict[str, object]:
     return {name: getattr(config, name) for name in type(config).__slots__}
+
+
+def executed_multiply_adds(config: NetworkConfig, num_classes: int, image_size: int) -> int:
+    """What torch counts when the network runs on one image."""
+    with torch.device("meta"):
+        network = Network(config, num_classes, image_size)
+        image = torch.empty(1, 3, image_size, image_size)
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("image_size", [9, 16, 32, 64, 100])
+def test_multiply_adds_are_those_that_torch_counts(image_size: int) -> None:
+    rng = random.Random(image_size)
+    compared = 0
+    while compared < 12:
+        config = random_config(rng)
+        # Heads of one channel are multiplied elementwise, which torch does not count.
+        narrow = config.is_vit and config.C < 16
+        if is_connected(config) and not narrow:
+            expected = executed_multiply_adds(config, 7, image_size)
+            assert network_work(config, 7, image_size)[1] == expected
+            compared += 1
+
+
+@pytest.mark.parametrize("split", ["train", "deep", "dense", "bnfree", "wide"])
+def test_multiply_adds_of_the_splits(split: str) -> None:
+    for item in SampledNets(split, 4, seed=3):
+        config = item.config_for(32)
+        assert network_work(config, 10, 32)[1] == executed_multiply_adds(config, 10, 32)

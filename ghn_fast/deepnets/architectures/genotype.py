@@ -13,24 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-PRIMITIVES: Final[tuple[str, ...]] = (
-    "none",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-    "conv_1x1",
-    "conv_7x1_1x7",
-    "conv_3x3",
-    "conv_5x5",
-    "conv_7x7",
-    "msa",
-    "cse",
-)
-"""Operations that a genotype may name, in the order of the published generator."""
+from ghn_fast.deepnets.architectures.primitives import PRIMITIVES
 
 Gene = tuple[str, int]
 """An operation: the name of its primitive and the index of the state that it reads."""
@@ -70,7 +53,7 @@ class Genotype:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Genotype:
-        """Read the published JSON layout.
+        """Read the published JSON.
 
         Raises:
             ValueError: If a field is missing, unknown or not valid; the message names it.
@@ -79,7 +62,7 @@ class Genotype:
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
-        """The published JSON layout."""
+        """The published JSON."""
         return {
             "normal": [list(gene) for gene in self.normal],
             "normal_concat": list(self.normal_concat),
@@ -183,7 +166,7 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NetworkConfig:
-        """Read the published JSON layout.
+        """Read the published JSON.
 
         Args:
             data: Fields of the configuration; ``num_nodes`` and ``num_params``, which published
@@ -197,7 +180,7 @@ class NetworkConfig:
         return cls(**{name: data[name] for name in cls.__slots__ if name in data})
 
     def to_dict(self) -> dict[str, Any]:
-        """The published JSON layout."""
+        """The published JSON."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         fields["genotype"] = self.genotype.to_dict()
         return fields

@@ -6,14 +6,14 @@ networks; the sequence of tensor operations gives their architecture graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghn_fast.deepnets.architectures.spec import HEADS
+from ghn_fast.deepnets.architectures.primitives import HEADS, TABLE, Layer
 
 
 class _FastOnMeta:
@@ -84,48 +84,33 @@ class ConvBlock(nn.Module):
         return self.op(x)
 
 
-def relu_conv(
-    in_channels: int, out_channels: int, kernel: int, stride: int, norm: bool
-) -> ConvBlock:
-    """ReLU, convolution, norm."""
-    return ConvBlock(
-        nn.ReLU(),
-        conv(in_channels, out_channels, kernel, stride),
-        norm_layer(norm, out_channels),
-    )
+def relu_conv(in_channels: int, out_channels: int, norm: bool) -> ConvBlock:
+    """ReLU, 1x1 convolution, norm."""
+    return ConvBlock(nn.ReLU(), conv(in_channels, out_channels, 1), norm_layer(norm, out_channels))
 
 
-def split_conv(channels: int, kernel: int, stride: int, norm: bool) -> ConvBlock:
-    """ReLU, convolution along rows, convolution along columns, norm."""
-    return ConvBlock(
-        nn.ReLU(),
-        conv(channels, channels, (1, kernel), (1, stride)),
-        conv(channels, channels, (kernel, 1), (stride, 1)),
-        norm_layer(norm, channels),
-    )
-
-
-def separable_conv(channels: int, kernel: int, stride: int, norm: bool) -> ConvBlock:
-    """Twice: ReLU, depthwise convolution, pointwise convolution, norm; the first may stride."""
-    layers: list[nn.Module] = []
-    for step in (stride, 1):
-        layers += [
-            nn.ReLU(),
-            conv(channels, channels, kernel, step, groups=channels),
-            conv(channels, channels, 1),
-            norm_layer(norm, channels),
-        ]
-    return ConvBlock(*layers)
-
-
-def dilated_conv(channels: int, kernel: int, stride: int, norm: bool) -> ConvBlock:
-    """ReLU, depthwise convolution with dilation 2, pointwise convolution, norm."""
-    return ConvBlock(
-        nn.ReLU(),
-        conv(channels, channels, kernel, stride, dilation=2, groups=channels),
-        conv(channels, channels, 1),
-        norm_layer(norm, channels),
-    )
+def chain(layers: Sequence[Layer], channels: int, stride: int, norm: bool) -> ConvBlock:
+    """The layers of a primitive that is a chain of them."""
+    modules: list[nn.Module] = []
+    for layer in layers:
+        if layer.kind == "relu":
+            modules.append(nn.ReLU())
+        elif layer.kind == "norm":
+            modules.append(norm_layer(norm, channels))
+        else:
+            height, width = (stride if halves else 1 for halves in layer.halves)
+            groups = channels if layer.depthwise else 1
+            modules.append(
+                conv(
+                    channels,
+                    channels,
+                    layer.kernel,
+                    (height, width),
+                    dilation=layer.dilation,
+                    groups=groups,
+                )
+            )
+    return ConvBlock(*modules)
 
 
 class FactorizedReduce(nn.Module):
@@ -252,33 +237,23 @@ def make_op(primitive: str, channels: int, stride: int, norm: bool) -> nn.Module
     """The layer of a primitive.
 
     Args:
-        primitive: One of :data:`ghn_fast.deepnets.architectures.genotype.PRIMITIVES`.
+        primitive: One of :data:`ghn_fast.deepnets.PRIMITIVES`.
         channels: Number of channels that it reads and yields.
         stride: 2 to halve height and width; ``msa`` does not.
         norm: Whether convolutions are followed by batch normalisation.
     """
-    if primitive == "none" or (primitive == "skip_connect" and stride == 1):
-        return nn.Identity()
-    if primitive == "skip_connect":
-        return FactorizedReduce(channels, channels, norm)
-    if primitive == "msa":
+    row = TABLE[primitive]
+    if row.kind == "chain":
+        return chain(row.layers, channels, stride, norm)
+    if row.kind == "msa":
         return SelfAttention(channels)
-    if primitive == "cse":
+    if row.kind == "cse":
         return SqueezeExcitation(channels, stride)
-    family, _, size = primitive.rpartition("_")
-    kernel = int(size[-1])
-    if family == "max_pool":
-        return nn.MaxPool2d(kernel, stride, padding=kernel // 2)
-    if family == "avg_pool":
-        return nn.AvgPool2d(kernel, stride, padding=kernel // 2, count_include_pad=False)
-    return _CONVOLUTIONS[family](channels, kernel, stride, norm)
-
-
-_CONVOLUTIONS: dict[str, Callable[[int, int, int, bool], nn.Module]] = {
-    "sep_conv": separable_conv,
-    "dil_conv": dilated_conv,
-    "conv": lambda channels, kernel, stride, norm: relu_conv(
-        channels, channels, kernel, stride, norm
-    ),
-    "conv_7x1": split_conv,
-}
+    padding = row.kernel // 2
+    if row.kind == "max_pool":
+        return nn.MaxPool2d(row.kernel, stride, padding=padding)
+    if row.kind == "avg_pool":
+        return nn.AvgPool2d(row.kernel, stride, padding=padding, count_include_pad=False)
+    if row.kind == "skip" and stride > 1:
+        return FactorizedReduce(channels, channels, norm)
+    return nn.Identity()

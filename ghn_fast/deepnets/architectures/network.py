@@ -21,11 +21,11 @@ from ghn_fast.deepnets.architectures.layers import (
     relu_conv,
 )
 from ghn_fast.deepnets.architectures.spec import (
-    CellPlan,
-    NetworkPlan,
-    PreprocessPlan,
-    StemPlan,
-    plan_network,
+    CellSpec,
+    NetworkSpec,
+    PreprocessSpec,
+    StemSpec,
+    network_spec,
 )
 
 
@@ -35,18 +35,18 @@ class Cell(nn.Module):
     Only operations that matter for the output of the network are executed.
 
     Args:
-        plan: What to build.
+        spec: What to build.
         norm: Whether convolutions are followed by batch normalisation.
     """
 
-    def __init__(self, plan: CellPlan, norm: bool) -> None:
+    def __init__(self, spec: CellSpec, norm: bool) -> None:
         super().__init__()
-        self.preprocess0 = _preprocess(plan.preprocess[0], plan.channels, norm)
-        self.preprocess1 = _preprocess(plan.preprocess[1], plan.channels, norm)
+        self.preprocess0 = _preprocess(spec.preprocess[0], spec.channels, norm)
+        self.preprocess1 = _preprocess(spec.preprocess[1], spec.channels, norm)
         self._ops = nn.ModuleList(
-            make_op(op.primitive, plan.channels, op.stride, norm) for op in plan.ops
+            make_op(op.primitive, spec.channels, op.stride, norm) for op in spec.ops
         )
-        self._plan = plan
+        self._spec = spec
 
     def forward(self, s0: Tensor | None, s1: Tensor | None) -> Tensor | None:
         """Output of the cell, ``None`` if nothing needs it.
@@ -55,19 +55,19 @@ class Cell(nn.Module):
             s0: Output of the cell before the last, (batch, channels, height, width).
             s1: Output of the last cell.
         """
-        plan = self._plan
-        if not plan.alive:
+        spec = self._spec
+        if not spec.alive:
             return None
         states: list[Tensor | None] = []
         for layer, part, x in zip(
-            (self.preprocess0, self.preprocess1), plan.preprocess, (s0, s1), strict=True
+            (self.preprocess0, self.preprocess1), spec.preprocess, (s0, s1), strict=True
         ):
             states.append(layer(x) if part.alive else None)
-        for step in range(0, len(plan.ops), 2):
+        for step in range(0, len(spec.ops), 2):
             terms = [
-                self._ops[position](states[plan.ops[position].source])
+                self._ops[position](states[spec.ops[position].source])
                 for position in (step, step + 1)
-                if plan.ops[position].alive
+                if spec.ops[position].alive
             ]
             if len(terms) == 2:
                 states.append(terms[0] + terms[1])
@@ -76,7 +76,7 @@ class Cell(nn.Module):
         return self._concat(states)
 
     def _concat(self, states: list[Tensor | None]) -> Tensor:
-        chosen = [None if state is None else states[state] for state in self._plan.concat]
+        chosen = [None if state is None else states[state] for state in self._spec.concat]
         parts = [part for part in chosen if part is not None]
         if len(parts) < len(chosen):
             # States that nothing reaches count as zeros, which keeps the number of channels.
@@ -105,8 +105,8 @@ class Network(nn.Module):
 
     def __init__(self, config: NetworkConfig, num_classes: int = 10, image_size: int = 32) -> None:
         super().__init__()
-        plan = plan_network(config, num_classes, image_size)
-        if not plan.connected:
+        spec = network_spec(config, num_classes, image_size)
+        if not spec.connected:
             raise ValueError(
                 f"config: no path leads from the input to the output, got {config.genotype}; needs "
                 "fewer 'none' operations"
@@ -114,17 +114,17 @@ class Network(nn.Module):
         self.config = config
         # What a hypernetwork captures the graph with, if it is not told otherwise.
         self.input_shape = (3, image_size, image_size)
-        self._plan: NetworkPlan = plan
-        self._build_stem(plan.stem, plan.norm)
-        self.cells = nn.ModuleList(Cell(cell, plan.norm) for cell in plan.cells)
+        self._spec: NetworkSpec = spec
+        self._build_stem(spec.stem, spec.norm)
+        self.cells = nn.ModuleList(Cell(cell, spec.norm) for cell in spec.cells)
         layers: list[nn.Module] = []
-        for width, following in pairwise(plan.classifier):
+        for width, following in pairwise(spec.classifier):
             if layers:
                 layers += [nn.ReLU(), nn.Dropout(p=0.5)]
             layers.append(Linear(width, following))
         self.classifier = nn.Sequential(*layers)
 
-    def _build_stem(self, stem: StemPlan, norm: bool) -> None:
+    def _build_stem(self, stem: StemSpec, norm: bool) -> None:
         channels, kernel = stem.channels, stem.kernel
         if stem.kind == "vit":
             self.stem0: nn.Module = Conv2d(
@@ -151,7 +151,7 @@ class Network(nn.Module):
             )
 
     def _stem_outputs(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        kind = self._plan.stem.kind
+        kind = self._spec.stem.kind
         if kind == "vit":
             x = self.pos_enc(self.stem0(image))
             return x, x
@@ -160,7 +160,7 @@ class Network(nn.Module):
             return x, x
         # The published stem applies this ReLU in place, so that the first cell reads its result.
         x = F.relu(self.stem0(image))
-        return x, self.stem1(x) if self._plan.stem1_alive else None
+        return x, self.stem1(x) if self._spec.stem1_alive else None
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of a batch of images.
@@ -178,14 +178,14 @@ class Network(nn.Module):
             s0, s1 = s1, cell(s0, s1)
         if s1 is None:
             raise RuntimeError("the last cell has no output")
-        if self._plan.glob_avg:
+        if self._spec.glob_avg:
             s1 = F.adaptive_avg_pool2d(s1, 1)
         return self.classifier(s1.reshape(s1.shape[0], -1))
 
 
-def _preprocess(plan: PreprocessPlan, channels: int, norm: bool) -> nn.Module:
-    if plan.kind == "conv":
-        return relu_conv(plan.in_channels, channels, 1, 1, norm)
-    if plan.kind == "factorized":
-        return FactorizedReduce(plan.in_channels, channels, norm)
-    return Stride() if plan.kind == "stride" else nn.Identity()
+def _preprocess(spec: PreprocessSpec, channels: int, norm: bool) -> nn.Module:
+    if spec.kind == "conv":
+        return relu_conv(spec.in_channels, channels, norm)
+    if spec.kind == "factorized":
+        return FactorizedReduce(spec.in_channels, channels, norm)
+    return Stride() if spec.kind == "stride" else nn.Identity()

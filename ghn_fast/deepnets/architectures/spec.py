@@ -1,8 +1,8 @@
 """What a configuration builds: channels and sizes of every part, and which operations are alive.
 
 The module, the architecture graph and the parameter shapes of a network are all derived from this
-plan. An operation is alive when a path leads through it from the input to the output. All others
-own parameters, as in the published networks, but nothing executes them.
+specification. An operation is alive when a path leads through it from the input to the output. All
+others own parameters, as in the published networks, but nothing executes them.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
+from ghn_fast.deepnets.architectures.primitives import halved
 
 # Images below this size get the stems for small images (CIFAR-10), all others those for ImageNet.
 LARGE_IMAGE = 64
 
-# Number of heads of self-attention.
-HEADS = 8
-
 
 @dataclass(frozen=True, slots=True)
-class OpPlan:
+class OpSpec:
     """An operation of a cell.
 
     Attributes:
         primitive: Name of its primitive.
         source: Index of the state that it reads.
+        size: Height and width of what it reads.
         stride: 2 where it halves height and width.
         alive: Whether its result matters for the output.
     """
 
     primitive: str
     source: int
+    size: int
     stride: int
     alive: bool
 
 
 @dataclass(frozen=True, slots=True)
-class PreprocessPlan:
+class PreprocessSpec:
     """What a cell does to one of its inputs first.
 
     Attributes:
@@ -54,7 +54,7 @@ class PreprocessPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class CellPlan:
+class CellSpec:
     """A cell.
 
     Attributes:
@@ -69,14 +69,14 @@ class CellPlan:
 
     channels: int
     size: int
-    preprocess: tuple[PreprocessPlan, ...]
-    ops: tuple[OpPlan, ...]
+    preprocess: tuple[PreprocessSpec, ...]
+    ops: tuple[OpSpec, ...]
     concat: tuple[int | None, ...]
     alive: bool
 
 
 @dataclass(frozen=True, slots=True)
-class StemPlan:
+class StemSpec:
     """The layers before the first cell.
 
     Attributes:
@@ -86,6 +86,7 @@ class StemPlan:
         kernel: Size of the first convolution's kernel.
         stride: Stride of the first convolution; of the first two in the ``imagenet`` stem.
         pool: Whether a max pooling ends it.
+        first_size: Height and width of what the first convolution yields.
         sizes: Height and width of its two outputs, which the first cell reads. Only in the
             ``imagenet`` stem they differ, by one more convolution with stride 2.
     """
@@ -95,11 +96,12 @@ class StemPlan:
     kernel: int
     stride: int
     pool: bool
+    first_size: int
     sizes: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkPlan:
+class NetworkSpec:
     """A network.
 
     Attributes:
@@ -113,23 +115,23 @@ class NetworkPlan:
     """
 
     norm: bool
-    stem: StemPlan
+    stem: StemSpec
     stem1_alive: bool
-    cells: tuple[CellPlan, ...]
+    cells: tuple[CellSpec, ...]
     glob_avg: bool
     classifier: tuple[int, ...]
     connected: bool
 
 
-def plan_network(config: NetworkConfig, num_classes: int = 10, image_size: int = 32) -> NetworkPlan:
-    """Plan a network.
+def network_spec(config: NetworkConfig, num_classes: int = 10, image_size: int = 32) -> NetworkSpec:
+    """Specification of a network.
 
     Raises:
         ValueError: If ``num_classes`` or ``image_size`` is not a positive integer, or images of a
             network with attention make one patch only.
     """
     check_sizes(num_classes, image_size)
-    stem = _plan_stem(config, image_size)
+    stem = _stem_spec(config, image_size)
     if stem.kind == "vit" and stem.sizes[1] < 2:
         raise ValueError(f"image_size: got {image_size}, needs at least 4 for networks with msa")
     concats = _reachable_states(config)
@@ -146,19 +148,22 @@ def plan_network(config: NetworkConfig, num_classes: int = 10, image_size: int =
         genes = config.genotype.reduce if reduction else config.genotype.normal
         kinds = _preprocess_kinds(config, index)
         preprocess = tuple(
-            PreprocessPlan(kind, *source, used)
+            PreprocessSpec(kind, *source, used)
             for kind, source, used in zip(kinds, (before, last), inputs_alive[index], strict=True)
         )
+        size, concat = last[1], concats[index]
+        inner = halved(size) if halves else size
         ops = tuple(
-            OpPlan(name, source, 2 if halves and source < 2 else 1, used)
+            OpSpec(name, source, size, 2 if halves else 1, used)
+            if source < 2
+            else OpSpec(name, source, inner, 1, used)
             for (name, source), used in zip(genes, alive[index], strict=True)
         )
-        size, concat = last[1], concats[index]
-        cells.append(CellPlan(channels, size, preprocess, ops, concat, any(alive[index])))
+        cells.append(CellSpec(channels, size, preprocess, ops, concat, any(alive[index])))
         width = len(config.genotype.reduce_concat if reduction else config.genotype.normal_concat)
-        before, last = last, (width * channels, (size + 1) // 2 if halves else size)
+        before, last = last, (width * channels, inner)
     features = last[0] if config.glob_avg else last[0] * last[1] ** 2
-    return NetworkPlan(
+    return NetworkSpec(
         norm=config.norm is not None,
         stem=stem,
         stem1_alive=inputs_alive[0][1] or (config.n_cells > 1 and inputs_alive[1][0]),
@@ -188,31 +193,32 @@ def is_connected(config: NetworkConfig) -> bool:
     return "none" not in config.genotype.primitives() or bool(_reachable_states(config)[-1])
 
 
-def _plan_stem(config: NetworkConfig, image_size: int) -> StemPlan:
+def _stem_spec(config: NetworkConfig, image_size: int) -> StemSpec:
     large = image_size >= LARGE_IMAGE
     if config.is_vit:
         # Patches of 16x16 without padding, or of 3x3 with a border of one.
         size = image_size // 16 if large else (image_size - 1) // 3 + 1
         kernel = 16 if large else 3
-        return StemPlan("vit", config.C, kernel, kernel, False, (size, size))
+        return StemSpec("vit", config.C, kernel, kernel, False, size, (size, size))
     if config.stem_type == 1:
         stride = 2 if large else 1
-        size = (image_size - 1) // stride**2 + 1
-        sizes = (size, (size + 1) // 2)
-        return StemPlan("imagenet", config.C, config.ks, stride, False, sizes)
+        first = (image_size - 1) // stride + 1
+        size = (first - 1) // stride + 1
+        sizes = (size, halved(size))
+        return StemSpec("imagenet", config.C, config.ks, stride, False, first, sizes)
     stride = 4 if large else 1
-    size = (image_size - 1) // stride + 1
-    if config.stem_pool:
-        size = (size + 1) // 2
+    first = (image_size - 1) // stride + 1
+    size = halved(first) if config.stem_pool else first
     # Three times the channels, which the first cells' convolutions bring back to C.
     channels = 3 * config.C if config.preproc and not large else config.C
-    return StemPlan("simple", channels, config.ks, stride, config.stem_pool, (size, size))
+    sizes = (size, size)
+    return StemSpec("simple", channels, config.ks, stride, config.stem_pool, first, sizes)
 
 
 def _preprocess_kinds(config: NetworkConfig, index: int) -> tuple[str, str]:
     # After a reduction the older of the two inputs is still twice as large.
-    halved = config.is_reduction(index - 1) if index else config.stem_type == 1
-    halve = halved and not config.is_vit
+    after_reduction = config.is_reduction(index - 1) if index else config.stem_type == 1
+    halve = after_reduction and not config.is_vit
     if config.preproc:
         return "factorized" if halve else "conv", "conv"
     return "stride" if halve else "identity", "identity"

@@ -1,1 +1,1 @@
-"""Files of architectures: the packed and the published layout."""
+"""Files of architectures: the packed and the published format."""

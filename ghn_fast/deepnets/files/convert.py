@@ -1,4 +1,4 @@
-"""Convert files of DeepNets-1M between the packed and the published layout."""
+"""Convert files of DeepNets-1M between the packed and the published format."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ import torch
 
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
 from ghn_fast.deepnets.files.formats import choose_format, open_split
-from ghn_fast.deepnets.files.generate import make_chunk, new_files
-from ghn_fast.deepnets.files.hdf5 import Record
-from ghn_fast.deepnets.files.node_table import MAX_DISTANCE, distances, in_order, node_rows
-from ghn_fast.deepnets.files.packed import Chunk, PackFile
-from ghn_fast.deepnets.graphs.build import build_graph, stored_node_order
-from ghn_fast.deepnets.loading.dataset import ArchItem, DeepNets
-from ghn_fast.deepnets.sampler import IMAGE_SIZES
+from ghn_fast.deepnets.files.hdf5 import Record, SplitFile
+from ghn_fast.deepnets.files.node_table import (
+    MAX_DISTANCE,
+    distances,
+    in_order,
+    node_rows,
+    stored_node_order,
+)
+from ghn_fast.deepnets.files.packed import PackFile
+from ghn_fast.deepnets.files.writing import make_chunk, new_files
+from ghn_fast.deepnets.graphs.build import build_graph
+from ghn_fast.deepnets.sampling.splits import IMAGE_SIZES
 from ghn_fast.graph.arch_graph import ArchGraph
 
 _CHUNK = 256
@@ -32,7 +37,7 @@ def convert(
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Write the architectures of a split in a layout, so that the same items come from the result.
+    """Write the architectures of a split in a format, so that the same items come from the result.
 
     A packed file holds configurations, from which the graphs are derived. Each graph of an HDF5
     file is compared with the derived one; the order in which the published generator lists nodes is
@@ -42,7 +47,7 @@ def convert(
         path: Folder or file to read.
         split: Name of the split.
         out: Folder to write to.
-        format: ``packed`` or ``hdf5``; see :func:`ghn_fast.deepnets.files.generate`.
+        format: ``packed`` or ``hdf5``; see :func:`ghn_fast.deepnets.generate`.
         overwrite: Whether to replace existing files of the split in ``out``.
         progress: Called with the number of architectures written so far.
 
@@ -55,19 +60,19 @@ def convert(
         ValueError: If a file is damaged, or the graph of an architecture is not that of its
             configuration; the message names the file and the architecture.
     """
-    layout = choose_format(format, split)
+    written = choose_format(format, split)
     source = open_split(path, split)
-    nets = DeepNets(path, split, virtual_edges=MAX_DISTANCE)
     seed = source.seed if isinstance(source, PackFile) else None
-    with new_files(out, split, layout, seed, overwrite) as writer:
-        for start in range(0, len(nets), _CHUNK):
-            stop = min(start + _CHUNK, len(nets))
-            if layout == "packed" and isinstance(source, PackFile):
+    with new_files(out, split, written, seed, overwrite) as writer:
+        for start in range(0, len(source), _CHUNK):
+            stop = min(start + _CHUNK, len(source))
+            if written == "packed" and isinstance(source, PackFile):
                 writer.add(source.chunk(start, stop))
             else:
-                parts = [_Part.of(item, source) for item in nets[start:stop]]
-                if layout == "packed":
-                    writer.add(_chunk(parts))
+                parts = [_Part.of(source, index) for index in range(start, stop)]
+                if written == "packed":
+                    configs, _, flags, params = zip(*parts, strict=True)
+                    writer.add(make_chunk(configs, flags, params))
                 else:
                     for part in parts:
                         writer.add(part.record())
@@ -77,21 +82,23 @@ def convert(
 
 
 class _Part(NamedTuple):
+    """An architecture on its way from one file to the other."""
+
     config: NetworkConfig
     graph: ArchGraph
     by_cell: bool
     params: list[int]
 
     @classmethod
-    def of(cls, item: ArchItem, source: object) -> _Part:
-        assert item.config is not None
-        graph = build_graph(item.config_for(IMAGE_SIZES["cifar10"]), virtual_edges=MAX_DISTANCE)
-        params = [item.base_params[name] for name in IMAGE_SIZES]
+    def of(cls, source: SplitFile | PackFile, index: int) -> _Part:
+        config = source.config(index)
+        graph = build_graph(config, virtual_edges=MAX_DISTANCE)
         if isinstance(source, PackFile):
-            by_cell = source.by_cell(item.index)
+            by_cell = source.by_cell(index)
         else:
-            by_cell = _listed_by_cell(item, graph)
-        return cls(item.config, graph, by_cell, params)
+            by_cell = _listed_by_cell(source, index, graph, config.n_cells)
+        params = source.num_params(index)
+        return cls(config, graph, by_cell, [params[name] for name in IMAGE_SIZES])
 
     def record(self) -> Record:
         rows = node_rows(self.graph, self.config.n_cells)
@@ -101,22 +108,15 @@ class _Part(NamedTuple):
         return Record(self.config, params, rows, distances(self.graph))
 
 
-def _chunk(parts: list[_Part]) -> Chunk:
-    configs = [part.config for part in parts]
-    flags = [part.by_cell for part in parts]
-    return make_chunk(configs, flags, [part.params for part in parts])
-
-
-def _listed_by_cell(item: ArchItem, graph: ArchGraph) -> bool:
-    """Whether the graph of a file lists the nodes of ``graph`` cell by cell, or in its order."""
-    assert item.config is not None
-    if _same(item.graph, graph):
+def _listed_by_cell(source: SplitFile, index: int, graph: ArchGraph, n_cells: int) -> bool:
+    """Whether a file lists the nodes of ``graph`` cell by cell, or in its order."""
+    stored = source.graph(index, MAX_DISTANCE)
+    if _same(stored, graph):
         return False
-    order = stored_node_order(graph, item.config.n_cells)
-    if not _same(item.graph, in_order(graph, order)):
+    if not _same(stored, in_order(graph, stored_node_order(graph, n_cells))):
         raise ValueError(
-            f"{item.name}: the file's graph is not the one that its configuration describes, so "
-            "that it cannot be packed"
+            f"{source.split}-{index}: the file's graph is not the one that its configuration "
+            "describes, so that it cannot be packed"
         )
     return True
 

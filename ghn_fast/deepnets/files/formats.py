@@ -1,4 +1,4 @@
-"""The two layouts of files of a split: which one there is, and which one to write."""
+"""The two formats of files of a split: which one there is, and which one to write."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Final
 
 from ghn_fast.deepnets.files.hdf5 import SplitFile, file_names, meta_path, stored_splits
 from ghn_fast.deepnets.files.packed import PackFile, is_packed, pack_name
-from ghn_fast.deepnets.sampler import SPACES
+from ghn_fast.deepnets.sampling.splits import SPACES
 
 FORMATS: Final[tuple[str, ...]] = ("auto", "packed", "hdf5")
-"""Layouts that can be written; ``auto`` stands for one of the other two."""
+"""Formats that can be written; ``auto`` stands for one of the other two."""
 
-# Splits of up to a million architectures, which in the published layout take 41 KB each.
+# Splits of up to a million architectures, which in the published format take 41 KB each.
 _LARGE = ("train", "search")
 
 
 def choose_format(name: str, split: str) -> str:
-    """The layout that a name of :data:`FORMATS` stands for.
+    """The format that a name of :data:`FORMATS` stands for.
 
-    ``auto`` is ``packed`` for ``train`` and ``search``, whose published layout would fill disks,
-    and for all others ``hdf5``, the layout that the published code reads.
+    ``auto`` is ``packed`` for ``train`` and ``search``, whose published format would fill disks,
+    and for all others ``hdf5``, the format that the published code reads.
 
     Raises:
-        ValueError: If there is no such layout.
+        ValueError: If there is no such format.
     """
     if name not in FORMATS:
         raise ValueError(f"format: got {name!r}, needs one of {', '.join(FORMATS)}")
@@ -52,7 +52,7 @@ def open_split(path: str | os.PathLike[str], split: str) -> SplitFile | PackFile
 
 
 def splits_in(path: str | os.PathLike[str]) -> list[str]:
-    """The splits that a folder (or a file of it) holds, in either layout.
+    """The splits that a folder (or a file of it) holds, in either format.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -70,9 +70,9 @@ def splits_in(path: str | os.PathLike[str]) -> list[str]:
     return found
 
 
-def files_of_split(folder: Path, split: str, layout: str) -> list[Path]:
-    """The files of a split that are there in one layout, written by this package."""
-    if layout == "packed":
+def files_of_split(folder: Path, split: str, format: str) -> list[Path]:
+    """The files of a split that are there in one format, written by this package."""
+    if format == "packed":
         files = [folder / pack_name(split)]
     else:
         data = folder / file_names(split)[0]

@@ -1,4 +1,4 @@
-"""Generate files of DeepNets-1M, with any number of processes, and convert between layouts."""
+"""Generate files of DeepNets-1M, with any number of processes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from ghn_fast.deepnets.architectures.genotype import NetworkConfig
-from ghn_fast.deepnets.files.formats import choose_format, files_of_split
-from ghn_fast.deepnets.files.hdf5 import Record, SplitWriter
-from ghn_fast.deepnets.files.node_table import MAX_DISTANCE, distances, node_rows
-from ghn_fast.deepnets.files.packed import Chunk, PackWriter
-from ghn_fast.deepnets.files.record import encode
-from ghn_fast.deepnets.graphs.build import build_graph, count_for_sizes
-from ghn_fast.deepnets.graphs.derive import compiled, sizes_of_records
-from ghn_fast.deepnets.sampler import IMAGE_SIZES, check_split, sample_config
+from ghn_fast.deepnets.files.formats import choose_format
+from ghn_fast.deepnets.files.hdf5 import Record
+from ghn_fast.deepnets.files.packed import Chunk
+from ghn_fast.deepnets.files.writing import hdf5_record, make_chunk, new_files
+from ghn_fast.deepnets.sampling.sampler import sample_config
+from ghn_fast.deepnets.sampling.splits import check_split
 
 # Architectures per task: a tenth of a second of work, some hundred kilobytes of result. A packed
 # file gets a few at a time.
@@ -37,7 +32,7 @@ class _Job(NamedTuple):
     split: str
     seed: int
     exclude: Collection[str]
-    layout: str
+    format: str
 
 
 def generate(
@@ -65,12 +60,12 @@ def generate(
         out: Folder for the files.
         workers: Number of processes. Above 1, new ones are started, which import the caller's main
             module: guard its body with ``if __name__ == "__main__":``.
-        seed: Seed of the data set; see :func:`ghn_fast.deepnets.sampler.sample_config`.
+        seed: Seed of the data set; see :func:`ghn_fast.deepnets.sample_config`.
         progress: Called with the number of finished architectures, after each one, in the packed
-            layout after every 64.
+            format after every 64.
         exclude: Keys of architectures that must not come up.
-        overwrite: Whether to replace existing files of the split, in either layout.
-        format: The layout: ``packed`` (:mod:`ghn_fast.deepnets.files.packed`), ``hdf5`` (the
+        overwrite: Whether to replace existing files of the split, in either format.
+        format: The format: ``packed`` (:mod:`ghn_fast.deepnets.files.packed`), ``hdf5`` (the
             published one, :mod:`ghn_fast.deepnets.files.hdf5`), or ``auto``: packed for ``train``
             and ``search``.
 
@@ -88,7 +83,7 @@ def generate(
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: got {value!r}, needs an integer of at least {least}")
     job = _Job(split, seed, frozenset(exclude), choose_format(format, split))
-    with _Interrupts() as interrupts, new_files(out, split, job.layout, seed, overwrite) as writer:
+    with _Interrupts() as interrupts, new_files(out, split, job.format, seed, overwrite) as writer:
         alone = workers == 1
         parts = _make(job, 0, count) if alone else _parallel(job, count, workers, interrupts)
         try:
@@ -110,85 +105,16 @@ def generate(
     return writer.data_path
 
 
-@contextmanager
-def new_files(
-    folder: str | os.PathLike[str], split: str, layout: str, seed: int | None, overwrite: bool
-) -> Iterator[Any]:
-    """The writer of a split in a layout; a split has files in one layout only.
-
-    Raises:
-        FileExistsError: If there are files of the split, in either layout, and ``overwrite`` is
-            false.
-    """
-    other = "hdf5" if layout == "packed" else "packed"
-    replaced = files_of_split(Path(folder), split, other)
-    if replaced and not overwrite:
-        raise FileExistsError(f"{replaced[0]} exists; remove it, or choose another folder")
-    writer: SplitWriter | PackWriter
-    if layout == "packed":
-        writer = PackWriter(folder, split, seed=seed, overwrite=overwrite)
-    else:
-        writer = SplitWriter(folder, split, overwrite=overwrite)
-    try:
-        with writer:
-            yield writer
-    finally:
-        if writer.complete:
-            for path in replaced:
-                path.unlink(missing_ok=True)
-
-
 def make_record(
     split: str, index: int, seed: int, exclude: Collection[str] = frozenset()
 ) -> Record:
     """Sample an architecture and derive what HDF5 files hold of it."""
-    return record_of(sample_config(split, index, seed, exclude=exclude))
-
-
-def record_of(config: NetworkConfig) -> Record:
-    """What HDF5 files hold of an architecture."""
-    graph = build_graph(config, virtual_edges=MAX_DISTANCE)
-    counts = count_for_sizes(config, 10, list(IMAGE_SIZES.values()))
-    params = dict(zip(IMAGE_SIZES, counts, strict=True))
-    return Record(config, params, node_rows(graph, config.n_cells), distances(graph))
-
-
-def make_chunk(
-    configs: Sequence[NetworkConfig],
-    by_cell: Sequence[bool] | None = None,
-    params: Sequence[Sequence[int]] | None = None,
-) -> Chunk:
-    """What a packed file holds of architectures.
-
-    Args:
-        configs: The architectures.
-        by_cell: Whether their nodes are listed cell by cell; none of them by default.
-        params: Number of parameters to note, in the order of ``IMAGE_SIZES``; by default those of
-            the configurations.
-    """
-    flags = [False] * len(configs) if by_cell is None else by_cell
-    records = [encode(config, by_cell=flag) for config, flag in zip(configs, flags, strict=True)]
-    image_sizes = list(IMAGE_SIZES.values())
-    if compiled():
-        sizes = sizes_of_records(records, 10, image_sizes, nodes=True).numpy()
-    else:
-        sizes = np.array(
-            [
-                (
-                    build_graph(config, virtual_edges=1).num_nodes,
-                    *count_for_sizes(config, 10, image_sizes),
-                )
-                for config in configs
-            ]
-        )
-    ends = np.cumsum([len(record) for record in records])
-    counts = sizes[:, 1:] if params is None else np.array(params)
-    return Chunk(b"".join(records), ends, counts, sizes[:, 0])
+    return hdf5_record(sample_config(split, index, seed, exclude=exclude))
 
 
 def _make(job: _Job, start: int, stop: int) -> Generator[Record | Chunk, None, None]:
-    split, seed, exclude, layout = job
-    if layout == "hdf5":
+    split, seed, exclude, format = job
+    if format == "hdf5":
         for index in range(start, stop):
             yield make_record(split, index, seed, exclude)
         return
@@ -206,7 +132,7 @@ def _parallel(
 ) -> Generator[Record | Chunk, None, None]:
     """Parts in the order of their indices; a few tasks per process are under way at a time."""
     # Tasks no larger than an even share, so that small counts occupy all processes.
-    size = max(1, min(_TASK[job.layout], count // workers))
+    size = max(1, min(_TASK[job.format], count // workers))
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     pending: deque[Future[list[Record | Chunk]]] = deque()
     start = 0

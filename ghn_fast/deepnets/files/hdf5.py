@@ -20,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
-from ghn_fast.deepnets.files.node_table import NodeRow
+from ghn_fast.deepnets.files.node_table import NodeRow, graph_from_rows, rows_in_graph_order
 from ghn_fast.deepnets.files.packed import pack_name
-from ghn_fast.deepnets.sampler import SPACES, check_split
-from ghn_fast.utils.files import WholeFileWriter
+from ghn_fast.deepnets.sampling.sampler import base_params
+from ghn_fast.deepnets.sampling.splits import IMAGE_SIZES, SPACES, check_split
+from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.utils.files import WholeFileWriter, temporary_name
 
 _NOT_IN_EVAL = ("train", "search")
 
@@ -120,9 +122,10 @@ class SplitFile:
         """Number of nodes of an architecture."""
         return self._nets[index]["num_nodes"]
 
-    def num_params(self, index: int) -> Mapping[str, int] | None:
-        """Number of parameters at 32 channels per image size, if the file has it."""
-        return self._nets[index].get("num_params")
+    def num_params(self, index: int) -> Mapping[str, int]:
+        """Number of parameters at 32 channels per image size."""
+        stored: Mapping[str, int] = self._nets[index].get("num_params") or {}
+        return stored if set(stored) >= set(IMAGE_SIZES) else base_params(self.config(index))
 
     def config(self, index: int) -> NetworkConfig:
         """Configuration of an architecture.
@@ -152,6 +155,29 @@ class SplitFile:
             raise ValueError(f"{where}: cannot be read, is the file cut off? ({error})") from error
         self._check_matrix(where, matrix, self.num_nodes(index))
         return self._rows(where, nodes, len(matrix), index), matrix
+
+    def graph(
+        self, index: int, virtual_edges: int, order_of: NetworkConfig | None = None
+    ) -> ArchGraph:
+        """The graph of an architecture, without the shapes of its parameters.
+
+        Args:
+            index: Number of the architecture.
+            virtual_edges: Largest distance that gets a virtual edge.
+            order_of: The configuration in the order of whose graph nodes are put; ``None`` leaves
+                them as the file lists them.
+
+        Raises:
+            ValueError: If the file is not valid; the message names it and the architecture.
+        """
+        rows: Sequence[NodeRow]
+        rows, matrix = self.read(index)
+        try:
+            if order_of is not None:
+                rows = rows_in_graph_order(order_of, rows, matrix)
+            return graph_from_rows(rows, matrix, virtual_edges)
+        except ValueError as error:
+            raise ValueError(f"{self.data_path}: {self.split}/{index}: {error}") from error
 
     def close(self) -> None:
         """Close the HDF5 file; the next read opens it again."""
@@ -231,7 +257,7 @@ class Record:
 
 
 class SplitWriter(WholeFileWriter):
-    """Write a split in the published layout.
+    """Write a split in the published format.
 
     Files appear under their names only when they are complete. As a context manager: leaving the
     block keeps what was added, also when it is left by an interrupt (KeyboardInterrupt or
@@ -265,10 +291,7 @@ class SplitWriter(WholeFileWriter):
         self._count = 0
         self._primitives: dict[str, int] = {}
         self._names: dict[str, int] = {}
-        self._data_part, self._meta_part = (
-            path.with_name(f".{path.name}.{os.getpid()}.part")
-            for path in (self.data_path, self.meta_path)
-        )
+        self._data_part, self._meta_part = map(temporary_name, (self.data_path, self.meta_path))
         self._data = h5py.File(self._data_part, "w")
         self._data.attrs["title"] = "DeepNets-1M"
         self._group = self._data.create_group(split)

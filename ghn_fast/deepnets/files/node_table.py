@@ -71,6 +71,17 @@ def node_rows(graph: ArchGraph, n_cells: int) -> list[NodeRow]:
     return rows
 
 
+def stored_node_order(graph: ArchGraph, n_cells: int) -> list[int]:
+    """Nodes of a graph in the order in which published files list them, cell by cell.
+
+    The published loader pairs such a list position by position with distances in the order of the
+    graph, so that a hypernetwork trained on such files saw the type and shape of node
+    ``stored_node_order(...)[i]`` in the place of node ``i``.
+    """
+    rows = node_rows(graph, n_cells)
+    return sorted(range(len(rows)), key=lambda node: rows[node].cell)
+
+
 def distances(graph: ArchGraph) -> npt.NDArray[np.uint8]:
     """The matrix of distances (N, N) of a graph, 0 where there is no path of the listed length.
 

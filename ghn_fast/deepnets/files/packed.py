@@ -1,8 +1,8 @@
 """Packed files of DeepNets-1M: the configurations of a split, memory-mapped.
 
 A graph follows from its configuration in less time than it takes to read it from a file, so a
-packed file holds the records of configurations (:mod:`ghn_fast.deepnets.files.record`) and a few
-numbers beside each: about 70 bytes per architecture. docs/deepnets.md describes every field.
+packed file holds the records of configurations (:mod:`ghn_fast.deepnets.architectures.record`) and
+a few numbers beside each: about 70 bytes per architecture. docs/deepnets.md describes every field.
 
 ``deepnets1m_<split>.ghnpack`` is a header of 128 bytes, the records one behind the other, and an
 index: where each record ends, the number of parameters for each image size, the number of nodes.
@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
-from ghn_fast.deepnets.files.record import BY_CELL, FLAGS_AT, decode
-from ghn_fast.deepnets.sampler import IMAGE_SIZES, check_split
-from ghn_fast.utils.files import WholeFileWriter
+from ghn_fast.deepnets.architectures.record import BY_CELL, FLAGS_AT, decode
+from ghn_fast.deepnets.graphs.sizes import check_record
+from ghn_fast.deepnets.sampling.splits import IMAGE_SIZES, check_split
+from ghn_fast.utils.files import WholeFileWriter, temporary_name
 
 MAGIC: Final = b"GHNPACK\0"
 VERSION: Final = 1
@@ -171,24 +172,29 @@ class PackFile:
         return dict(zip(IMAGE_SIZES, self.params[index].tolist(), strict=True))
 
     def record(self, index: int) -> bytes:
-        """The record of an architecture."""
-        start = int(self._ends[index - 1]) if index else 0
-        return bytes(self._data[self._start + start : self._start + int(self._ends[index])])
-
-    def config(self, index: int) -> NetworkConfig:
-        """Configuration of an architecture.
+        """The record of an architecture.
 
         Raises:
             ValueError: If it is not valid; the message names the file and the architecture.
         """
+        record = self._bytes(index)
         try:
-            return decode(self.record(index))
+            check_record(record)
         except ValueError as error:
             raise ValueError(f"{self.data_path}: {self.split}[{index}]: {error}") from error
+        return record
+
+    def config(self, index: int) -> NetworkConfig:
+        """Configuration of an architecture; see :meth:`record`."""
+        return decode(self.record(index))
 
     def by_cell(self, index: int) -> bool:
         """Whether the nodes of an architecture are listed cell by cell."""
-        return bool(self.record(index)[FLAGS_AT] & BY_CELL)
+        return bool(self._bytes(index)[FLAGS_AT] & BY_CELL)
+
+    def _bytes(self, index: int) -> bytes:
+        start = int(self._ends[index - 1]) if index else 0
+        return bytes(self._data[self._start + start : self._start + int(self._ends[index])])
 
     def chunk(self, start: int, stop: int) -> Chunk:
         """The architectures from ``start`` to ``stop - 1``, as they were written."""
@@ -248,7 +254,7 @@ class PackWriter(WholeFileWriter):
         self._params: list[npt.NDArray[np.uint64]] = []
         self._nodes: list[npt.NDArray[np.uint32]] = []
         self._count = self._bytes = self._checksum = 0
-        self._part = self.data_path.with_name(f".{self.data_path.name}.{os.getpid()}.part")
+        self._part = temporary_name(self.data_path)
         self._file = self._part.open("wb")
         self._file.write(bytes(_HEADER_SIZE))
 

@@ -10,30 +10,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ghn_fast.capturing.raw import RawOp, RawParam
-from ghn_fast.deepnets.architectures.spec import HEADS
+from ghn_fast.deepnets.architectures.primitives import HEADS
 
 
-def record_chain(x: RawOp | None, layers: str, params: Sequence[RawParam], norm: bool) -> RawOp:
-    """A chain of layers: ``r`` ReLU, ``c`` convolution, ``n`` batch normalisation.
+def record_chain(
+    x: RawOp | None, kinds: Sequence[str], params: Sequence[RawParam], norm: bool
+) -> RawOp:
+    """A chain of layers.
 
     Args:
         x: What the chain reads, ``None`` for the image.
-        layers: One letter per layer.
+        kinds: Their kinds, see :class:`ghn_fast.deepnets.architectures.primitives.Layer`.
         params: Parameters of the layers, in order.
-        norm: Whether there is batch normalisation; if not, ``n`` is passed over.
+        norm: Whether there is batch normalisation; if not, ``norm`` is passed over.
     """
     position = 0
-    for layer in layers:
-        if layer == "r":
+    for kind in kinds:
+        if kind == "relu":
             x = RawOp("Relu", (x,))
-        elif layer == "c":
+        elif kind == "conv":
             x = RawOp("Convolution", (x, params[position]))
             position += 1
         elif norm:
             x = RawOp("NativeBatchNorm", (x, params[position], params[position + 1]))
             position += 2
     if x is None:
-        raise ValueError(f"layers: got {layers!r}, needs a layer that records an operation")
+        raise ValueError(f"kinds: got {kinds!r}, needs a layer that records an operation")
     return x
 
 
@@ -50,7 +52,7 @@ def record_factorized(x: RawOp, params: Sequence[RawParam], norm: bool, odd: boo
     first = RawOp("Convolution", (x, params[0]))
     shifted = record_slice(RawOp("ConstantPadNd", (x,)) if odd else x)
     second = RawOp("Convolution", (shifted, params[1]))
-    return record_chain(RawOp("Cat", (first, second)), "n", params[2:], norm)
+    return record_chain(RawOp("Cat", (first, second)), ("norm",), params[2:], norm)
 
 
 def record_slice(x: RawOp) -> RawOp:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
 from ghn_fast.deepnets.architectures.spec import LARGE_IMAGE
-from ghn_fast.deepnets.loading.dataset import ArchItem, ArchSequence
+from ghn_fast.deepnets.loading.items import ArchItem
+from ghn_fast.deepnets.loading.splits import ArchSequence
 from ghn_fast.graph.batch import GraphBatch
 
 MAX_NODES: Final = 2200

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ghn_fast.deepnets.architectures.genotype import PRIMITIVES, NetworkConfig
+from ghn_fast.deepnets.architectures.genotype import NetworkConfig
+from ghn_fast.deepnets.architectures.primitives import PRIMITIVES
+from ghn_fast.deepnets.architectures.record import HEAD_FIELDS, HEAD_SIZE
 from ghn_fast.deepnets.files.packed import PackFile
-from ghn_fast.deepnets.files.record import HEAD_FIELDS, HEAD_SIZE
-from ghn_fast.deepnets.loading.dataset import ArchItem, DeepNets
+from ghn_fast.deepnets.loading.items import ArchItem
+from ghn_fast.deepnets.loading.splits import DeepNets
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,5 +1,5 @@
-// Records of networks, and the plan that a record describes.
-#include "deepnets_net.h"
+// Records of networks, and what a record describes.
+#include "network.h"
 
 #include <c10/util/Exception.h>
 
@@ -39,30 +39,65 @@ void read_concat(Cell& cell, const uint8_t* data, int64_t count, int64_t index, 
   }
 }
 
-void plan_stem(NetPlan& plan, const Net& net, int64_t image_size) {
+bool uses(const Net& net, uint8_t primitive) {
+  const auto is = [=](const Gene& gene) { return gene.primitive == primitive; };
+  return std::any_of(net.normal.genes.begin(), net.normal.genes.end(), is) ||
+         std::any_of(net.reduce.genes.begin(), net.reduce.genes.end(), is);
+}
+
+// Whether a factorized reduction would have to yield an odd number of channels.
+bool splits_odd_channels(const Net& net) {
+  const auto skips = [](const Gene& g) { return g.primitive == kSkipConnect && g.source < 2; };
+  const bool any = std::any_of(net.reduce.genes.begin(), net.reduce.genes.end(), skips);
+  int64_t channels = net.channels;
+  for (int64_t cell = 0; cell < net.n_cells; ++cell) {
+    const bool reduction = net.reduction(cell);
+    if (reduction) channels *= net.c_mult;
+    const bool halved = cell ? net.reduction(cell - 1) : net.imagenet_stem;
+    if (channels % 2 && ((halved && net.preproc) || (reduction && any))) return true;
+  }
+  return false;
+}
+
+// As NetworkConfig does.
+void check_channels(const Net& net, int64_t index) {
+  const bool wide = std::max(net.normal.concat.size(), net.reduce.concat.size()) > 1;
+  TORCH_CHECK_VALUE(net.preproc || (!wide && net.c_mult == 1), "records: ", index,
+                    ": preproc: got false, needs true when a cell concatenates several states or "
+                    "C_mult is above 1");
+  const bool halved = uses(net, kCse) || (net.imagenet_stem && !net.vit);
+  const int64_t least = net.vit ? kHeads : halved ? 2 : 1;
+  TORCH_CHECK_VALUE(net.channels >= least, "records: ", index, ": C: got ", net.channels,
+                    ", needs at least ", least);
+  TORCH_CHECK_VALUE(net.vit || !splits_odd_channels(net), "records: ", index, ": C: got ",
+                    net.channels, ", needs an even number: layers that halve the size split "
+                    "channels");
+}
+
+void stem_spec(NetworkSpec& spec, const Net& net, int64_t image_size) {
   const bool large = image_size >= kLargeImage;
-  plan.pool = false;
-  plan.channels = net.channels;
-  plan.kernel = net.kernel;
+  spec.pool = false;
+  spec.channels = net.channels;
+  spec.kernel = net.kernel;
   if (net.vit) {
     // Patches of 16x16 without padding, or of 3x3 with a border of one.
-    plan.stem = Stem::kVit;
-    plan.kernel = large ? 16 : 3;
-    plan.sizes[0] = plan.sizes[1] = large ? image_size / 16 : (image_size - 1) / 3 + 1;
-    TORCH_CHECK_VALUE(plan.sizes[1] >= 2, "image_size: got ", image_size,
+    spec.stem = Stem::kVit;
+    spec.kernel = large ? 16 : 3;
+    spec.sizes[0] = spec.sizes[1] = large ? image_size / 16 : (image_size - 1) / 3 + 1;
+    TORCH_CHECK_VALUE(spec.sizes[1] >= 2, "image_size: got ", image_size,
                       ", needs at least 4 for networks with msa");
   } else if (net.imagenet_stem) {
-    plan.stem = Stem::kImagenet;
-    plan.sizes[0] = (image_size - 1) / (large ? 4 : 1) + 1;
-    plan.sizes[1] = (plan.sizes[0] + 1) / 2;
+    spec.stem = Stem::kImagenet;
+    spec.sizes[0] = (image_size - 1) / (large ? 4 : 1) + 1;
+    spec.sizes[1] = (spec.sizes[0] + 1) / 2;
   } else {
-    plan.stem = Stem::kSimple;
-    plan.pool = net.stem_pool;
+    spec.stem = Stem::kSimple;
+    spec.pool = net.stem_pool;
     int64_t size = (image_size - 1) / (large ? 4 : 1) + 1;
     if (net.stem_pool) size = (size + 1) / 2;
-    plan.sizes[0] = plan.sizes[1] = size;
+    spec.sizes[0] = spec.sizes[1] = size;
     // Three times the channels, which the first cells' convolutions bring back to C.
-    if (net.preproc && !large) plan.channels *= 3;
+    if (net.preproc && !large) spec.channels *= 3;
   }
 }
 
@@ -74,7 +109,7 @@ bool step_reached(const std::vector<Gene>& genes, int64_t step, const std::vecto
 }
 
 // Which states a path from the input reaches, then, from the output back, which operations matter.
-void plan_alive(NetPlan& plan, const Net& net) {
+void find_alive(NetworkSpec& spec, const Net& net) {
   const int64_t count = net.n_cells;
   // Outputs of the stem (positions 0 and 1) and of the cells, reachable and wanted.
   std::vector<char> reached(count + 2, 1), wanted(count + 2, 0);
@@ -87,18 +122,18 @@ void plan_alive(NetPlan& plan, const Net& net) {
       state.push_back(step_reached(cell.genes, step, state));
     }
     reached[c + 2] = 0;
-    std::vector<int32_t>& concat = plan.cells[c].concat;
+    std::vector<int32_t>& concat = spec.cells[c].concat;
     for (const uint8_t s : cell.concat) {
       concat.push_back(state[s] ? s : -1);
       reached[c + 2] |= state[s];
     }
     if (!reached[c + 2]) concat.clear();
   }
-  plan.connected = reached[count + 1];
+  spec.connected = reached[count + 1];
   wanted[count + 1] = reached[count + 1];
   for (int64_t c = count; c-- > 0;) {
     const Cell& cell = net.cell(c);
-    CellPlan& part = plan.cells[c];
+    CellSpec& part = spec.cells[c];
     std::vector<char> needed(states[c].size(), 0);
     if (wanted[c + 2]) {
       for (const int32_t s : part.concat) {
@@ -150,6 +185,10 @@ Net Net::read(const uint8_t* data, int64_t size, int64_t index) {
                     "fc_dim and ks, needs positive numbers");
   TORCH_CHECK_VALUE(std::max(steps[0], steps[1]) <= 253, "records: ", index, ": got cells of ",
                     steps[0], " and ", steps[1], " steps, needs at most 253");
+  TORCH_CHECK_VALUE(flags < 64 && !data[21] && !data[22] && !data[23], "records: ", index,
+                    ": got flags ", int(flags), ", knows those below 64, and zeros behind them");
+  TORCH_CHECK_VALUE(net.kernel % 2 == 1, "records: ", index, ": ks: got ", net.kernel,
+                    ", needs an odd positive integer");
   // Keeps every product of a width and a size below 2^63.
   const int64_t widest = net.channels * net.c_mult;
   TORCH_CHECK_VALUE(widest <= (int64_t(1) << 24) / net.c_mult, "records: ", index, ": got C ",
@@ -159,51 +198,50 @@ Net Net::read(const uint8_t* data, int64_t size, int64_t index) {
   read_genes(net.reduce, at += 4 * steps[0], steps[1], index, "reduce");
   read_concat(net.normal, at += 4 * steps[1], concats[0], index, "normal");
   read_concat(net.reduce, at += concats[0], concats[1], index, "reduce");
-  const auto attends = [](const Gene& gene) { return gene.primitive == kMsa; };
-  net.vit = std::any_of(net.normal.genes.begin(), net.normal.genes.end(), attends) ||
-            std::any_of(net.reduce.genes.begin(), net.reduce.genes.end(), attends);
+  net.vit = uses(net, kMsa);
+  check_channels(net, index);
   return net;
 }
 
-NetPlan NetPlan::of(const Net& net, int64_t num_classes, int64_t image_size) {
+NetworkSpec NetworkSpec::of(const Net& net, int64_t num_classes, int64_t image_size) {
   const int64_t limit = 1 << 20;
   TORCH_CHECK_VALUE(num_classes >= 1 && num_classes < int64_t(1) << 31, "num_classes: got ",
                     num_classes, ", needs a positive integer below 2^31");
   TORCH_CHECK_VALUE(image_size >= 1 && image_size <= limit, "image_size: got ", image_size,
                     ", needs a positive integer up to ", limit);
-  NetPlan plan;
-  plan.norm = net.norm;
-  plan.glob_avg = net.glob_avg;
-  plan_stem(plan, net, image_size);
-  plan.cells.resize(net.n_cells);
-  plan_alive(plan, net);
+  NetworkSpec spec;
+  spec.norm = net.norm;
+  spec.glob_avg = net.glob_avg;
+  stem_spec(spec, net, image_size);
+  spec.cells.resize(net.n_cells);
+  find_alive(spec, net);
   int64_t channels = net.channels;
   // Channels and size of the two outputs that the next cell reads.
-  int64_t read[2][2] = {{plan.channels, plan.sizes[0]}, {plan.channels, plan.sizes[1]}};
+  int64_t read[2][2] = {{spec.channels, spec.sizes[0]}, {spec.channels, spec.sizes[1]}};
   for (int64_t c = 0; c < net.n_cells; ++c) {
     const bool reduction = net.reduction(c), halves = reduction && !net.vit;
     if (reduction) channels *= net.c_mult;
-    CellPlan& cell = plan.cells[c];
+    CellSpec& cell = spec.cells[c];
     cell.channels = channels;
     cell.size = read[1][1];
     const bool halved = (c ? net.reduction(c - 1) : net.imagenet_stem) && !net.vit;
     for (int side = 0; side < 2; ++side) {
-      PreprocessPlan& part = cell.preprocess[side];
+      PreprocessSpec& part = cell.preprocess[side];
       const bool older = halved && side == 0;
       part.kind = net.preproc ? (older ? Preprocess::kFactorized : Preprocess::kConv)
                               : (older ? Preprocess::kStride : Preprocess::kIdentity);
       part.in_channels = read[side][0];
       part.in_size = read[side][1];
     }
-    for (OpPlan& op : cell.ops) op.halves = halves && op.source < 2;
+    for (OpSpec& op : cell.ops) op.halves = halves && op.source < 2;
     read[0][0] = read[1][0], read[0][1] = read[1][1];
     read[1][0] = int64_t(net.cell(c).concat.size()) * channels;
     if (halves) read[1][1] = (cell.size + 1) / 2;
   }
-  plan.classifier.push_back(plan.glob_avg ? read[1][0] : read[1][0] * read[1][1] * read[1][1]);
-  plan.classifier.insert(plan.classifier.end(), net.fc_layers - 1, net.fc_dim);
-  plan.classifier.push_back(num_classes);
-  return plan;
+  spec.classifier.push_back(spec.glob_avg ? read[1][0] : read[1][0] * read[1][1] * read[1][1]);
+  spec.classifier.insert(spec.classifier.end(), net.fc_layers - 1, net.fc_dim);
+  spec.classifier.push_back(num_classes);
+  return spec;
 }
 
 int64_t count_elements(const Params& params, int64_t index) {

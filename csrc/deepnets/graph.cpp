@@ -1,7 +1,7 @@
 // Recorded operations to an architecture graph (ghn_fast/capturing/raw.py and contract.py).
 //
 // Edges are sets: the order within a set never matters, except where nodes are sorted by number.
-#include "deepnets_graph.h"
+#include "graph.h"
 
 #include <algorithm>
 

@@ -1,7 +1,7 @@
-// Operations of a network, as autograd would record them (ghn_fast/deepnets/graphs/build.py, build_ops.py).
+// Operations of a network, as autograd would record them (ghn_fast/deepnets/graphs).
 #include <algorithm>
 
-#include "deepnets_graph.h"
+#include "graph.h"
 
 namespace ghn::deepnets {
 
@@ -17,7 +17,7 @@ constexpr Kind kOther = Kind::kOther;
 
 struct Recorder {
   Ops& ops;
-  const NetPlan& plan;
+  const NetworkSpec& spec;
   const Params& params;
 
   int32_t chain(int32_t x, int count) {
@@ -30,14 +30,14 @@ struct Recorder {
     return ops.add(kind, inputs, 2, param);
   }
 
-  // Letters as in build_ops.record_chain; `param` moves on. -1 stands for the image.
+  // Letters as in operations.record_chain; `param` moves on. -1 stands for the image.
   int32_t layers(int32_t x, const char* letters, int32_t& param) {
     for (; *letters; ++letters) {
       if (*letters == 'r') {
         x = ops.add(kOther, x);
       } else if (*letters == 'c') {
         x = ops.add(kOther, x, param++);
-      } else if (plan.norm) {
+      } else if (spec.norm) {
         x = ops.add(kOther, x, param);
         param += 2;
       }
@@ -107,23 +107,23 @@ struct Recorder {
     return chain(result, 2);
   }
 
-  int32_t operation(const OpPlan& op, int32_t x, int32_t param, bool odd, bool sliced) {
+  int32_t operation(const OpSpec& op, int32_t x, int32_t param, bool odd, bool sliced) {
     switch (op.primitive) {
-      case kSkip: return op.halves ? factorized(x, param, odd) : x;
-      case kMaxPool: return ops.add(Kind::kMaxPool, x);
-      case kAvgPool: return ops.add(Kind::kAvgPool, x);
+      case kSkipConnect: return op.halves ? factorized(x, param, odd) : x;
+      case kMaxPool3x3: return ops.add(Kind::kMaxPool, x);
+      case kAvgPool3x3: return ops.add(Kind::kAvgPool, x);
       case kCse: return cse(x, param, op.halves, sliced);
       case kMsa: return msa(x, param);
-      case kSepConv3:
-      case kSepConv5: return layers(x, "rccnrccn", param);
-      case kDilConv3:
-      case kDilConv5:
-      case kConv7x1: return layers(x, "rccn", param);
+      case kSepConv3x3:
+      case kSepConv5x5: return layers(x, "rccnrccn", param);
+      case kDilConv3x3:
+      case kDilConv5x5:
+      case kConv7x1_1x7: return layers(x, "rccn", param);
       default: return layers(x, "rcn", param);
     }
   }
 
-  int32_t preprocess(const PreprocessPlan& part, int32_t x, int32_t param) {
+  int32_t preprocess(const PreprocessSpec& part, int32_t x, int32_t param) {
     switch (part.kind) {
       case Preprocess::kConv: return layers(x, "rcn", param);
       case Preprocess::kFactorized: return factorized(x, param, part.in_size % 2 == 1);
@@ -133,12 +133,12 @@ struct Recorder {
   }
 
   // Whether the result of an operation has gaps in memory; one pixel has none.
-  static bool has_gaps(const OpPlan& op, int64_t size, bool sliced) {
-    if (op.primitive == kSkip && !op.halves) return sliced;
+  static bool has_gaps(const OpSpec& op, int64_t size, bool sliced) {
+    if (op.primitive == kSkipConnect && !op.halves) return sliced;
     return op.primitive == kCse && op.halves && size > 2;
   }
 
-  int32_t concat(const CellPlan& cell, const std::vector<int32_t>& states) {
+  int32_t concat(const CellSpec& cell, const std::vector<int32_t>& states) {
     std::vector<int32_t> parts;
     int32_t present = -1;
     for (const int32_t state : cell.concat) {
@@ -152,12 +152,12 @@ struct Recorder {
     return ops.add(Kind::kConcat, parts.data(), int32_t(parts.size()));
   }
 
-  int32_t cell(const CellPlan& cell, int32_t block, const int32_t (&inputs)[2]) {
+  int32_t cell(const CellSpec& cell, int32_t block, const int32_t (&inputs)[2]) {
     // -1 where there is no such state; and which states are slices with gaps in memory.
     std::vector<int32_t> states;
     std::vector<char> sliced;
     for (int side = 0; side < 2; ++side) {
-      const PreprocessPlan& part = cell.preprocess[side];
+      const PreprocessSpec& part = cell.preprocess[side];
       const bool there = part.alive && inputs[side] >= 0;
       sliced.push_back(there && part.kind == Preprocess::kStride && cell.size > 1);
       states.push_back(there ? preprocess(part, inputs[side], params.block[block + side]) : -1);
@@ -166,7 +166,7 @@ struct Recorder {
       int32_t terms[2], count = 0;
       bool gaps = false;
       for (size_t position = i; position < i + 2; ++position) {
-        const OpPlan& op = cell.ops[position];
+        const OpSpec& op = cell.ops[position];
         const int32_t x = states[op.source];
         if (!op.alive || x < 0) continue;
         const bool read = sliced[op.source];
@@ -182,12 +182,12 @@ struct Recorder {
 
   void stem(int32_t (&outputs)[2]) {
     int32_t param = 0;
-    if (plan.stem == Stem::kVit) {
+    if (spec.stem == Stem::kVit) {
       const int32_t patches = ops.add(kOther, -1, param++);
       outputs[0] = outputs[1] = ops.add(Kind::kAdd, patches, param);
-    } else if (plan.stem == Stem::kSimple) {
+    } else if (spec.stem == Stem::kSimple) {
       int32_t x = layers(-1, "cn", param);
-      if (plan.pool) x = ops.add(Kind::kMaxPool, x);
+      if (spec.pool) x = ops.add(Kind::kMaxPool, x);
       outputs[0] = outputs[1] = x;
     } else {
       outputs[0] = layers(-1, "cnrcnr", param);
@@ -198,22 +198,22 @@ struct Recorder {
 
 }  // namespace
 
-int32_t record_network(Ops& ops, const NetPlan& plan, const Params& params) {
+int32_t record_network(Ops& ops, const NetworkSpec& spec, const Params& params) {
   ops.clear();
-  Recorder recorder{ops, plan, params};
+  Recorder recorder{ops, spec, params};
   int32_t outputs[2];
   recorder.stem(outputs);
-  for (size_t c = 0; c < plan.cells.size(); ++c) {
-    const CellPlan& cell = plan.cells[c];
+  for (size_t c = 0; c < spec.cells.size(); ++c) {
+    const CellSpec& cell = spec.cells[c];
     const int32_t x = cell.alive ? recorder.cell(cell, params.cell_block[c], outputs) : -1;
     outputs[0] = outputs[1];
     outputs[1] = x;
   }
   int32_t x = outputs[1];
-  if (plan.glob_avg) x = ops.add(Kind::kMean, x);
+  if (spec.glob_avg) x = ops.add(Kind::kMean, x);
   x = ops.add(kOther, x);
   int32_t weight = params.block[params.block.size() - 2];
-  for (size_t layer = 0; layer + 1 < plan.classifier.size(); ++layer, weight += 2) {
+  for (size_t layer = 0; layer + 1 < spec.classifier.size(); ++layer, weight += 2) {
     if (layer) x = ops.add(kOther, x);
     x = recorder.linear(x, weight);
   }

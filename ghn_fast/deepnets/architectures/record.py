@@ -32,7 +32,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from ghn_fast.deepnets.architectures.genotype import PRIMITIVES, Genotype, NetworkConfig
+from ghn_fast.deepnets.architectures.genotype import Genotype, NetworkConfig
+from ghn_fast.deepnets.architectures.primitives import PRIMITIVES
 
 BY_CELL: Final = 32
 """Flag of a record: nodes are listed cell by cell, as in files of the published generator."""

@@ -4,7 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "deepnets_graph.h"
+#include "graph.h"
 
 namespace ghn::deepnets {
 

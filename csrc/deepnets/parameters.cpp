@@ -1,14 +1,14 @@
 // Parameters of a network: names (as numbers), shapes and node types, in the module's order.
-#include "deepnets_net.h"
+#include "network.h"
 
 namespace ghn::deepnets {
 namespace {
 
 // Positions in the tables of names in ghn_fast/deepnets/graphs/derive.py.
 enum Suffix : int32_t {
-  kOp1, kOp2, kOp2Bias, kOp3, kOp3Bias, kOp5, kOp6, kOp7, kOp7Bias, kConv1st, kConv2nd, kBn,
-  kBnBias, kFc1, kFc1Bias, kFc2, kFc2Bias, kToQkv, kToOut, kToOutBias, kLn1, kLn1Bias, kLn2,
-  kLn2Bias, kNet0, kNet0Bias, kNet3, kNet3Bias
+  kOp1, kOp2, kOp2Bias, kOp3, kOp3Bias, kOp5, kOp6, kOp7, kOp7Bias, kConv1, kConv2, kBn,
+  kBnBias, kFc1, kFc1Bias, kFc2, kFc2Bias, kToQkv, kToOut0, kToOut0Bias, kLn1, kLn1Bias, kLn2,
+  kLn2Bias, kFfNet0, kFfNet0Bias, kFfNet3, kFfNet3Bias
 };
 enum StemName : int32_t {
   kPatches, kPosEnc, kStem0, kStem1, kStem1Bias, kStem00, kStem01, kStem01Bias, kStem03, kStem04,
@@ -54,8 +54,8 @@ struct Builder {
   }
 
   void factorized(int64_t in, int64_t out) {
-    conv(kConv1st, out / 2, in, 1, 1);
-    conv(kConv2nd, out / 2, in, 1, 1);
+    conv(kConv1, out / 2, in, 1, 1);
+    conv(kConv2, out / 2, in, 1, 1);
     bn(kBn, out);
   }
 
@@ -68,13 +68,13 @@ struct Builder {
     bn(bn_suffix, channels);
   }
 
-  void stem(const NetPlan& plan) {
-    const int64_t channels = plan.channels, kernel = plan.kernel, half = channels / 2;
+  void stem(const NetworkSpec& spec) {
+    const int64_t channels = spec.channels, kernel = spec.kernel, half = channels / 2;
     place(0, kStemSlot);
-    if (plan.stem == Stem::kVit) {
+    if (spec.stem == Stem::kVit) {
       conv(kPatches, channels, 3, kernel, kernel);
-      add(kPosEnc, kTypePosEnc, 4, 1, channels, plan.sizes[1], plan.sizes[1]);
-    } else if (plan.stem == Stem::kSimple) {
+      add(kPosEnc, kTypePosEnc, 4, 1, channels, spec.sizes[1], spec.sizes[1]);
+    } else if (spec.stem == Stem::kSimple) {
       conv(kStem0, channels, 3, kernel, kernel);
       bn(kStem1, channels);
     } else {
@@ -87,54 +87,54 @@ struct Builder {
     }
   }
 
-  void preprocess(const PreprocessPlan& plan, int64_t channels) {
-    if (plan.kind == Preprocess::kConv) {
-      conv(kOp1, channels, plan.in_channels, 1, 1);
+  void preprocess(const PreprocessSpec& spec, int64_t channels) {
+    if (spec.kind == Preprocess::kConv) {
+      conv(kOp1, channels, spec.in_channels, 1, 1);
       bn(kOp2, channels);
-    } else if (plan.kind == Preprocess::kFactorized) {
-      factorized(plan.in_channels, channels);
+    } else if (spec.kind == Preprocess::kFactorized) {
+      factorized(spec.in_channels, channels);
     }
   }
 
   void attention(int64_t channels) {
     const int64_t width = channels / kHeads * kHeads;
     linear(kToQkv, channels, 3 * width, false);
-    linear(kToOut, width, channels);
+    linear(kToOut0, width, channels);
     scale_and_shift(kLn1, channels, kTypeLn);
     scale_and_shift(kLn2, channels, kTypeLn);
-    linear(kNet0, channels, channels);
-    linear(kNet3, channels, channels);
+    linear(kFfNet0, channels, channels);
+    linear(kFfNet3, channels, channels);
   }
 
-  void op(const OpPlan& plan, int64_t channels) {
+  void op(const OpSpec& spec, int64_t channels) {
     const auto square = [&](int64_t kernel) {
       conv(kOp1, channels, channels, kernel, kernel);
       bn(kOp2, channels);
     };
-    switch (plan.primitive) {
-      case kSepConv3:
-      case kSepConv5: {
-        const int64_t kernel = plan.primitive == kSepConv3 ? 3 : 5;
+    switch (spec.primitive) {
+      case kSepConv3x3:
+      case kSepConv5x5: {
+        const int64_t kernel = spec.primitive == kSepConv3x3 ? 3 : 5;
         // op.1, op.2, op.3 and op.5, op.6, op.7.
         depthwise(kOp1, kOp3, channels, kernel, kTypeSepConv);
         depthwise(kOp5, kOp7, channels, kernel, kTypeSepConv);
         break;
       }
-      case kDilConv3:
-      case kDilConv5:
-        depthwise(kOp1, kOp3, channels, plan.primitive == kDilConv3 ? 3 : 5, kTypeDilConv);
+      case kDilConv3x3:
+      case kDilConv5x5:
+        depthwise(kOp1, kOp3, channels, spec.primitive == kDilConv3x3 ? 3 : 5, kTypeDilConv);
         break;
-      case kConv1: square(1); break;
-      case kConv3: square(3); break;
-      case kConv5: square(5); break;
-      case kConv7: square(7); break;
-      case kConv7x1:
+      case kConv1x1: square(1); break;
+      case kConv3x3: square(3); break;
+      case kConv5x5: square(5); break;
+      case kConv7x7: square(7); break;
+      case kConv7x1_1x7:
         conv(kOp1, channels, channels, 1, 7);
         conv(kOp2, channels, channels, 7, 1);
         bn(kOp3, channels);
         break;
-      case kSkip:
-        if (plan.halves) factorized(channels, channels);
+      case kSkipConnect:
+        if (spec.halves) factorized(channels, channels);
         break;
       case kCse:
         linear(kFc1, channels, channels / 2);
@@ -148,13 +148,13 @@ struct Builder {
 
 }  // namespace
 
-Params Params::of(const NetPlan& plan) {
+Params Params::of(const NetworkSpec& spec) {
   Params params;
-  params.all.reserve(16 + 32 * plan.cells.size());
-  Builder builder{params, plan.norm};
-  builder.stem(plan);
-  for (int64_t c = 0; c < int64_t(plan.cells.size()); ++c) {
-    const CellPlan& cell = plan.cells[c];
+  params.all.reserve(16 + 32 * spec.cells.size());
+  Builder builder{params, spec.norm};
+  builder.stem(spec);
+  for (int64_t c = 0; c < int64_t(spec.cells.size()); ++c) {
+    const CellSpec& cell = spec.cells[c];
     params.cell_block.push_back(int32_t(params.block.size()));
     for (int side = 0; side < 2; ++side) {
       builder.place(c, side);
@@ -166,9 +166,9 @@ Params Params::of(const NetPlan& plan) {
     }
   }
   builder.place(0, kClassifierSlot);
-  for (int64_t i = 0; i + 1 < int64_t(plan.classifier.size()); ++i) {
+  for (int64_t i = 0; i + 1 < int64_t(spec.classifier.size()); ++i) {
     builder.prefix = int32_t(i) << (kSlotBits + kSuffixBits) | kClassifierSlot << kSuffixBits;
-    builder.linear(0, plan.classifier[i], plan.classifier[i + 1]);
+    builder.linear(0, spec.classifier[i], spec.classifier[i + 1]);
   }
   params.block.push_back(int32_t(params.all.size()));
   return params;

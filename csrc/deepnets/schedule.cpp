@@ -1,6 +1,6 @@
 // Distances by one pass over the nodes per direction: the row of a node is the least of its
 // neighbours' rows, plus one. The edges of a node within the cutoff are then what its row lists.
-#include "deepnets_schedule.h"
+#include "schedule.h"
 
 #include <ATen/ops/empty.h>
 #include <c10/core/InferenceMode.h>

@@ -4,7 +4,8 @@ Architecture ``index`` of a split is a pure function of (split, seed, index): ea
 of its own, so that neither the number of workers nor the order of the calls matters.
 
 **Distribution.** A candidate is drawn as follows; all choices are uniform and independent unless a
-probability is given. What differs between splits is in :data:`SPACES`.
+probability is given. What differs between splits is in
+:data:`ghn_fast.deepnets.sampling.splits.SPACES`.
 
 1. The number of cells; a threshold from ``deep``; the number of steps per cell, at most
    ``deep_steps`` with more cells than the threshold, at most the largest of ``steps`` otherwise.
@@ -44,89 +45,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import replace
 
 import numpy as np
 
-from ghn_fast.deepnets.architectures.genotype import PRIMITIVES, Gene, Genotype, NetworkConfig
-from ghn_fast.deepnets.graphs.build import count_for_sizes, is_connected
-
-IMAGE_SIZES: Final[dict[str, int]] = {"cifar10": 32, "imagenet": 224}
-"""Image sizes for which parameters are counted, by the names that published files use."""
+from ghn_fast.deepnets.architectures.genotype import Gene, Genotype, NetworkConfig
+from ghn_fast.deepnets.architectures.primitives import PRIMITIVES
+from ghn_fast.deepnets.architectures.spec import is_connected
+from ghn_fast.deepnets.graphs.sizes import count_for_sizes
+from ghn_fast.deepnets.sampling.splits import IMAGE_SIZES, SPACES, Space, check_split
 
 _SIZES = tuple(IMAGE_SIZES.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """What differs between the splits.
-
-    Attributes:
-        cells: Least and largest number of cells.
-        steps: Least and largest number of steps per cell.
-        deep_steps: Largest number of steps in networks with more cells than the threshold.
-        deep: Thresholds, in cells, of which one is drawn.
-        max_params: Largest number of parameters.
-        norm: ``"mixed"``, or the ``norm`` of all architectures.
-        preproc: Probability of ``preproc`` where it is optional, without and with ``msa``.
-        stream: Name that seeds the split.
-    """
-
-    cells: tuple[int, int] = (4, 18)
-    steps: tuple[int, int] = (1, 4)
-    deep_steps: int = 2
-    deep: tuple[int, ...] = (7, 8, 9, 10)
-    max_params: int = 10**7
-    norm: str | None = "mixed"
-    preproc: tuple[float, float] = (1.0, 0.2)
-    stream: str = ""
-
-
-SPACES: Final[dict[str, Space]] = {
-    "train": Space(stream="train"),
-    "val": Space(stream="val"),
-    "test": Space(stream="test"),
-    "search": Space(
-        cells=(6, 20),
-        steps=(1, 6),
-        deep_steps=3,
-        deep=(10,),
-        norm="bnorm",
-        preproc=(0.8, 0.2),
-        stream="search",
-    ),
-    "wide": Space(stream="test"),
-    "deep": Space(cells=(10, 36), deep=(18,), max_params=10**8, stream="deep"),
-    "dense": Space(steps=(2, 10), deep_steps=6, max_params=10**8, stream="dense"),
-    "bnfree": Space(norm=None, stream="bnfree"),
-}
-"""The splits that are sampled."""
-
-SPLIT_SIZES: Final[dict[str, int]] = {
-    "train": 10**6,
-    "val": 500,
-    "test": 500,
-    "search": 10**5,
-    "wide": 100,
-    "deep": 100,
-    "dense": 100,
-    "bnfree": 100,
-}
-"""Number of architectures in the published splits."""
-
 _POOLING = PRIMITIVES[:4]
 _LARGE_CONVOLUTIONS = ("conv_5x5", "conv_7x7")
-
-
-def check_split(split: str, valid: Collection[str] = tuple(SPACES)) -> None:
-    """Refuse a name that is not among the valid splits.
-
-    Raises:
-        ValueError: If ``split`` is unknown; the message lists the valid ones.
-    """
-    if split not in valid:
-        raise ValueError(f"split: got {split!r}, needs one of {', '.join(valid)}")
 
 
 def sample_config(
@@ -159,6 +90,15 @@ def sample_config(
             continue
         if not exclude or architecture_key(config) not in exclude:
             return config
+
+
+def base_params(config: NetworkConfig) -> dict[str, int]:
+    """Number of parameters of an architecture per image size, as files list them.
+
+    For 10 classes, 32 channels, and 256 hidden units in the classifier.
+    """
+    base = replace(config, C=32, fc_dim=256)
+    return dict(zip(IMAGE_SIZES, count_for_sizes(base, 10, _SIZES), strict=True))
 
 
 def architecture_key(config: NetworkConfig) -> str:

@@ -1,11 +1,11 @@
-// From a plan to an architecture graph: operations as autograd would record them, then the steps of
+// From a network to its graph: operations as autograd would record them, then the steps of
 // ghn_fast/capturing/raw.py (linearise, order_nodes) and contract.py.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "deepnets_net.h"
+#include "network.h"
 
 namespace ghn::deepnets {
 
@@ -38,7 +38,7 @@ class Ops {
 };
 
 // Records a network; returns its last operation.
-int32_t record_network(Ops& ops, const NetPlan& plan, const Params& params);
+int32_t record_network(Ops& ops, const NetworkSpec& spec, const Params& params);
 
 // An architecture graph; nodes in topological order.
 struct Graph {

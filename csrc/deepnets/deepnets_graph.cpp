@@ -8,9 +8,9 @@
 
 #include "../common/checks.h"
 #include "../common/per_thread.h"
-#include "deepnets_graph.h"
-#include "deepnets_net.h"
-#include "deepnets_schedule.h"
+#include "graph.h"
+#include "network.h"
+#include "schedule.h"
 
 namespace ghn {
 namespace {
@@ -22,14 +22,14 @@ void check_records(const at::Tensor& records) {
   TORCH_CHECK_VALUE(records.dim() == 1, "records: got shape ", records.sizes(), ", needs (bytes,)");
 }
 
-void check_connected(const NetPlan& plan, int64_t index) {
-  TORCH_CHECK_VALUE(plan.connected, "config: no path leads from the input to the output (record ",
+void check_connected(const NetworkSpec& spec, int64_t index) {
+  TORCH_CHECK_VALUE(spec.connected, "config: no path leads from the input to the output (record ",
                     index, "); needs fewer 'none' operations");
 }
 
-void derive(Graph& graph, const NetPlan& plan, const Params& params) {
+void derive(Graph& graph, const NetworkSpec& spec, const Params& params) {
   auto& ops = per_thread<Ops>();
-  make_graph(graph, ops, record_network(ops, plan, params), params);
+  make_graph(graph, ops, record_network(ops, spec, params), params);
 }
 
 // Parameters that no node stands for, in the module's order.
@@ -91,12 +91,12 @@ at::Tensor deepnets_sizes_cpu(const at::Tensor& records, const at::Tensor& ends,
     start = end[i];
     row[0] = 0;
     for (int64_t s = 0; s + 1 < columns; ++s) {
-      const NetPlan plan = NetPlan::of(net, num_classes, image_sizes[s]);
-      const Params params = Params::of(plan);
+      const NetworkSpec spec = NetworkSpec::of(net, num_classes, image_sizes[s]);
+      const Params params = Params::of(spec);
       row[1 + s] = count_elements(params, i);
       if (nodes && s == 0) {
-        check_connected(plan, i);
-        derive(graph, plan, params);
+        check_connected(spec, i);
+        derive(graph, spec, params);
         row[0] = graph.nodes();
       }
     }
@@ -112,16 +112,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deepnets_graph_cpu(
                     ", needs at least 1 (1 means none)");
   const at::Tensor bytes = record.contiguous();
   const Net net = Net::read(bytes.const_data_ptr<uint8_t>(), bytes.numel(), 0);
-  const NetPlan plan = NetPlan::of(net, num_classes, structure_size);
-  check_connected(plan, 0);
-  const Params params = Params::of(plan);
+  const NetworkSpec spec = NetworkSpec::of(net, num_classes, structure_size);
+  check_connected(spec, 0);
+  const Params params = Params::of(spec);
   auto& graph = per_thread<Graph>();
-  derive(graph, plan, params);
+  derive(graph, spec, params);
   at::Tensor table;
   if (image_size == structure_size) {
     table = node_table(graph, params);
   } else {
-    table = node_table(graph, Params::of(NetPlan::of(net, num_classes, image_size)));
+    table = node_table(graph, Params::of(NetworkSpec::of(net, num_classes, image_size)));
   }
   at::Tensor types = at::empty({graph.nodes()}, at::kLong);
   std::copy(graph.type.begin(), graph.type.end(), types.data_ptr<int64_t>());

@@ -1,7 +1,7 @@
 // A network of DeepNets-1M: its packed record, what it builds, and its parameters.
 //
-// The same steps as in ghn_fast/deepnets/architectures/spec.py, build_params.py and build_ops.py, which define
-// the result; names are the same here and there.
+// The same steps as in ghn_fast/deepnets/architectures (record, spec, parameters), which define the
+// result; names are the same here and there, and a test compares the enumerations.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,10 @@
 
 namespace ghn::deepnets {
 
-// Indices of genotype.PRIMITIVES.
+// Indices of primitives.PRIMITIVES.
 enum Primitive : uint8_t {
-  kNone, kMaxPool, kAvgPool, kSkip, kSepConv3, kSepConv5, kDilConv3, kDilConv5, kConv1, kConv7x1,
-  kConv3, kConv5, kConv7, kMsa, kCse, kPrimitives
+  kNone, kMaxPool3x3, kAvgPool3x3, kSkipConnect, kSepConv3x3, kSepConv5x5, kDilConv3x3,
+  kDilConv5x5, kConv1x1, kConv7x1_1x7, kConv3x3, kConv5x5, kConv7x7, kMsa, kCse, kPrimitives
 };
 
 // Indices of graph.NODE_TYPES; parameters without a node of their own have none.
@@ -34,7 +34,7 @@ struct Cell {
   std::vector<uint8_t> concat;
 };
 
-// A configuration, read from its record (docs/deepnets.md has the layout).
+// A configuration, read from its record (docs/deepnets.md has the fields).
 struct Net {
   Cell normal, reduce;
   int64_t n_cells, channels, fc_dim, fc_layers, kernel, c_mult;
@@ -49,37 +49,37 @@ struct Net {
   const Cell& cell(int64_t index) const { return reduction(index) ? reduce : normal; }
 };
 
-struct OpPlan {
+struct OpSpec {
   uint8_t primitive, source;
   bool halves, alive;
 };
 
 enum class Preprocess : uint8_t { kConv, kFactorized, kStride, kIdentity };
 
-struct PreprocessPlan {
+struct PreprocessSpec {
   Preprocess kind;
   int64_t in_channels, in_size;
   bool alive;
 };
 
-struct CellPlan {
+struct CellSpec {
   int64_t channels, size;
-  PreprocessPlan preprocess[2];
-  std::vector<OpPlan> ops;
+  PreprocessSpec preprocess[2];
+  std::vector<OpSpec> ops;
   std::vector<int32_t> concat;  // -1 for zeros
   bool alive;
 };
 
 enum class Stem : uint8_t { kVit, kSimple, kImagenet };
 
-struct NetPlan {
+struct NetworkSpec {
   bool norm, pool, glob_avg, connected;
   Stem stem;
   int64_t channels, kernel, sizes[2];
-  std::vector<CellPlan> cells;
+  std::vector<CellSpec> cells;
   std::vector<int64_t> classifier;
 
-  static NetPlan of(const Net& net, int64_t num_classes, int64_t image_size);
+  static NetworkSpec of(const Net& net, int64_t num_classes, int64_t image_size);
 };
 
 // Names travel as numbers: cell (or layer of the classifier) << 15 | slot << 5 | suffix. Slots 0
@@ -103,7 +103,7 @@ struct Params {
   std::vector<int32_t> block;       // first parameter of each block, and the number at the end
   std::vector<int32_t> cell_block;  // first block of each cell
 
-  static Params of(const NetPlan& plan);
+  static Params of(const NetworkSpec& spec);
 };
 
 // Number of elements; raises ValueError above 2^62.

@@ -1,0 +1,1 @@
+"""The distribution of architectures: splits, and random architectures of them."""
