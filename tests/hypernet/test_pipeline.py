@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import gc
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -90,22 +88,3 @@ def test_a_forward_pass_is_the_arrows_in_their_order(ghn: ghn_fast.GHN) -> None:
     got = pipeline.forward(ghn, prepared)
     assert len(want) == len(prepared.plan.groups)
     assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
-
-
-def test_the_room_has_no_circle_of_imports() -> None:
-    room = Path(pipeline.__file__).parent
-    prefix = "ghn_fast.hypernet."
-    imported = {}
-    for path in room.glob("*.py"):
-        found = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                full = [f"{node.module}.{alias.name}" for alias in node.names]
-                found |= {n.removeprefix(prefix) for n in [node.module, *full] if prefix in n}
-        imported[path.stem] = {name for name in found if (room / f"{name}.py").exists()}
-    assert "pipeline" in imported["ghn"] and "pipeline" in imported["predictor"]
-    while imported:
-        leaves = {name for name, needed in imported.items() if not needed & set(imported)}
-        assert leaves, f"these import each other: {imported}"
-        for name in leaves:
-            del imported[name]
