@@ -20,34 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ghn_fast.hypernet.named import named_modules
+
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _NO_STATISTICS = dict.fromkeys(_STATISTICS)
 # Under this key our hooks of the state dict lie among those of a module.
 HOOK_KEY = "ghn_fast"
-
-
-def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules, each once and in order, with their names as prefixes ("" or ending in a dot).
-
-    As ``model.named_modules()``, whose nested generators take several times as long.
-    """
-    found: list[tuple[str, nn.Module]] = []
-    seen: set[int] = set()
-    waiting: list[tuple[str, nn.Module]] = [("", model)]
-    while waiting:
-        prefix, module = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        found.append((prefix, module))
-        children = module._modules
-        if children:
-            waiting += [
-                (f"{prefix}{name}.", child)
-                for name, child in reversed(children.items())
-                if child is not None
-            ]
-    return found
 
 
 def norm_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -9,11 +9,8 @@ from torch import Tensor, nn
 
 from ghn_fast.capturing.structure import Structure
 from ghn_fast.graph.arch_graph import ArchGraph
-from ghn_fast.hypernet.batch_statistics import (
-    drop_running_statistics,
-    named_modules,
-    norm_layers,
-)
+from ghn_fast.hypernet.batch_statistics import drop_running_statistics, norm_layers
+from ghn_fast.hypernet.named import named_parameters
 from ghn_fast.hypernet.report import Clock, PredictionReport
 from ghn_fast.ops.expand_params import ParamPlan, expand_params_into
 
@@ -110,7 +107,7 @@ def find_destinations(model: nn.Module, graph: ArchGraph, names: Sequence[str]) 
     unasked = {target.name for target in graph.targets}.difference(names)
     tensors: list[Tensor | None] = [None] * len(names)
     predicted, skipped = [], {}
-    for name, param in _named_parameters(model):
+    for name, param in named_parameters(model):
         known_as = graph.aliases.get(name, name)
         row = rows.get(known_as)
         if known_as in unasked:
@@ -162,7 +159,7 @@ class Binding:
         """
         if (
             not structure.complete
-            or not _same([p for _, p in _named_parameters(model)], structure.parameters)
+            or not _same([p for _, p in named_parameters(model)], structure.parameters)
             or not _same([layer for _, layer in destinations.norms], structure.norms)
             or any(p.is_meta for p in structure.parameters)
         ):
@@ -194,15 +191,3 @@ class Binding:
 def _same(a: Sequence[object], b: Sequence[object]) -> bool:
     """Whether two sequences hold the same objects."""
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
-
-
-def _named_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """As ``list(model.named_parameters())``, which takes several times as long."""
-    found: list[tuple[str, Tensor]] = []
-    seen: set[int] = set()
-    for prefix, module in named_modules(model):
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                found.append((prefix + name, parameter))
-    return found

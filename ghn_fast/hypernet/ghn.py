@@ -21,6 +21,7 @@ from ghn_fast.hypernet.encode import NodeEncoder
 from ghn_fast.hypernet.predictor import Predictor
 from ghn_fast.hypernet.propagate import build_propagator
 from ghn_fast.hypernet.report import Clock, PredictionReport
+from ghn_fast.hypernet.withheld import check_frozen
 from ghn_fast.ops.expand_params import expand_params
 
 
@@ -53,11 +54,12 @@ class GHN(nn.Module):
         *,
         input_shape: InputShape | None = None,
         example_inputs: ExampleInputs | None = None,
+        frozen: str = "keep",
     ) -> nn.Module:
         """Fill the parameters of a network in place, BatchNorm layers and classifier included.
 
         Args:
-            model, graph, input_shape, example_inputs: As in :meth:`predict`.
+            model, graph, input_shape, example_inputs, frozen: As in :meth:`predict`.
 
         Returns:
             ``model``, whose parameters are the same tensors with other values. Parameters that
@@ -66,7 +68,7 @@ class GHN(nn.Module):
         Raises:
             TypeError, ValueError, CaptureError: As :meth:`predict`.
         """
-        report = self._predict(model, graph, input_shape, example_inputs)
+        report = self._predict(model, graph, input_shape, example_inputs, frozen=frozen)
         report.warn_skipped()
         return model
 
@@ -79,6 +81,7 @@ class GHN(nn.Module):
         example_inputs: ExampleInputs | None = None,
         batch_statistics: bool = True,
         head: bool = True,
+        frozen: str = "keep",
     ) -> PredictionReport:
         """Fill the parameters of a network in place and report what was done.
 
@@ -95,6 +98,9 @@ class GHN(nn.Module):
                 :func:`ghn_fast.track_running_statistics` switches back.
             head: Whether to predict the classifier at the graph's end, too; without it weight and
                 bias of the classifier keep their values, for fine-tuning on other classes.
+            frozen: What is done with parameters that have ``requires_grad=False`` in a network with
+                trainable ones: ``"keep"`` leaves their values, ``"predict"`` predicts them as well.
+                In a wholly frozen network all are predicted.
 
         Returns:
             The report: names predicted, names skipped with the reason, seconds by stage.
@@ -102,10 +108,16 @@ class GHN(nn.Module):
         Raises:
             TypeError: If ``model`` is not a module or ``graph`` not an architecture graph.
             CaptureError: If the graph cannot be captured.
-            ValueError: If ``graph`` belongs to another network.
+            ValueError: If ``graph`` belongs to another network, or ``frozen`` is not valid.
         """
         report = self._predict(
-            model, graph, input_shape, example_inputs, batch_statistics=batch_statistics, head=head
+            model,
+            graph,
+            input_shape,
+            example_inputs,
+            batch_statistics=batch_statistics,
+            head=head,
+            frozen=frozen,
         )
         report.warn_skipped()
         return report
@@ -205,12 +217,13 @@ class GHN(nn.Module):
         example_inputs: ExampleInputs | None = None,
         batch_statistics: bool = True,
         head: bool = True,
+        frozen: str = "keep",
         cuda_graph: bool = True,
     ) -> Predictor:
         """Prepare repeated prediction for one network, while the hypernetwork changes.
 
         Args:
-            model, graph, input_shape, example_inputs, batch_statistics, head: As in
+            model, graph, input_shape, example_inputs, batch_statistics, head, frozen: As in
                 :meth:`predict`.
             cuda_graph: Whether to replay a CUDA graph where that is possible.
 
@@ -220,6 +233,7 @@ class GHN(nn.Module):
         Raises:
             TypeError, ValueError, CaptureError: As :meth:`predict`.
         """
+        check_frozen(frozen)
         graph, _ = self._graph_of(model, graph, input_shape, example_inputs)
         return Predictor(
             self,
@@ -227,6 +241,7 @@ class GHN(nn.Module):
             graph,
             batch_statistics=batch_statistics,
             head=head,
+            frozen=frozen,
             cuda_graph=cuda_graph,
         )
 
@@ -239,13 +254,15 @@ class GHN(nn.Module):
         *,
         batch_statistics: bool = True,
         head: bool = True,
+        frozen: str = "keep",
     ) -> PredictionReport:
+        check_frozen(frozen)
         clock = Clock()
         graph, structure = self._graph_of(model, graph, input_shape, example_inputs)
         # A graph that was found by structure is one that nobody changes.
         prepared = pipeline.prepare(self, [graph], head=head, keep=structure is not None)
         clock.lap("capture")
-        destinations = prepared.destinations(model, structure)
+        destinations = prepared.destinations(model, structure, frozen)
         clock.lap("bind")
         return pipeline.predict(
             self, prepared, destinations, clock, batch_statistics=batch_statistics

@@ -26,6 +26,7 @@ from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder, decode
 from ghn_fast.hypernet.decode_plan import DecodePlan, plan_decoding
 from ghn_fast.hypernet.encode import NodeEncoder
 from ghn_fast.hypernet.report import Clock, PredictionReport
+from ghn_fast.hypernet.withheld import withhold
 from ghn_fast.utils.cache import BoundedCache
 
 # Twice as many as graphs are kept (capturing/cache.py), for two hypernetworks side by side.
@@ -69,13 +70,20 @@ class Prepared:
     plan: DecodePlan
     binding: Binding | None = None
 
-    def destinations(self, model: nn.Module, structure: Structure | None) -> Destinations:
+    def destinations(
+        self, model: nn.Module, structure: Structure | None, frozen: str
+    ) -> Destinations:
         """Where predictions go in a network that the one graph belongs to.
 
         Args:
             model: The network.
             structure: Its structure, if the graph was found by that.
+            frozen: What is done with frozen parameters (:func:`withhold`).
         """
+        return withhold(model, self._bound(model, structure), frozen)
+
+    def _bound(self, model: nn.Module, structure: Structure | None) -> Destinations:
+        """Where predictions go but for what is withheld, which does not follow from structure."""
         if structure is not None and self.binding is not None:
             known = self.binding.destinations(structure)
             if known is not None:

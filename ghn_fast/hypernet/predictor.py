@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from ghn_fast.graph.arch_graph import ArchGraph
-from ghn_fast.hypernet.batch_statistics import named_modules
 from ghn_fast.hypernet.bind import Destinations, finish
+from ghn_fast.hypernet.named import named_modules
 from ghn_fast.hypernet.pipeline import Hypernetwork, predict, prepare
 from ghn_fast.hypernet.report import Clock, PredictionReport
+from ghn_fast.hypernet.withheld import check_frozen
 
 
 class Predictor:
@@ -37,7 +38,7 @@ class Predictor:
         ghn: The hypernetwork.
         model: The network.
         graph: Its architecture graph.
-        batch_statistics, head: As in :meth:`GHN.predict`.
+        batch_statistics, head, frozen: As in :meth:`GHN.predict`.
         cuda_graph: Whether to replay a CUDA graph where that is possible.
 
     Attributes:
@@ -52,12 +53,15 @@ class Predictor:
         *,
         batch_statistics: bool = True,
         head: bool = True,
+        frozen: str = "keep",
         cuda_graph: bool = True,
     ) -> None:
+        check_frozen(frozen)
         self.model = model
         self.graph = graph
         self.batch_statistics = batch_statistics
         self.head = head
+        self.frozen = frozen
         self._ghn = ghn
         self._cuda_graph = cuda_graph
         self._lock = threading.Lock()
@@ -100,7 +104,9 @@ class Predictor:
     def _find(self) -> None:
         """Find where predictions go, for as long as the network holds the same parameters."""
         self._snapshot = _Snapshot(self.model)
-        self._destinations: Destinations = self._prepared.destinations(self.model, None)
+        self._destinations: Destinations = self._prepared.destinations(
+            self.model, None, self.frozen
+        )
 
     def _predict(self, clock: Clock, batch_statistics: bool) -> PredictionReport:
         return predict(
@@ -146,20 +152,18 @@ class _Snapshot:
         # Dicts that are empty, those of layers without parameters, are most of them.
         self._registered = [d for m in modules for d in (m._modules, m._parameters) if d]
         self._parameters = [p for m in modules for p in m._parameters.values() if p is not None]
-        self._then, self._were_on_meta = self._now()
+        self._then, self._flags = self._now()
 
     def is_current(self) -> bool:
-        """Whether all names, modules and parameters are the same objects, with storage as then."""
-        now, on_meta = self._now()
+        """Whether names, modules and parameters are the same objects, as frozen as they were."""
+        now, flags = self._now()
         return (
-            len(now) == len(self._then)
-            and all(map(is_, now, self._then))
-            and on_meta == self._were_on_meta
+            len(now) == len(self._then) and all(map(is_, now, self._then)) and flags == self._flags
         )
 
-    def _now(self) -> tuple[list[Any], list[bool]]:
+    def _now(self) -> tuple[list[Any], list[tuple[bool, bool]]]:
         found: list[Any] = []
         for registered in self._registered:
             found += registered
             found += registered.values()
-        return found, [parameter.is_meta for parameter in self._parameters]
+        return found, [(p.is_meta, p.requires_grad) for p in self._parameters]
