@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ghn_fast.graph.node_types import NODE_TYPES
-from ghn_fast.ops.plan import GraphPlan
+from ghn_fast.ops.gated_gnn_plan import GraphPlan
 from ghn_fast.ops.shortest_distances import shortest_distances
 
 

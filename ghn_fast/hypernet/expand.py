@@ -17,10 +17,9 @@ from ghn_fast.ops.decode_blocks import (
     Decoder,
     DecoderWeights,
     GroupRow,
-    can_decode,
     decode_blocks,
     group_numbers,
-    takes_weights,
+    is_compiled,
 )
 from ghn_fast.ops.expand_params import Kind, ParamPlan, PlanRow
 
@@ -121,12 +120,11 @@ def decode(
     x: Tensor, plan: DecodePlan, blocks: BlockDecoder, vectors: VectorDecoder
 ) -> list[Tensor]:
     """Decode the blocks of all groups of a plan from node embeddings (N, C)."""
-    if can_decode(x):
-        layers, others = plain_layers(blocks), plain_layers(vectors)
-        if layers is not None and others is not None:
-            weights = DecoderWeights(*layers, *others)
-            if takes_weights(weights):
-                return decode_blocks(x, *plan.compiled(), weights)
+    layers, others = plain_layers(blocks), plain_layers(vectors)
+    if layers is not None and others is not None:
+        weights = DecoderWeights(*layers, *others)
+        if is_compiled(x, weights):
+            return decode_blocks(x, *plan.compiled(), weights)
     result: list[Tensor] = []
     groups, shapes, places = [], [], []
     for (decoder, shape), index in zip(plan.groups, plan.indices(x.device), strict=True):

@@ -223,11 +223,10 @@ def test_a_measurement_without_a_target_meets_none(bench: Parts) -> None:
     assert bench.measure.Measurement("op", 1.0, "ms").met is None
 
 
+@pytest.mark.extension
 def test_the_gated_gnn_is_compared_before_it_is_timed(
     bench: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if backend.extension_problem() is not None:
-        pytest.skip("the compiled ops are not here")
     case_module: Any = __import__("bench_gated_gnn")
     monkeypatch.setattr(case_module, "train_graphs", lambda count: two_networks())
     found = case_module.measure_gpu(1, "cpu")
@@ -266,9 +265,8 @@ def test_a_batch_has_the_size_that_is_asked_for(bench: Parts) -> None:
     assert 10**7 <= 4 * plan.numel < 10**8
 
 
+@pytest.mark.extension
 def test_distances_are_compared_and_measured(bench: Parts) -> None:
-    if backend.extension_problem() is not None:
-        pytest.skip("the compiled ops are not here")
     case_module: Any = __import__("bench_shortest_distances")
     graph = two_networks()[0]
     (found,) = case_module.measure_cpu(1, graph)

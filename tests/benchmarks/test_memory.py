@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ghn_fast.ops.backend import extension_problem
-
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
 
-@pytest.mark.skipif(extension_problem() is not None, reason="needs the compiled ops")
+@pytest.mark.extension
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_prediction_needs_little_memory(tmp_path: Path, dtype: str) -> None:
     """150 million parameters; the memory that a prediction takes hardly grows with the network."""

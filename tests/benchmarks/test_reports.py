@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from ghn_fast.ops import backend
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -209,9 +207,8 @@ def test_too_small_a_ratio_fails_the_quick_check(
     assert f"{names[0]}: skipped, no compiler" in capsys.readouterr().out
 
 
+@pytest.mark.extension
 def test_the_quick_check_measures_both_back_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    if backend.extension_problem() is not None:
-        pytest.skip("the compiled ops are not here")
     seen = []
     monkeypatch.setattr(quick, "seconds", lambda run, name: (run(), seen.append(name), 1.0)[2])
     monkeypatch.setattr(quick, "PAIRS", 1)

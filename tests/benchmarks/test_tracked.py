@@ -98,12 +98,11 @@ def planted_tree(folder: Path, plant: Callable[[Path], None]) -> Path:
 
 @pytest.fixture
 def case() -> Iterator[cases.Case]:
-    if backend.extension_problem() is not None:
-        pytest.skip("the compiled ops are not here")
     (found,) = [c for c in GUARDED if (c.path, c.part, c.device) == ("gated_gnn", "forward", "cpu")]
     yield found
 
 
+@pytest.mark.extension
 def test_a_planted_call_and_allocation_make_the_counts_differ(
     tmp_path: Path, case: cases.Case
 ) -> None:
@@ -120,6 +119,7 @@ def test_a_planted_call_and_allocation_make_the_counts_differ(
     assert any("allocations" in line for line in lines)
 
 
+@pytest.mark.extension
 def test_the_planted_slow_down_is_of_the_op_and_changes_nothing_else(
     tmp_path: Path, case: cases.Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,13 +32,10 @@ from ghn_fast.deepnets.graphs.derive import (
 from ghn_fast.deepnets.sampler import SPACES
 from ghn_fast.graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.ops.backend import extension_problem
-from ghn_fast.ops.plan import GraphPlan
+from ghn_fast.ops.gated_gnn_plan import GraphPlan
 from random_configs import random_config
 
-pytestmark = pytest.mark.skipif(
-    extension_problem() is not None, reason=f"no compiled ops: {extension_problem()}"
-)
+pytestmark = pytest.mark.extension
 
 CLASSES = (2, 10, 1000)
 SIZES = (4, 5, 9, 16, 28, 32, 63, 64, 100, 224)

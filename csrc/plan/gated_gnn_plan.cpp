@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../common/checks.h"
-#include "../common/plan_check.h"
+#include "gated_gnn_plan_check.h"
 
 namespace ghn {
 namespace {
