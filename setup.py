@@ -24,7 +24,10 @@ from typing import Any
 from setuptools import Command, Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-CPU_SOURCES = ["csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/plan/*.cpp", "csrc/deepnets/*.cpp"]
+CPU_SOURCES = [
+    *("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/plan/*.cpp", "csrc/deepnets/*.cpp"),
+    "csrc/python/*.cpp",
+]
 CUDA_SOURCES = ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
 # Warnings about the calling convention of vector types: all such calls are inlined.
 CXX_FLAGS = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi"]

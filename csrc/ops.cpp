@@ -10,7 +10,7 @@ TORCH_LIBRARY(ghn_fast, m) {
   // tensor and after every write that torch knows of; what these two ops, gated_gnn_join and
   // deepnets_graph return is known to be sound. A plan on a GPU that they did not make costs a copy
   // to the host, once. Reads stay in bounds whatever the memory of a plan holds. See
-  // common/plan_check.h.
+  // plan/gated_gnn_plan_check.h.
   m.def("gated_gnn_plan(Tensor edges, Tensor offsets) -> Tensor");
   m.def("gated_gnn_plan_to(Tensor plan, Device device) -> Tensor");
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from ghn_fast.ops.backend import extension_problem
+
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 0
 
@@ -25,13 +27,16 @@ def why_no_cuda() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked ``cuda`` where it cannot run, and say why."""
-    reason = why_no_cuda()
-    if reason is None:
-        return
-    for item in items:
-        if item.get_closest_marker("cuda"):
-            item.add_marker(pytest.mark.skip(reason=reason))
+    """Skip what is marked ``cuda`` or ``extension`` where it cannot run, and say why."""
+    problem = extension_problem()
+    without = {
+        "cuda": why_no_cuda(),
+        "extension": problem and f"the compiled ops are not here: {problem}",
+    }
+    for marker, reason in without.items():
+        for item in items if reason else ():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

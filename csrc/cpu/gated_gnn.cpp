@@ -11,7 +11,7 @@
 #include <numeric>
 #include <tuple>
 
-#include "../common/plan_check.h"
+#include "../plan/gated_gnn_plan_check.h"
 #include "gated_gnn_kernels.h"
 #include "gated_gnn_pack.h"
 
@@ -21,7 +21,8 @@ namespace {
 // Nodes of a level that make a task worth handing to another thread.
 constexpr int64_t kNodesPerTask = 16;
 
-// A plan that is sound, and whose indices are in bounds at this moment (see plan_check.h).
+// A plan that is sound, and whose indices are in bounds at this moment: see
+// plan/gated_gnn_plan_check.h.
 Plan checked_plan(const at::Tensor& packed, int64_t num_nodes) {
   check_plan_nodes(known_plan(packed), num_nodes);
   const int32_t* data = packed.const_data_ptr<int32_t>();

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "../common/gated_gnn_layout.h"
-#include "../common/plan.h"
+#include "../common/gated_gnn_plan.h"
 
 namespace ghn {
 

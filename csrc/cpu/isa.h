@@ -1,18 +1,7 @@
 // Which instruction set the kernels use, and how one header is compiled for several of them.
 //
-// A file of kernels includes its header once per set, so that a binary made on one machine runs on
-// another:
-//
-//     #define GHN_ISA baseline
-//     #define GHN_BYTES 16
-//     #include "some_kernel.h"
-//     #undef GHN_ISA
-//     #undef GHN_BYTES
-//     #if defined(GHN_X86)
-//     GHN_TARGET_AVX2
-//     ... (GHN_ISA avx2, GHN_BYTES 32)
-//     GHN_TARGET_END
-//     #endif
+// A file of kernels includes its header through each_isa.h, once per set, so that a binary made on
+// one machine runs on another.
 //
 // Nothing but the kernels is compiled for the wider sets: an inline function of a header that was
 // would be shared with the whole program. What a kernel's header includes is therefore included

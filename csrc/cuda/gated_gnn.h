@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../common/gated_gnn_layout.h"
-#include "../common/plan.h"
+#include "../common/gated_gnn_plan.h"
 
 namespace ghn::cuda {
 

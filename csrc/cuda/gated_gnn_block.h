@@ -149,7 +149,7 @@ GHN_DEVICE void fill_nan(const Block& block, void* to, int64_t size) {
 }
 
 // The plan as the kernels read it: they stay in bounds whatever its memory holds. The host has
-// checked it (see plan_check.h), but cannot while a CUDA graph is captured.
+// checked it (see plan/gated_gnn_plan_check.h), but cannot while a CUDA graph is captured.
 struct SafePlan {
   Plan plan;
   bool fits;

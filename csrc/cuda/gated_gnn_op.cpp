@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "../common/plan_check.h"
+#include "../plan/gated_gnn_plan_check.h"
 #include "gated_gnn_launch.h"
 #include "gated_gnn_run.h"
 

@@ -8,6 +8,9 @@
 namespace ghn::deepnets {
 namespace {
 
+// Steps of all cells of a network; deep ones have 36 cells, dense ones 10 steps.
+constexpr int64_t kMostSteps = 8192;
+
 constexpr int64_t kHead = 24;
 
 int64_t number(const uint8_t* data, int bytes) {
@@ -185,6 +188,10 @@ Net Net::read(const uint8_t* data, int64_t size, int64_t index) {
                     "fc_dim and ks, needs positive numbers");
   TORCH_CHECK_VALUE(std::max(steps[0], steps[1]) <= 253, "records: ", index, ": got cells of ",
                     steps[0], " and ", steps[1], " steps, needs at most 253");
+  // A few bytes must not ask for hours of work.
+  TORCH_CHECK_VALUE(net.n_cells * std::max(steps[0], steps[1]) <= kMostSteps, "records: ", index,
+                    ": got ", net.n_cells, " cells of up to ", std::max(steps[0], steps[1]),
+                    " steps, needs at most ", kMostSteps, " steps in all cells");
   TORCH_CHECK_VALUE(flags < 64 && !data[21] && !data[22] && !data[23], "records: ", index,
                     ": got flags ", int(flags), ", knows those below 64, and zeros behind them");
   TORCH_CHECK_VALUE(net.kernel % 2 == 1, "records: ", index, ": ks: got ", net.kernel,

@@ -13,7 +13,7 @@
 #include <type_traits>
 
 #include "../common/per_thread.h"
-#include "../common/plan_check.h"
+#include "../plan/gated_gnn_plan_check.h"
 
 namespace ghn::deepnets {
 namespace {

@@ -1,5 +1,5 @@
-// Shortest-path distances of an architecture graph, and the packed plan (common/plan.h) of its
-// message passing, straight from its edges.
+// Shortest-path distances of an architecture graph, and the packed plan of its message passing
+// (common/gated_gnn_plan.h), straight from its edges.
 #pragma once
 
 #include <ATen/core/Tensor.h>

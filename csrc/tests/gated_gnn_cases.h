@@ -3,9 +3,10 @@
 
 #include <ATen/ATen.h>
 
-#include <cstdio>
 #include <tuple>
 #include <vector>
+
+#include "checks.h"
 
 namespace ghn {
 at::Tensor gated_gnn_plan_cpu(const at::Tensor& edges, const at::Tensor& offsets);
@@ -19,13 +20,6 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> gated_gnn_backward_cpu(
 }  // namespace ghn
 
 namespace ghn::cases {
-
-inline int failures = 0;
-
-inline void check(bool fine, const char* what) {
-  std::printf("%s: %s\n", fine ? "ok" : "FAILED", what);
-  failures += fine ? 0 : 1;
-}
 
 struct Case {
   at::Tensor edges, offsets, x;

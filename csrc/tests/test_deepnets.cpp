@@ -7,6 +7,8 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
+
 namespace ghn {
 at::Tensor deepnets_sizes_cpu(const at::Tensor& records, const at::Tensor& ends,
                               int64_t num_classes, at::IntArrayRef image_sizes, bool nodes);
@@ -21,14 +23,8 @@ at::Tensor shortest_distances_cpu(const at::Tensor& edges, int64_t num_nodes, in
 
 namespace {
 
+using namespace ghn::tests;
 using Bytes = std::vector<uint8_t>;
-
-int failures = 0;
-
-void check(bool fine, const char* what) {
-  std::printf("%s: %s\n", fine ? "ok" : "FAILED", what);
-  failures += fine ? 0 : 1;
-}
 
 at::Tensor tensor(const Bytes& bytes) {
   at::Tensor result = at::empty({int64_t(bytes.size())}, at::kByte);
@@ -52,16 +48,6 @@ Bytes random_record(std::mt19937& random) {
     for (uint8_t s = 0; s < cell; ++s) record.push_back(2 + s);
   }
   return record;
-}
-
-template <class Run>
-bool refused(Run run) {
-  try {
-    run();
-  } catch (const c10::Error&) {
-    return true;
-  }
-  return false;
 }
 
 // Plans of random networks; those that no path leads through are refused and left out.
@@ -135,5 +121,5 @@ int main() {
   test_plans();
   test_join();
   test_damaged_records();
-  return failures == 0 ? 0 : 1;
+  return exit_status();
 }

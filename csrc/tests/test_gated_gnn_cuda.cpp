@@ -17,6 +17,7 @@ namespace {
 
 using namespace ghn;
 using namespace ghn::cases;
+using namespace ghn::tests;
 using emulation::Order;
 
 // What gated_gnn.cu does on a GPU.
@@ -164,13 +165,8 @@ void test_size(const Size& size, bool virtual_edges, at::ScalarType dtype) {
                                            cuda::Footprint::backward(record, 1, 0).work);
   check(error(run({least, largest_graph}, a, plan, probe, size.steps), expected) < allowed,
         "with as little shared memory as can be");
-  bool refused = false;
-  try {
-    run({least - 16, largest_graph}, a, plan, probe, size.steps);
-  } catch (const c10::Error&) {
-    refused = true;
-  }
-  check(refused, "with less it does not start");
+  check(refused([&] { run({least - 16, largest_graph}, a, plan, probe, size.steps); }),
+        "with less it does not start");
 }
 
 // Whatever a plan's memory holds, the kernels end and stay in bounds, which the sanitizers watch.
@@ -209,5 +205,5 @@ int main() {
   test_size({{3, 2}, 300, 20, 1}, true, at::kDouble);
   test_size({{5}, 16, 8, 1}, true, at::kHalf);
   test_wild_plans();
-  return failures == 0 ? 0 : 1;
+  return exit_status();
 }

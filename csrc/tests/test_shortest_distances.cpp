@@ -1,29 +1,23 @@
-// Distances and collated edges on CPU, without Python: against a breadth-first search, at the edges
-// of tiles and of number types, and with wrong input, which the sanitizers watch.
+// Distances on CPU, without Python: against a breadth-first search, at the edges of tiles and of
+// number types, and with wrong input, which the sanitizers watch.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include <cstdio>
 #include <limits>
 #include <random>
 #include <utility>
 #include <vector>
 
+#include "checks.h"
+
 namespace ghn {
 at::Tensor shortest_distances_cpu(const at::Tensor& edges, int64_t num_nodes, int64_t cutoff);
-at::Tensor collate_edges_cpu(at::TensorList edges, at::IntArrayRef offsets);
 }  // namespace ghn
 
 namespace {
 
+using namespace ghn::tests;
 using Pairs = std::vector<std::pair<int64_t, int64_t>>;
-
-int failures = 0;
-
-void check(bool fine, const char* what) {
-  std::printf("%s: %s\n", fine ? "ok" : "FAILED", what);
-  failures += fine ? 0 : 1;
-}
 
 at::Tensor table(const Pairs& pairs) {
   at::Tensor edges = at::empty({int64_t(pairs.size()), 2}, at::kLong);
@@ -109,16 +103,6 @@ void test_large() {
   check(far.size(0) == 3 && far[1][2].item<int64_t>() == 2, "isolated nodes cost nothing");
 }
 
-template <class Run>
-bool refused(const Run& run) {
-  try {
-    run();
-  } catch (const c10::Error&) {
-    return true;
-  }
-  return false;
-}
-
 void test_wrong_input() {
   const at::Tensor edges = table({{0, 1}, {1, 2}});
   const int64_t wild[] = {-1, 3, int64_t(1) << 40, std::numeric_limits<int64_t>::max(),
@@ -140,25 +124,6 @@ void test_wrong_input() {
   check(all, "wrong edges are refused");
 }
 
-void test_collate() {
-  const at::Tensor one = search(random_graph(9, 3, 0), 9, 4), two = search(random_graph(20, 9, 2), 20, 50);
-  const at::Tensor none = at::empty({0, 3}, at::kLong);
-  const at::Tensor found = ghn::collate_edges_cpu({one, none, two}, {0, 9, 10, 30});
-  const at::Tensor shift = at::tensor({10, 10, 0}, at::kLong);
-  check(at::equal(found, at::cat({one, two + shift})), "edges are collated");
-  bool all = true;
-  for (int64_t column = 0; column < 3; ++column) {
-    for (const int64_t value : {int64_t(-1), int64_t(20), std::numeric_limits<int64_t>::max()}) {
-      at::Tensor wrong = two.clone();
-      wrong[5][column] = value;
-      all = all && refused([&] { ghn::collate_edges_cpu({one, none, wrong}, {0, 9, 10, 30}); });
-    }
-  }
-  all = all && refused([&] { ghn::collate_edges_cpu({one}, {0}); });
-  all = all && refused([&] { ghn::collate_edges_cpu({one, two}, {0, 9, 3}); });
-  check(all, "wrong batches are refused");
-}
-
 }  // namespace
 
 int main() {
@@ -166,6 +131,5 @@ int main() {
   test_threads();
   test_large();
   test_wrong_input();
-  test_collate();
-  return failures == 0 ? 0 : 1;
+  return exit_status();
 }

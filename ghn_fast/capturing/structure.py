@@ -9,7 +9,7 @@ and buffers, an object of an unknown class, a hook) has no key and is captured e
 What a forward pass reads from outside of the network, a global variable say, no key can know.
 
 The walk over the modules, which is most of the work, is compiled where the extension is there
-(csrc/structure.cpp); it lists the same things in a form of its own.
+(csrc/python/structure.cpp); it lists the same things in a form of its own.
 """
 
 from __future__ import annotations

@@ -8,12 +8,7 @@ import sys
 import torch
 
 from ghn_fast._version import __version__
-from ghn_fast.ops import (  # the ops register themselves
-    backend,
-    collate_edges,  # noqa: F401
-    gated_gnn,  # noqa: F401
-    shortest_distances,  # noqa: F401
-)
+from ghn_fast.ops import backend, load_all
 
 
 def report() -> str:
@@ -29,6 +24,7 @@ def report() -> str:
         f"back end    {_requested()}",
     ]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    load_all()
     for op in backend.ops():
         lines += [f"{op} on {device}: {_choice(op, device)}" for device in devices]
     return "\n".join(lines)

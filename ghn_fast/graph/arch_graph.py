@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ghn_fast.graph.node_types import NODE_TYPES
-from ghn_fast.ops.plan import GraphPlan
+from ghn_fast.ops.gated_gnn_plan import GraphPlan
 from ghn_fast.ops.shortest_distances import shortest_distances
 from ghn_fast.utils.deferred import Deferred
 

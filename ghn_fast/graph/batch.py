@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.ops.collate_edges import collate_edges
-from ghn_fast.ops.plan import GraphPlan
+from ghn_fast.ops.gated_gnn_plan import GraphPlan
 
 
 class GraphBatch:

@@ -23,9 +23,8 @@ from ghn_fast.hypernet.linear import sliced_linears
 from ghn_fast.ops.decode_blocks import (
     Decoder,
     DecoderWeights,
-    can_decode,
     decode_blocks,
-    takes_weights,
+    is_compiled,
 )
 
 
@@ -44,12 +43,11 @@ def decode(
         Per group a contiguous tensor: blocks (n, out, in, h, w), vectors (n, 2, channels), weights
         of classifiers (n, num_classes, in), or their biases (n, num_classes).
     """
-    if can_decode(x):
-        layers, others = plain_layers(blocks), plain_layers(vectors)
-        if layers is not None and others is not None:
-            weights = DecoderWeights(*layers, *others)
-            if takes_weights(weights):
-                return decode_blocks(x, *plan.nodes_and_groups, weights)
+    layers, others = plain_layers(blocks), plain_layers(vectors)
+    if layers is not None and others is not None:
+        weights = DecoderWeights(*layers, *others)
+        if is_compiled(x, weights):
+            return decode_blocks(x, *plan.nodes_and_groups, weights)
     embeddings = [x[index] for index in plan.indices(x.device)]
     in_blocks = [
         number

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ghn_fast.ops.backend import cuda_problem, extension_problem, register_op, resolve
-from ghn_fast.ops.plan import GraphPlan, SweepPlan
+from ghn_fast.ops.gated_gnn_plan import GraphPlan, SweepPlan
 
 
 class MLPWeights(NamedTuple):

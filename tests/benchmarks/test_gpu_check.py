@@ -16,7 +16,6 @@ import torch
 import ghn_fast
 from ghn_fast.hypernet.decode_plan import plan_decoding
 from ghn_fast.ops import backend
-from markers import needs_extension
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest" tests="5">
@@ -224,7 +223,7 @@ def test_a_measurement_without_a_target_meets_none(bench: Parts) -> None:
     assert bench.measure.Measurement("op", 1.0, "ms").met is None
 
 
-@needs_extension
+@pytest.mark.extension
 def test_the_gated_gnn_is_compared_before_it_is_timed(
     bench: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +265,7 @@ def test_a_batch_has_the_size_that_is_asked_for(bench: Parts) -> None:
     assert 10**7 <= 4 * plan.numel < 10**8
 
 
-@needs_extension
+@pytest.mark.extension
 def test_distances_are_compared_and_measured(bench: Parts) -> None:
     case_module: Any = __import__("bench_shortest_distances")
     graph = two_networks()[0]

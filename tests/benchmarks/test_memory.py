@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from markers import needs_extension
-
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
 
-@needs_extension
+@pytest.mark.extension
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_prediction_needs_little_memory(tmp_path: Path, dtype: str) -> None:
     """150 million parameters; the memory that a prediction takes hardly grows with the network."""

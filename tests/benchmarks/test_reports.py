@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from markers import needs_extension
 from tolerances import assert_close
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -208,7 +207,7 @@ def test_too_small_a_ratio_fails_the_quick_check(
     assert f"{names[0]}: skipped, no compiler" in capsys.readouterr().out
 
 
-@needs_extension
+@pytest.mark.extension
 def test_the_quick_check_measures_both_back_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(quick, "seconds", lambda run, name: (run(), seen.append(name), 1.0)[2])

@@ -16,7 +16,6 @@ import torch
 
 import ghn_fast
 from ghn_fast.ops import backend
-from markers import needs_extension
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -103,7 +102,7 @@ def case() -> Iterator[cases.Case]:
     yield found
 
 
-@needs_extension
+@pytest.mark.extension
 def test_a_planted_call_and_allocation_make_the_counts_differ(
     tmp_path: Path, case: cases.Case
 ) -> None:
@@ -120,7 +119,7 @@ def test_a_planted_call_and_allocation_make_the_counts_differ(
     assert any("allocations" in line for line in lines)
 
 
-@needs_extension
+@pytest.mark.extension
 def test_the_planted_slow_down_is_of_the_op_and_changes_nothing_else(
     tmp_path: Path, case: cases.Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 import ghn_fast
 from ghn_fast.capturing.structure import Structure, structure_of
-from markers import needs_extension
 
 SHAPE = (3, 32, 32)
 
 
-@pytest.fixture(autouse=True, params=[pytest.param("compiled", marks=needs_extension), "reference"])
+@pytest.fixture(
+    autouse=True, params=[pytest.param("compiled", marks=pytest.mark.extension), "reference"]
+)
 def lister(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test with the walk over the modules in C++ and in Python."""
     with ghn_fast.backend("auto" if request.param == "compiled" else "reference"):

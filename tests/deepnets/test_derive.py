@@ -29,12 +29,11 @@ from ghn_fast.deepnets.graphs.sizes import network_sizes, sizes_of_records
 from ghn_fast.deepnets.sampling.splits import SPACES
 from ghn_fast.graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.ops.plan import GraphPlan
+from ghn_fast.ops.gated_gnn_plan import GraphPlan
 from graphs import assert_same_graph, op_histogram
-from markers import needs_extension
 from random_configs import random_config
 
-pytestmark = needs_extension
+pytestmark = pytest.mark.extension
 
 CLASSES = (2, 10, 1000)
 SIZES = (4, 5, 9, 16, 28, 32, 63, 64, 100, 224)

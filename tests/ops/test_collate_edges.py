@@ -9,9 +9,8 @@ from torch import Tensor
 import ghn_fast
 import naive
 from ghn_fast.ops.collate_edges import collate_edges
-from markers import needs_extension
 
-BACKENDS = ["reference", pytest.param("cpu", marks=needs_extension)]
+BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.extension)]
 
 
 def graph(num_nodes: int, seed: int = 0) -> Tensor:
@@ -67,13 +66,13 @@ def test_the_inputs_stay_as_they_are(name: str) -> None:
     assert torch.equal(edges[0], edges[1])
 
 
-@needs_extension
+@pytest.mark.extension
 def test_opcheck() -> None:
     op = torch.ops.ghn_fast.collate_edges.default
     torch.library.opcheck(op, ([graph(9), graph(0), graph(4)], [0, 9, 9, 13]))
 
 
-@needs_extension
+@pytest.mark.extension
 def test_compiles_into_one_graph() -> None:
     edges = [graph(9), graph(4)]
     run = torch.compile(
@@ -120,7 +119,7 @@ def test_bad_arguments_are_named(name: str) -> None:
                 collate_edges([graph(3)], offsets)
 
 
-@needs_extension
+@pytest.mark.extension
 def test_the_op_itself_refuses_bad_input() -> None:
     op = torch.ops.ghn_fast.collate_edges
     rows = torch.tensor([[0, 1, 1]])

@@ -1,9 +1,10 @@
-"""The compiled decoder against the modules that it stands for, in float64."""
+"""The op that decodes blocks: against the modules that it stands for, in float64."""
 
 from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,15 +18,11 @@ from ghn_fast.ops.decode_blocks import (
     Decoder,
     DecoderWeights,
     GroupRow,
-    can_decode,
     decode_blocks,
     group_numbers,
-    takes_weights,
+    is_compiled,
 )
-from markers import needs_extension
 from tolerances import assert_close
-
-pytestmark = needs_extension
 
 CONFIGS = {
     "small": ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 3, 3), num_classes=5),
@@ -33,6 +30,16 @@ CONFIGS = {
     "wide": ghn_fast.GHNConfig(hid=16, max_shape=(6, 4, 5, 5), num_classes=11),
     "GHN-2": ghn_fast.GHNConfig(),
 }
+
+
+@pytest.fixture(params=["reference", pytest.param("cpu", marks=pytest.mark.extension)])
+def name_of_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each back end in turn, for the whole test."""
+    with ghn_fast.backend(request.param):
+        yield request.param
+
+
+each_backend = pytest.mark.usefixtures("name_of_backend")
 
 
 def decoders(config: ghn_fast.GHNConfig) -> tuple[BlockDecoder, VectorDecoder]:
@@ -88,6 +95,8 @@ def expected(
     return result
 
 
+@each_backend
+@pytest.mark.usefixtures("nan_empty")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equals_the_plain_layers(name: str, seed: int) -> None:
@@ -105,6 +114,7 @@ def test_equals_the_plain_layers(name: str, seed: int) -> None:
         assert_close(a, b, name=f"group {number}, {row}", dtype=torch.float32)
 
 
+@pytest.mark.extension
 def test_values_depend_on_nothing_else() -> None:
     """One node alone, in a crowd, and with other numbers of threads: the same bits."""
     config = CONFIGS["small"]
@@ -129,6 +139,7 @@ def test_values_depend_on_nothing_else() -> None:
             assert torch.equal(single[0], block)
 
 
+@each_backend
 def test_nan_and_infinity_pass() -> None:
     config = CONFIGS["small"]
     blocks, vectors = decoders(config)
@@ -143,7 +154,7 @@ def test_nan_and_infinity_pass() -> None:
         assert result[1].isfinite().all()
 
 
-def test_weights_need_not_be_contiguous_nor_x() -> None:
+def test_weights_need_not_be_contiguous_nor_x(name_of_backend: str) -> None:
     config = CONFIGS["small"]
     weights = weights_of(*decoders(config))
     x = torch.randn(config.hid, 9)
@@ -152,9 +163,12 @@ def test_weights_need_not_be_contiguous_nor_x() -> None:
     assert not strided[0].is_contiguous()
     got = decode_blocks(x.t(), nodes, group_numbers(rows), strided)
     want = decode_blocks(x.t().contiguous(), nodes, group_numbers(rows), weights)
-    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    for number, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert_close(a, b, name=f"group {number}")
+        assert name_of_backend == "reference" or torch.equal(a, b)
 
 
+@each_backend
 def test_nothing_to_decode() -> None:
     config = CONFIGS["small"]
     empty = torch.empty(0, dtype=torch.int64)
@@ -165,6 +179,7 @@ def test_nothing_to_decode() -> None:
     assert blocks.shape == (0, 2, 3, 1, 1)
 
 
+@pytest.mark.extension
 def test_opcheck() -> None:
     config = CONFIGS["small"]
     rows, nodes = random_groups(config, 2, 20)
@@ -173,22 +188,53 @@ def test_opcheck() -> None:
     torch.library.opcheck(op, (torch.randn(20, config.hid), nodes, group_numbers(rows), weights))
 
 
-def test_can_decode() -> None:
+@pytest.mark.extension
+def test_what_is_compiled() -> None:
     config = CONFIGS["small"]
     weights = weights_of(*decoders(config))
     x = torch.randn(3, config.hid)
-    assert can_decode(x) and takes_weights(weights)
-    assert not can_decode(x.double())
-    assert not takes_weights(weights._replace(head_bias=weights.head_bias.double()))
-    assert not can_decode(x.requires_grad_())
+    assert is_compiled(x, weights)
+    assert not is_compiled(x.double(), weights)
+    assert not is_compiled(x, weights._replace(head_bias=weights.head_bias.double()))
     learnt = weights._replace(head_bias=weights.head_bias.clone().requires_grad_())
-    assert not takes_weights(learnt)
+    assert not is_compiled(x, learnt)
+    with_gradient = x.clone().requires_grad_()
+    assert not is_compiled(with_gradient, weights)
     with torch.no_grad():
-        assert can_decode(x) and takes_weights(learnt)
-        for name in ("reference", "triton"):
-            with ghn_fast.backend(name):
-                assert not can_decode(x)
-    assert not can_decode(torch.empty(3, config.hid, device="meta"))
+        assert is_compiled(with_gradient, learnt)
+        with ghn_fast.backend("reference"):
+            assert not is_compiled(x, weights)
+        with ghn_fast.backend("triton"), pytest.raises(ValueError, match="decode_blocks on cpu"):
+            is_compiled(x, weights)
+    assert not is_compiled(torch.empty(3, config.hid, device="meta"), weights)
+
+
+def test_double_precision_runs_on_the_reference() -> None:
+    config = CONFIGS["small"]
+    blocks, vectors = (module.double() for module in decoders(config))
+    rows, nodes = random_groups(config, 5, 20)
+    x = torch.randn(20, config.hid, dtype=torch.float64)
+    found = decode_blocks(x, nodes, group_numbers(rows), weights_of(blocks, vectors))
+    want = expected(x, rows, nodes, blocks, vectors)
+    for number, (a, b) in enumerate(zip(found, want, strict=True)):
+        assert_close(a, b, name=f"group {number}")
+
+
+def test_gradients_of_the_reference() -> None:
+    config = CONFIGS["narrow"]
+    rows = [
+        GroupRow(Decoder.BLOCK, (2, 5, 2, 1), 2), GroupRow(Decoder.VECTOR, (1, 1, 1, 1), 1),
+        GroupRow(Decoder.HEAD_WEIGHT, (1, 4, 1, 1), 1),
+        GroupRow(Decoder.HEAD_BIAS, (1, 1, 1, 1), 1),
+    ]  # fmt: skip
+    weights = [w.double().requires_grad_() for w in weights_of(*decoders(config))]
+    x = torch.randn(4, config.hid, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Tensor, *weights: Tensor) -> list[Tensor]:
+        nodes = torch.tensor([0, 3, 1, 2, 2])
+        return decode_blocks(x, nodes, group_numbers(rows), DecoderWeights(*weights))
+
+    assert torch.autograd.gradcheck(run, (x, *weights))
 
 
 def double(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -246,6 +292,7 @@ WRONG = [
 ]
 
 
+@each_backend
 @pytest.mark.parametrize(("numbers", "message"), WRONG)
 def test_wrong_groups(numbers: list[int], message: str) -> None:
     config = CONFIGS["small"]
@@ -254,6 +301,7 @@ def test_wrong_groups(numbers: list[int], message: str) -> None:
         decode_blocks(torch.randn(3, config.hid), torch.tensor([1]), numbers, weights)
 
 
+@each_backend
 @pytest.mark.parametrize("node", [-1, 3])
 def test_nodes_that_are_not_there(node: int) -> None:
     config = CONFIGS["small"]
@@ -262,18 +310,21 @@ def test_nodes_that_are_not_there(node: int) -> None:
         decode_blocks(torch.randn(3, config.hid), torch.tensor([node]), BLOCK, weights)
 
 
+@each_backend
 def test_wrong_tensors() -> None:
     config = CONFIGS["small"]
     weights = weights_of(*decoders(config))
     x, node = torch.randn(3, config.hid), torch.tensor([1])
     with pytest.raises(TypeError, match="x: got"):
+        decode_blocks(x.int(), node, BLOCK, weights)
+    with pytest.raises(TypeError, match="expand: got"):
         decode_blocks(x.double(), node, BLOCK, weights)
     with pytest.raises(ValueError, match=r"x: got shape \[8\]"):
         decode_blocks(x[0], node, BLOCK, weights)
     with pytest.raises(TypeError, match="nodes: got"):
         decode_blocks(x, node.int(), BLOCK, weights)
-    with pytest.raises(ValueError, match="requires gradients"):
-        decode_blocks(x.clone().requires_grad_(), node, BLOCK, weights)
+    with pytest.raises(ValueError, match="nodes: got"):
+        decode_blocks(x, node[None], BLOCK, weights)
     with pytest.raises(ValueError, match="do not fit"):
         decode_blocks(x[:, :4], node, BLOCK, weights)
     with pytest.raises(TypeError, match="hidden: got"):

@@ -8,10 +8,10 @@ from ghn_fast.deepnets import Genotype, NetworkConfig, build_graph, count_parame
 from ghn_fast.deepnets.architectures.record import encode
 from ghn_fast.ops import backend
 from ghn_fast.ops.deepnets_graph import deepnets_graph, deepnets_sizes
-from ghn_fast.ops.plan import GraphPlan
+from ghn_fast.ops.gated_gnn_plan import GraphPlan
 
 WITHOUT_EXTENSION = backend.extension_problem()
-needs_extension = pytest.mark.skipif(
+pytest.mark.extension = pytest.mark.skipif(
     WITHOUT_EXTENSION is not None, reason=f"the compiled ops are not here: {WITHOUT_EXTENSION}"
 )
 
@@ -24,7 +24,7 @@ def configs(count: int) -> list[NetworkConfig]:
     return [sample_config("train", index, 2) for index in range(count)]
 
 
-@needs_extension
+@pytest.mark.extension
 @pytest.mark.usefixtures("nan_empty")
 def test_equals_the_reference() -> None:
     """tests/deepnets/test_derive.py compares names and shapes, over more networks."""
@@ -40,7 +40,7 @@ def test_equals_the_reference() -> None:
         assert table[:, 1].tolist() == dims
 
 
-@needs_extension
+@pytest.mark.extension
 @pytest.mark.usefixtures("nan_empty")
 def test_sizes_equal_those_of_the_reference() -> None:
     records = [encode(config) for config in configs(4)]
@@ -59,7 +59,7 @@ def test_sizes_equal_those_of_the_reference() -> None:
     assert deepnets_sizes(bytes_of(*records)[:0], ends[:0], 3, (32,)).shape == (0, 2)
 
 
-@needs_extension
+@pytest.mark.extension
 def test_layout_does_not_matter() -> None:
     record = bytes_of(encode(configs(1)[0]))
     strided = torch.stack((record, record), dim=1)[:, 0]
@@ -70,7 +70,7 @@ def test_layout_does_not_matter() -> None:
         assert torch.equal(one, other)
 
 
-@needs_extension
+@pytest.mark.extension
 def test_opcheck() -> None:
     records = [encode(config) for config in configs(2)]
     ends = torch.tensor([len(records[0]), len(records[0]) + len(records[1])])
@@ -81,7 +81,7 @@ def test_opcheck() -> None:
     )
 
 
-@needs_extension
+@pytest.mark.extension
 def test_compiles_into_one_graph() -> None:
     record = encode(configs(1)[0])
     data, ends = bytes_of(record), torch.tensor([len(record)])
@@ -93,7 +93,7 @@ def test_compiles_into_one_graph() -> None:
     assert torch.equal(run(data, ends), deepnets_sizes(data, ends, 10, (32,)) * 2)
 
 
-@needs_extension
+@pytest.mark.extension
 def test_bad_arguments_are_named() -> None:
     record = encode(configs(1)[0])
     data, ends = bytes_of(record), torch.tensor([len(record)])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import ghn_fast
 import naive
-from ghn_fast.ops import backend
+from ghn_fast.ops import backend, expand_params_plan
 from ghn_fast.ops import expand_params as module
 from ghn_fast.ops.expand_params import (
     Kind,
@@ -20,13 +20,12 @@ from ghn_fast.ops.expand_params import (
     expand_params,
     expand_params_into,
 )
-from markers import needs_extension
 from tolerances import assert_close
 
 # Back ends with the device that they are tested on.
 PLACES = [
     pytest.param("reference", "cpu", id="reference"),
-    pytest.param("cpu", "cpu", marks=needs_extension, id="cpu"),
+    pytest.param("cpu", "cpu", marks=pytest.mark.extension, id="cpu"),
     pytest.param("reference", "cuda", marks=pytest.mark.cuda, id="reference-cuda"),
     pytest.param("cuda", "cuda", marks=pytest.mark.cuda, id="cuda"),
 ]
@@ -152,7 +151,7 @@ def test_a_large_plan_equals_the_reference(name: str, device: str) -> None:
         assert_close(got, want, context="gradient")
 
 
-@needs_extension
+@pytest.mark.extension
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
     shapes = [((64, 64, 3, 3), (300, 200, 3, 3)), ((64, 1, 1, 1), (999, 1, 1, 1)), *SHAPES] * 2
     blocks, plan = make_plan(Kind.SCALE, shapes=shapes, dtype=torch.float32)
@@ -220,7 +219,7 @@ def test_opcheck(name: str, device: str) -> None:
         torch.library.opcheck(op.expand_params_into.default, (detached, plan.table, out))
 
 
-@needs_extension
+@pytest.mark.extension
 def test_compiles_as_one_graph() -> None:
     blocks, plan = make_plan(Kind.SCALE, shapes=SHAPES[:4], dtype=torch.float32)
     table = plan.table
@@ -281,10 +280,10 @@ def test_large_parameters_are_expanded_in_parts(
     monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
     blocks, plan = make_plan(Kind.SCALE, dtype=torch.float32)
-    monkeypatch.setattr(module, "_PIECE", 700)
+    monkeypatch.setattr(expand_params_plan, "_PIECE", 700)
     if whole:  # in an order that no view takes apart
         out = [torch.zeros(math.prod(r.shape), 2)[:, 0].view(-1, 1) for r in plan.rows]
-        monkeypatch.setattr(module, "_has_parts", lambda row, tensor: False)
+        monkeypatch.setattr(module, "has_parts", lambda row, tensor: False)
     else:
         out = [torch.zeros(r.shape) for r in plan.rows]
     with ghn_fast.backend("reference"):
@@ -403,7 +402,7 @@ def test_bad_plans_are_named(name: str, device: str) -> None:
         expand_params([block], ParamPlan([], 5))
 
 
-@needs_extension
+@pytest.mark.extension
 def test_bad_arguments_of_the_compiled_ops_are_named() -> None:
     op = torch.ops.ghn_fast
     blocks, plan = make_plan(Kind.COPY, shapes=SHAPES[:1])

@@ -14,8 +14,7 @@ import ghn_fast
 import naive
 from ghn_fast.ops import backend
 from ghn_fast.ops.gated_gnn import GRUWeights, MLPWeights, gated_gnn
-from ghn_fast.ops.plan import GraphPlan
-from markers import needs_extension
+from ghn_fast.ops.gated_gnn_plan import GraphPlan
 from tolerances import assert_close
 
 
@@ -166,7 +165,7 @@ def test_every_width_equals_the_reference(
     compare_with_reference(compiled, device, network(hid, hidden, dtype=dtype), x, plan)
 
 
-@needs_extension
+@pytest.mark.extension
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
@@ -319,7 +318,7 @@ def on_threads(count: int, run: Callable[[], list[Tensor | None]]) -> list[Tenso
         torch.set_num_threads(before)
 
 
-@needs_extension
+@pytest.mark.extension
 @pytest.mark.skipif(
     backend.extension_problem() is None and not backend.extension.module.has_threads,
     reason="the extension was compiled without OpenMP",
@@ -428,7 +427,7 @@ def test_bad_arguments_are_named(name: str, device: torch.device) -> None:
         gated_gnn(torch.zeros(2, 8, device="meta"), *rest)
 
 
-@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_extension), False])
+@pytest.mark.parametrize("native", [pytest.param(True, marks=pytest.mark.extension), False])
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -445,7 +444,7 @@ def test_bad_edges_are_named(
     native: bool, row: tuple[int, int, int], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native:
-        monkeypatch.setattr("ghn_fast.ops.plan.extension_problem", lambda: "not compiled")
+        monkeypatch.setattr("ghn_fast.ops.gated_gnn_plan.extension_problem", lambda: "not compiled")
     with pytest.raises(ValueError, match=message):
         GraphPlan(torch.tensor([(0, 1, 1), row]), [0, 2, 4])
 

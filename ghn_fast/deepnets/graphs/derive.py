@@ -21,7 +21,7 @@ from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
 from ghn_fast.ops.backend import resolve
 from ghn_fast.ops.deepnets_graph import deepnets_graph
-from ghn_fast.ops.plan import GraphPlan
+from ghn_fast.ops.gated_gnn_plan import GraphPlan
 
 UNREACHED = "not on a path from the input to the output"
 

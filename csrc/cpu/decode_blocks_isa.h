@@ -1,5 +1,5 @@
-// The decoder's product on CPU. No include guard: decode_kernels.cpp includes this file once per
-// instruction set, with GHN_ISA (a namespace) and GHN_BYTES (of a vector register).
+// The decoder's product on CPU. No include guard: decode_blocks_kernels.cpp includes this file once
+// per instruction set, with GHN_ISA (a namespace) and GHN_BYTES (of a vector register).
 
 namespace ghn {
 namespace GHN_ISA {

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ghn_fast.ops.plan import GraphPlan
-from markers import needs_extension
+from ghn_fast.ops.gated_gnn_plan import GraphPlan
 
 
 def rows(*triples: tuple[int, int, int]) -> torch.Tensor:
@@ -30,7 +29,7 @@ def shifted() -> tuple[torch.Tensor, list[int]]:
     return torch.cat(tables), offsets
 
 
-@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=needs_extension)])
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.extension)])
 def test_joined_plans_are_the_plan_of_all(packed: bool, nan_empty: None) -> None:
     plans = [GraphPlan(edges, offsets) for edges, offsets in PARTS]
     if not packed:
@@ -54,7 +53,7 @@ def test_joined_plans_are_the_plan_of_all(packed: bool, nan_empty: None) -> None
         GraphPlan.join([])
 
 
-@needs_extension
+@pytest.mark.extension
 def test_edges_come_back_in_order(nan_empty: None) -> None:
     edges, offsets = shifted()
     packed = GraphPlan(edges, offsets).packed
@@ -66,7 +65,7 @@ def test_edges_come_back_in_order(nan_empty: None) -> None:
     assert plan.to("cpu").edges.tolist() == ordered
 
 
-@needs_extension
+@pytest.mark.extension
 def test_what_is_no_plan_is_refused() -> None:
     plan = GraphPlan(*PARTS[0]).packed
     assert plan is not None

@@ -13,121 +13,23 @@
 
 #include <algorithm>
 #include <cstring>
-#include <string>
 
-#include "../common/checks.h"
-#include "decode_kernels.h"
-#include "decode_layout.h"
+#include "decode_blocks_args.h"
+#include "decode_blocks_kernels.h"
+#include "decode_blocks_layout.h"
 
 namespace ghn {
 namespace {
 
-constexpr size_t kNumbers = 6;  // of a group: decoder, out, in, height, width, count
 // Out-channels of the last layer whose weights are used by all groups before the next ones are.
 constexpr int64_t kOutChannels = 4;
 // Products that are worth a thread.
 constexpr int64_t kGrain = int64_t(1) << 17;
 
-struct Layer {
-  at::Tensor weight, bias;
-  int64_t outputs = 0, inputs = 0;
-};
-
-Layer layer_of(at::TensorList weights, size_t index, const char* name) {
-  Layer layer{weights[index].contiguous(), weights[index + 1].contiguous()};
-  for (const at::Tensor& tensor : {layer.weight, layer.bias}) {
-    check_device(tensor, at::kCPU, name);
-    check_dtype(tensor, at::kFloat, name);
-  }
-  TORCH_CHECK_VALUE(layer.weight.dim() == 2, name, ": got a weight of shape ",
-                    layer.weight.sizes(), ", needs (outputs, inputs)");
-  layer.outputs = layer.weight.size(0);
-  layer.inputs = layer.weight.size(1);
-  check_shape(layer.bias, {layer.outputs}, name);
-  TORCH_CHECK_VALUE(layer.outputs > 0 && layer.inputs > 0, name, ": got a weight of shape ",
-                    layer.weight.sizes());
-  return layer;
-}
-
-// The layers, and the sizes that follow from them.
-struct Layers {
-  Layer expand, hidden, output, head_weight, first, last, head_bias;
-  int64_t size = 1, out, in, channels;
-
-  Layers(at::TensorList weights, int64_t width) {
-    TORCH_CHECK_VALUE(weights.size() == 14, "weights: got ", weights.size(),
-                      " tensors, needs 14: weight and bias of seven layers");
-    expand = layer_of(weights, 0, "weights of expand");
-    hidden = layer_of(weights, 2, "weights of hidden");
-    output = layer_of(weights, 4, "weights of output");
-    head_weight = layer_of(weights, 6, "weights of the classifier's weight");
-    first = layer_of(weights, 8, "weights of the first layer of vectors");
-    last = layer_of(weights, 10, "weights of the last layer of vectors");
-    head_bias = layer_of(weights, 12, "weights of the classifier's bias");
-    while (hidden.inputs * (size + 1) * (size + 1) <= expand.outputs) ++size;
-    out = head_weight.inputs;
-    in = output.outputs / out;
-    channels = last.outputs / 2;
-    const bool fit = hidden.inputs * size * size == expand.outputs && expand.inputs == width &&
-                     output.inputs == hidden.outputs && out * in == output.outputs &&
-                     first.inputs == width && last.inputs == first.outputs &&
-                     2 * channels == last.outputs && head_bias.inputs == channels &&
-                     head_bias.outputs == head_weight.outputs;
-    TORCH_CHECK_VALUE(fit, "weights: the layers do not fit each other or x of width ", width);
-  }
-};
-
-// A copy, so that what is checked is what is used.
-std::vector<int64_t> read_nodes(const at::Tensor& nodes) {
-  check_device(nodes, at::kCPU, "nodes");
-  check_dtype(nodes, at::kLong, "nodes");
-  TORCH_CHECK_VALUE(nodes.dim() == 1, "nodes: got shape ", nodes.sizes(),
-                    ", needs one dimension");
-  const at::Tensor list = nodes.contiguous();
-  const int64_t* data = list.const_data_ptr<int64_t>();
-  return {data, data + list.numel()};
-}
-
-std::vector<DecodeGroup> read_groups(at::IntArrayRef numbers, const std::vector<int64_t>& node,
-                                     const Layers& layers, int64_t num_nodes) {
-  const int64_t num = int64_t(node.size());
-  TORCH_CHECK_VALUE(numbers.size() % kNumbers == 0, "groups: got ", numbers.size(),
-                    " numbers, needs six for each group");
-  std::vector<DecodeGroup> groups;
-  int64_t first = 0;
-  for (size_t g = 0; g < numbers.size() / kNumbers; ++g) {
-    const int64_t* n = numbers.data() + g * kNumbers;
-    DecodeGroup group{n[0], n[1], n[2], n[3], n[4], n[5], first};
-    TORCH_CHECK_VALUE(group.decoder >= kBlock && group.decoder <= kHeadBias, "groups[", g,
-                      "]: got decoder ", group.decoder, ", needs 0 to 3");
-    TORCH_CHECK_VALUE(group.count >= 0 && group.count <= num - first, "groups[", g,
-                      "]: got ", group.count, " nodes, needs 0 to ", num - first,
-                      ", those that are left");
-    const bool block = group.decoder == kBlock, head = group.decoder == kHeadWeight;
-    if (head) group.out = layers.out, group.height = group.width = 1;
-    const auto fits = [](int64_t size, int64_t most) { return size >= 1 && size <= most; };
-    const bool fine = fits(group.out, layers.out) && fits(group.in, layers.in) &&
-                      fits(group.height, layers.size) && fits(group.width, layers.size);
-    TORCH_CHECK_VALUE(fine || !(block || head), "groups[", g, "]: got a block of shape (",
-                      group.out, ", ", group.in, ", ", group.height, ", ", group.width,
-                      "), needs at least 1 and at most (", layers.out, ", ", layers.in, ", ",
-                      layers.size, ", ", layers.size, ")");
-    first += group.count;
-    groups.push_back(group);
-  }
-  TORCH_CHECK_VALUE(first == num, "nodes: got ", num, ", needs ", first,
-                    ", as many as the groups count");
-  for (int64_t i = 0; i < first; ++i) {
-    TORCH_CHECK_VALUE(node[i] >= 0 && node[i] < num_nodes, "nodes[", i, "]: got ", node[i],
-                      ", needs 0 to ", num_nodes - 1);
-  }
-  return groups;
-}
-
 // Rows of a layer's weights, to be multiplied with panel after panel.
 class Rows {
  public:
-  Rows(const DecodeKernel& kernel, const Layer& layer) : kernel_(kernel), layer_(layer) {}
+  Rows(const DecodeKernel& kernel, const DecodeLayer& layer) : kernel_(kernel), layer_(layer) {}
 
   void add(int64_t row) {
     weight_.push_back(layer_.weight.const_data_ptr<float>() + row * layer_.inputs);
@@ -153,7 +55,7 @@ class Rows {
 
  private:
   const DecodeKernel& kernel_;
-  const Layer& layer_;
+  const DecodeLayer& layer_;
   std::vector<const float*> weight_;
   std::vector<float> bias_;
 };
@@ -196,7 +98,7 @@ int64_t grain(int64_t products_each) {
 
 class BlockDecoder {
  public:
-  BlockDecoder(const Layers& layers, const DecodeLayout& layout)
+  BlockDecoder(const DecodeLayers& layers, const DecodeLayout& layout)
       : kernel_(decode_kernel()),
         layers_(layers),
         layout_(layout),
@@ -268,7 +170,7 @@ class BlockDecoder {
   }
 
   void hide() {
-    const Layer& layer = layers_.hidden;
+    const DecodeLayer& layer = layers_.hidden;
     Rows rows(kernel_, layer);
     rows.add(0, layer.outputs);
     const int64_t products = layer.outputs * layer.inputs * kernel_.columns;
@@ -334,14 +236,14 @@ class BlockDecoder {
   }
 
   const DecodeKernel kernel_;
-  const Layers& layers_;
+  const DecodeLayers& layers_;
   const DecodeLayout& layout_;
   const int64_t count_;
   Panels expanded_, hidden_;
 };
 
 // (count, out, in) -> ReLU -> (count, classes, in), a linear layer over the out-channels.
-void classify_weight(const Layer& layer, const float* blocks, int64_t count, int64_t in,
+void classify_weight(const DecodeLayer& layer, const float* blocks, int64_t count, int64_t in,
                      float* to) {
   for (int64_t n = 0; n < count; ++n, blocks += layer.inputs * in) {
     const float* weight = layer.weight.const_data_ptr<float>();
@@ -356,7 +258,7 @@ void classify_weight(const Layer& layer, const float* blocks, int64_t count, int
 }
 
 // ReLU and a linear layer of one vector.
-void classify_bias(const Layer& layer, const float* x, float* to) {
+void classify_bias(const DecodeLayer& layer, const float* x, float* to) {
   const float* weight = layer.weight.const_data_ptr<float>();
   for (int64_t c = 0; c < layer.outputs; ++c, weight += layer.inputs) {
     float sum = layer.bias.const_data_ptr<float>()[c];
@@ -366,7 +268,7 @@ void classify_bias(const Layer& layer, const float* x, float* to) {
 }
 
 // Vectors (count, 2, channels) of a group, or of a classifier's biases (count, classes).
-void decode_vectors(const Layers& layers, const DecodeGroup& group, const int64_t* nodes,
+void decode_vectors(const DecodeLayers& layers, const DecodeGroup& group, const int64_t* nodes,
                     const float* x, float* to) {
   const DecodeKernel kernel = decode_kernel();
   const int64_t columns = kernel.columns, outputs = layers.last.outputs;
@@ -407,7 +309,7 @@ std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor&
   check_device(x, at::kCPU, "x");
   check_dtype(x, at::kFloat, "x");
   TORCH_CHECK_VALUE(x.dim() == 2, "x: got shape ", x.sizes(), ", needs (N, C)");
-  const Layers layers(weights, x.size(1));
+  const DecodeLayers layers(weights, x.size(1));
   const at::Tensor features = x.contiguous();
   const std::vector<int64_t> node_list = read_nodes(nodes);
   const std::vector<DecodeGroup> groups = read_groups(numbers, node_list, layers, x.size(0));

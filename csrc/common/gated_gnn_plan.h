@@ -1,5 +1,5 @@
 // The packed plan of a batch of graphs: one int32 array that host and device read alike.
-// gated_gnn_plan makes it, plan_check.h says when one is sound.
+// gated_gnn_plan makes it, plan/gated_gnn_plan_check.h says when one is sound.
 //
 // Nodes are numbered through over the graphs; within the lists of edges and the orders a node is
 // named by its number in its own graph. The edges of a node lie together, those at distance 1

@@ -1,32 +1,11 @@
 // The decoder's product, compiled for several instruction sets and chosen at run time.
-#include "decode_kernels.h"
+#include "decode_blocks_kernels.h"
 
 #include "../common/simd.h"
 #include "isa.h"
 
-#define GHN_ISA baseline
-#define GHN_BYTES 16
-#include "decode_kernel.h"
-#undef GHN_ISA
-#undef GHN_BYTES
-
-#if defined(GHN_X86)
-GHN_TARGET_AVX2
-#define GHN_ISA avx2
-#define GHN_BYTES 32
-#include "decode_kernel.h"
-#undef GHN_ISA
-#undef GHN_BYTES
-GHN_TARGET_END
-
-GHN_TARGET_AVX512
-#define GHN_ISA avx512
-#define GHN_BYTES 64
-#include "decode_kernel.h"
-#undef GHN_ISA
-#undef GHN_BYTES
-GHN_TARGET_END
-#endif
+#define GHN_KERNELS "decode_blocks_isa.h"
+#include "each_isa.h"
 
 namespace ghn {
 namespace {

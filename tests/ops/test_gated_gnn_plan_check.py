@@ -8,7 +8,7 @@ from torch import Tensor
 
 import ghn_fast.ops.gated_gnn  # noqa: F401 - registers the op
 from ghn_fast.ops import backend
-from ghn_fast.ops.plan import GraphPlan
+from ghn_fast.ops.gated_gnn_plan import GraphPlan
 
 HEADER = 8
 CHANNELS, HIDDEN = 8, 4
@@ -31,7 +31,7 @@ def packed_plan() -> Tensor:
 
 
 def places() -> dict[str, int]:
-    """Where the parts of the packed plan begin (csrc/common/plan.h)."""
+    """Where the parts of the packed plan begin (csrc/common/gated_gnn_plan.h)."""
     graphs, nodes, edges, forward, backward = packed_plan()[1:6].tolist()
     sizes = [("graph_ptr", graphs + 1)]
     for side in ("in", "out"):

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "../common/checks.h"
-#include "../common/plan_check.h"
+#include "gated_gnn_plan_check.h"
 
 namespace ghn {
 namespace {

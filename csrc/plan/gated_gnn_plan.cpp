@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../common/checks.h"
-#include "../common/plan_check.h"
+#include "gated_gnn_plan_check.h"
 
 namespace ghn {
 namespace {
@@ -184,9 +184,14 @@ at::Tensor gated_gnn_plan_to(const at::Tensor& plan, const at::Device& device) {
                     " and strides ", plan.strides(), ", needs a contiguous vector");
   check_device(plan, at::kCPU, "plan");
   known_plan(plan);
+  const int32_t* data = plan.const_data_ptr<int32_t>();
+  // What is known of a tensor was true of its memory when it was looked at.
+  TORCH_CHECK_VALUE(plan_in_bounds(data, plan.numel()),
+                    "plan: its memory has been overwritten, needs the result of gated_gnn_plan as "
+                    "it was made");
   const c10::InferenceMode guard(false);
   const at::Tensor moved = plan.to(device, plan.scalar_type(), false, true);
-  remember_plan(moved, plan.const_data_ptr<int32_t>());
+  remember_plan(moved, data);
   return moved;
 }
 

@@ -4,9 +4,10 @@
 #include <ATen/Parallel.h>
 
 #include <cmath>
-#include <cstdio>
 #include <random>
 #include <vector>
+
+#include "checks.h"
 
 namespace ghn {
 std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor& nodes,
@@ -15,12 +16,7 @@ std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor&
 
 namespace {
 
-int failures = 0;
-
-void check(bool fine, const char* what) {
-  std::printf("%s: %s\n", fine ? "ok" : "FAILED", what);
-  failures += fine ? 0 : 1;
-}
+using namespace ghn::tests;
 
 struct Sizes {
   int64_t hid, out, in, size, channels, classes;
@@ -106,16 +102,6 @@ void compare(const Sizes& s, unsigned seed) {
   check(fine, "random groups");
 }
 
-template <class F>
-void refused(F f, const char* what) {
-  try {
-    f();
-    check(false, what);
-  } catch (const c10::Error&) {
-    check(true, what);
-  }
-}
-
 void refuse() {
   const Sizes s{8, 6, 5, 3, 6, 4};
   const std::vector<at::Tensor> weights = make_weights(s);
@@ -123,22 +109,23 @@ void refuse() {
   const auto run = [&](const at::Tensor& nodes, std::vector<int64_t> numbers) {
     return [&weights, &x, nodes, numbers] { ghn::decode_blocks_cpu(x, nodes, numbers, weights); };
   };
-  refused(run(one, {0, 7, 5, 3, 3, 1}), "too many out-channels");
-  refused(run(one, {0, 6, 6, 3, 3, 1}), "too many in-channels");
-  refused(run(one, {2, 6, 6, 1, 1, 1}), "too many in-channels of a classifier");
-  refused(run(one, {0, 6, 5, 4, 3, 1}), "too high");
-  refused(run(one, {0, 6, 5, 0, 3, 1}), "no height");
-  refused(run(one, {0, 6, 5, 3, 3, 2}), "too few nodes");
-  refused(run(one, {0, 6, 5, 3, 3, int64_t(1) << 62}), "far too few nodes");
-  refused(run(one, {0, 6, 5, 3, 3, 0}), "too many nodes");
-  refused(run(one, {0, 6, 5, 3, 3}), "a number is missing");
-  refused(run(at::tensor({4}, at::kLong), {0, 6, 5, 3, 3, 1}), "a node that is not there");
-  refused(run(at::tensor({-1}, at::kLong), {1, 1, 1, 1, 1, 1}), "a negative node");
+  check(refused(run(one, {0, 7, 5, 3, 3, 1})), "too many out-channels");
+  check(refused(run(one, {0, 6, 6, 3, 3, 1})), "too many in-channels");
+  check(refused(run(one, {2, 6, 6, 1, 1, 1})), "too many in-channels of a classifier");
+  check(refused(run(one, {0, 6, 5, 4, 3, 1})), "too high");
+  check(refused(run(one, {0, 6, 5, 0, 3, 1})), "no height");
+  check(refused(run(one, {0, 6, 5, 3, 3, 2})), "too few nodes");
+  check(refused(run(one, {0, 6, 5, 3, 3, int64_t(1) << 62})), "far too few nodes");
+  check(refused(run(one, {0, 6, 5, 3, 3, 0})), "too many nodes");
+  check(refused(run(one, {0, 6, 5, 3, 3})), "a number is missing");
+  check(refused(run(at::tensor({4}, at::kLong), {0, 6, 5, 3, 3, 1})), "a node that is not there");
+  check(refused(run(at::tensor({-1}, at::kLong), {1, 1, 1, 1, 1, 1})), "a negative node");
   for (size_t i = 0; i < weights.size(); ++i) {
     std::vector<at::Tensor> wrong = weights;
     wrong[i] = wrong[i].slice(0, 1);
     const std::vector<int64_t> numbers = {0, 6, 5, 3, 3, 1};
-    refused([&] { ghn::decode_blocks_cpu(x, one, numbers, wrong); }, "a layer of another size");
+    check(refused([&] { ghn::decode_blocks_cpu(x, one, numbers, wrong); }),
+          "a layer of another size");
   }
 }
 
@@ -154,6 +141,5 @@ int main() {
     }
   }
   refuse();
-  std::printf("%d failures\n", failures);
-  return failures == 0 ? 0 : 1;
+  return exit_status();
 }

@@ -1,4 +1,4 @@
-#include "decode_layout.h"
+#include "decode_blocks_layout.h"
 
 #include <algorithm>
 #include <numeric>

@@ -16,7 +16,7 @@
 
 #include <string>
 
-#include "plan.h"
+#include "../common/gated_gnn_plan.h"
 
 namespace ghn {
 

@@ -6,7 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "../common/plan_check.h"
+#include "gated_gnn_plan_check.h"
 
 namespace ghn {
 namespace {
