@@ -257,6 +257,7 @@ class GHN(nn.Module):
             report.batch_statistics = use_batch_statistics(model, norms)
         clock.lap("bind")
         report.seconds["total"] = sum(report.seconds.values())
+        report.partial = graph.partial
         return report
 
     @staticmethod

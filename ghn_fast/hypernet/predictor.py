@@ -144,7 +144,7 @@ class Predictor:
         self._cuda_graph = cuda_graph
         self._replay: tuple[tuple[int, ...], torch.cuda.CUDAGraph] | None = None
         self._lock = threading.Lock()
-        self.report = PredictionReport()
+        self.report = PredictionReport(partial=graph.partial)
         self._destinations(self.report)
 
     def __call__(self) -> PredictionReport:
@@ -153,7 +153,7 @@ class Predictor:
         Returns:
             The report, as of :meth:`GHN.predict`, without the stage ``capture``.
         """
-        report = PredictionReport()
+        report = PredictionReport(partial=self.graph.partial)
         clock = Clock(report.seconds)
         with self._lock:
             if self._ghn.device != self._device:
