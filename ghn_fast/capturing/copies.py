@@ -101,7 +101,7 @@ class Copier:
             if issubclass(kind, (*generators, numpy.random.BitGenerator)):
                 return self._keep(value, copy.deepcopy(value))
         if issubclass(kind, Iterator) and not kind.__flags__ & _HEAP_TYPE:
-            return self._keep(value, _copy_or_same(value))
+            return self._keep(value, self._iterator(value))
         original = getattr(value, "_torchdynamo_orig_callable", None) if callable(value) else None
         if original is not None:
             # A compiled function runs as it was written.
@@ -141,7 +141,7 @@ class Copier:
         return made
 
     def _list(self, value: Any) -> Any:
-        made = self._keep(value, type(value).__new__(type(value)))
+        made = self._keep(value, _blank(value))
         list.extend(made, [self(item) for item in list.__iter__(value)])
         return self._state(value, made)
 
@@ -154,7 +154,7 @@ class Copier:
 
     def _dict(self, value: Any) -> Any:
         base: Any = OrderedDict if isinstance(value, OrderedDict) else dict
-        made = self._keep(value, type(value).__new__(type(value)))
+        made = self._keep(value, _blank(value))
         for key, item in list(base.items(value)):
             base.__setitem__(made, self(key), self(item))
         if isinstance(value, defaultdict):
@@ -167,12 +167,12 @@ class Copier:
         if base is frozenset:
             made = self._keep(value, frozenset.__new__(type(value), items))
         else:
-            made = self._keep(value, type(value).__new__(type(value)))
+            made = self._keep(value, _blank(value))
             set.update(made, items)
         return self._state(value, made)
 
     def _deque(self, value: Any) -> Any:
-        made = self._keep(value, type(value).__new__(type(value)))
+        made = self._keep(value, _blank(value))
         deque.__init__(made, (self(item) for item in deque.__iter__(value)), value.maxlen)
         return self._state(value, made)
 
@@ -283,6 +283,17 @@ class Copier:
                 made.flat[place] = self(item)
         return made
 
+    def _iterator(self, value: Any) -> Any:
+        """An iterator of the interpreter, with what it goes through copied, too."""
+        try:
+            make, args, *state = value.__reduce__()
+        except TypeError:
+            return value
+        made = make(*(self(item) for item in args))
+        if state and state[0] is not None:
+            made.__setstate__(self(state[0]))
+        return made
+
     def _unread(self, value: Any) -> Any:
         return self._keep(value, _Unread())
 
@@ -305,18 +316,17 @@ class _Unread:
         """Nothing is open."""
 
 
+def _blank(value: Any) -> Any:
+    """An empty container of the class of another, made without its constructor."""
+    kind: Any = type(value)
+    return kind.__new__(kind)
+
+
 def _attributes(value: Any) -> dict[str, Any]:
     try:
         return object.__getattribute__(value, "__dict__")
     except AttributeError:
         return {}
-
-
-def _copy_or_same(value: Any) -> Any:
-    try:
-        return copy.copy(value)
-    except TypeError:
-        return value
 
 
 _MAKERS: dict[type, Callable[[Copier, Any], Any]] = {

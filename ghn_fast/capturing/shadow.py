@@ -8,6 +8,7 @@ therefore capture one network at the same time.
 
 from __future__ import annotations
 
+import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable
@@ -257,17 +258,24 @@ class Shadow:
     def _belongs(self, hook: Any) -> bool:
         """Whether a hook is part of the network.
 
-        It is if ``torch.nn.utils`` made it (weight and spectral norm, pruning), or if it is a
-        method of a module or of an object that the network holds.
+        It is if ``torch.nn.utils`` made it (weight and spectral norm, pruning), if it is a method
+        of a module or of an object that the network holds, or if it comes from the installed
+        library that the network's classes come from.
         """
-        if type(hook).__module__.startswith("torch.nn.utils"):
+        name = getattr(hook, "__module__", None) or type(hook).__module__
+        if name.startswith("torch.nn.utils"):
             return True
         while isinstance(hook, partial):
             hook = hook.func
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, nn.Module):
             return any(owner is module for _, module in self._named)
-        return owner is not None and self.copy.knows(owner)
+        if owner is not None and self.copy.knows(owner):
+            return True
+        root = name.partition(".")[0]
+        roots = {type(module).__module__.partition(".")[0] for _, module in self._named} - {"torch"}
+        path = getattr(sys.modules.get(root), "__file__", None) or ""
+        return root in roots and "site-packages" in path
 
     def _outside(self, module: nn.Module) -> nn.Module:
         """Stand-in of a module that is held by an ordinary attribute."""
@@ -292,7 +300,8 @@ class _Hooks(OrderedDict[int, Callable[..., Any]]):
         super().__setitem__(number, hook)
         forward = self.state["_compiled_call_impl"]
         if isinstance(forward, types.MethodType):
-            self.state["_compiled_call_impl"] = partial(_call, forward.__self__)
+            owner: Any = forward.__self__
+            self.state["_compiled_call_impl"] = partial(_call, owner)
 
 
 def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -3,9 +3,10 @@
 A key lists everything that the forward pass of a network can read: the classes of all modules and
 their ``forward``, names, shapes and dtypes of parameters and buffers, which of them are shared,
 values of small buffers and of integers among the inputs, and every other attribute, down to
-functions by identity. Running statistics are left out: predictions drop them. Keys are compared element by element, not
-by a hash alone. A network with an attribute that cannot be listed (a tensor outside of parameters
-and buffers, an object of an unknown class, a hook) has no key and is captured every time.
+functions by identity. Running statistics are left out: a prediction drops them, and no graph
+depends on them. Keys are compared element by element, not by a hash alone. A network with an
+attribute that cannot be listed (a tensor outside of parameters and buffers, an object of an unknown
+class, a hook) has no key and is captured every time.
 
 What a forward pass reads from outside of the network, a global variable say, no key can know.
 

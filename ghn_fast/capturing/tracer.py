@@ -104,7 +104,7 @@ class Recorder(TorchFunctionMode):
     def choices_before(
         self, outputs: Sequence[Tensor], params: Mapping[int, RawParam]
     ) -> list[Tensor]:
-        """Features that decide what is chosen, as far as outputs do not depend on them otherwise."""
+        """Features that decide what is chosen, and that outputs do not depend on otherwise."""
         reached: set[int] = set()
         for tensor in outputs if self._choices else ():
             reached |= self.parameters_behind(tensor, params)
@@ -126,8 +126,7 @@ class Recorder(TorchFunctionMode):
         if kinds != _META:
             if kinds == 0:
                 return self._without_tensors(func, args, kwargs or {})
-            given = args, kwargs or {}
-            args, kwargs = tree_map(self._own, given)
+            args, kwargs = tree_map(self._own, (args, kwargs or {}))
             kinds = _kinds(args) | _kinds(kwargs.values())
             if kinds == _REAL:
                 return self.known.run(func, args, kwargs)
@@ -144,8 +143,9 @@ class Recorder(TorchFunctionMode):
             first = args[0]
             if isinstance(first, Tensor) and not first.is_meta:
                 args = (self.known.lose(first), *args[1:])
-        metas = tree_map(_as_meta, (args, kwargs or {}))
-        return self.on_meta(func, *metas, given=(args, kwargs or {}))
+        given = args, kwargs or {}
+        meta_args, meta_kwargs = tree_map(_as_meta, given)
+        return self.on_meta(func, meta_args, meta_kwargs, given)
 
     def on_meta(
         self, func: Any, args: Sequence[Any], kwargs: dict[str, Any] | None, given: Any = None
