@@ -8,7 +8,7 @@ written has no values any more; it and all its views are meta tensors from then 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -155,7 +155,7 @@ def meta_like(tensor: Tensor) -> Tensor:
     if tensor.layout is not torch.strided or tensor.is_quantized:
         dtype = torch.float32 if tensor.is_quantized else tensor.dtype
         return torch.empty(tensor.shape, dtype=dtype, device="meta")
-    if _is_wrapped(tensor):
+    if type(tensor) is Tensor and _is_wrapped(tensor):
         return torch.empty_like(tensor, device="meta")
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
@@ -163,11 +163,6 @@ def meta_like(tensor: Tensor) -> Tensor:
 def zeros_like_without_memory(tensor: Tensor) -> Tensor:
     """A real tensor of the shape and type of a meta tensor; all elements are one zero."""
     return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
-
-
-def elements_of(tensors: Iterable[Tensor]) -> int:
-    """Number of elements of several tensors."""
-    return sum(tensor.numel() for tensor in tensors)
 
 
 def constructors() -> frozenset[Any]:
@@ -184,7 +179,7 @@ def _on_cpu(value: Any) -> Any:
 
 def _is_wrapped(tensor: Tensor) -> bool:
     """Whether a tensor is a view of another that ``torch.func`` made."""
-    return type(tensor) is Tensor and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 _FROM_DATA = frozenset(("tensor", "as_tensor", "asarray", "scalar_tensor"))

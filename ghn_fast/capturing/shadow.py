@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -71,9 +70,11 @@ class Shadow:
         self._first_name: dict[int, str] = {}
         self._metas: dict[str, Tensor] = {}
         self._tensors: dict[int, Tensor] = {}
-        self._places: dict[tuple[Any, ...], str] = {}
+        self._places: dict[int, tuple[str, Tensor]] = {}
         self._extents: list[tuple[int, int, str]] = []
+        self._statistics: dict[tuple[Any, ...], Tensor] = {}
         self._modules: dict[int, nn.Module] = {}
+        self._no_hooks: OrderedDict[int, Any] = OrderedDict()
         self.ignored_hooks = False
         self.known = KnownValues()
         self.copy = Copier(self.stand_in, self._outside)
@@ -143,9 +144,8 @@ class Shadow:
             self._tensors[id(parameter)] = self._metas[first]
             self._kept.append(parameter)
             return
-        meta = meta_like(parameter)
-        meta.requires_grad_(meta.is_floating_point() or meta.is_complex())
-        if meta.is_floating_point() and self.dtype is None:
+        meta = _parameter_like(parameter)
+        if self.dtype is None and meta.is_floating_point():
             self.dtype = parameter.dtype
         self._tensors[id(parameter)] = self._metas[name] = meta
         self._kept.append(parameter)
@@ -160,14 +160,20 @@ class Shadow:
         """Name of the first parameter that lies at the same place in memory."""
         if type(parameter) is not nn.Parameter or parameter.layout is not torch.strided:
             return name
-        start, shape, strides = parameter.data_ptr(), parameter.shape, parameter.stride()
+        start = parameter.data_ptr()
         if start == 0:
             return name
-        first = self._places.setdefault((start, shape, strides, parameter.dtype), name)
-        if first == name:
-            steps = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-            self._extents.append((start, start + (steps + 1) * parameter.element_size(), name))
-        return first
+        first, other = self._places.setdefault(start, (name, parameter))
+        if first != name:
+            same = parameter.shape == other.shape and parameter.stride() == other.stride()
+            if same and parameter.dtype == other.dtype:
+                return first
+        size = parameter.nbytes
+        if not parameter.is_contiguous():
+            extents = zip(parameter.shape, parameter.stride(), strict=True)
+            size = (1 + sum((n - 1) * step for n, step in extents)) * parameter.element_size()
+        self._extents.append((start, start + size, name))
+        return name
 
     def _find_overlaps(self) -> None:
         """Parameters that share a part of their memory cannot all be predicted."""
@@ -228,7 +234,12 @@ class Shadow:
                 continue
             found = self._tensors.get(id(value))
             if found is None and is_norm:
-                found = self._tensors[id(value)] = meta_like(value)
+                # One for all of a shape: nothing is read from statistics.
+                found = self._statistics.get((value.shape, value.dtype))
+                if found is None:
+                    found = meta_like(value)
+                    self._statistics[value.shape, value.dtype] = found
+                self._tensors[id(value)] = found
                 self._kept.append(value)
             buffers[key] = self.known.copy(value) if found is None else found
         return buffers
@@ -243,17 +254,22 @@ class Shadow:
         kept = False
         for key in _HOOKS:
             hooks = state[key]
-            own = state[key] = _Hooks(state)
+            state[key] = self._no_hooks
             if hooks:
-                for number, hook in hooks.items():
-                    if self._belongs(hook):
-                        OrderedDict.__setitem__(own, number, self.copy(hook))
-                        kept = True
+                own = OrderedDict(
+                    (number, self.copy(hook))
+                    for number, hook in hooks.items()
+                    if self._belongs(hook)
+                )
                 self.ignored_hooks = self.ignored_hooks or len(own) < len(hooks)
+                if own:
+                    state[key], kept = own, True
         for key in _NO_HOOKS:
             if state.get(key):
                 state[key] = OrderedDict()
         state["_compiled_call_impl"] = partial(_call, shadow) if kept else shadow.forward
+        state["register_forward_hook"] = types.MethodType(_register, shadow)
+        state["register_forward_pre_hook"] = types.MethodType(_register_before, shadow)
 
     def _belongs(self, hook: Any) -> bool:
         """Whether a hook is part of the network.
@@ -283,25 +299,31 @@ class Shadow:
             for part in module.modules():
                 for parameter in part._parameters.values():
                     if parameter is not None and id(parameter) not in self._tensors:
-                        meta = self._tensors[id(parameter)] = meta_like(parameter)
-                        meta.requires_grad_(meta.is_floating_point() or meta.is_complex())
+                        self._tensors[id(parameter)] = _parameter_like(parameter)
                         self._kept.append(parameter)
         return self._shadow(module)
 
 
-class _Hooks(OrderedDict[int, Callable[..., Any]]):
-    """Hooks of a module of the stand-in, which calls them once there are some."""
+def _register(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``register_forward_hook`` of a module of the stand-in, which calls hooks from then on."""
+    _call_hooks(module, "_forward_hooks")
+    return type(module).register_forward_hook(module, *args, **kwargs)
 
-    def __init__(self, state: dict[str, Any]) -> None:
-        super().__init__()
-        self.state = state
 
-    def __setitem__(self, number: int, hook: Callable[..., Any]) -> None:
-        super().__setitem__(number, hook)
-        forward = self.state["_compiled_call_impl"]
-        if isinstance(forward, types.MethodType):
-            owner: Any = forward.__self__
-            self.state["_compiled_call_impl"] = partial(_call, owner)
+def _register_before(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    _call_hooks(module, "_forward_pre_hooks")
+    return type(module).register_forward_pre_hook(module, *args, **kwargs)
+
+
+def _call_hooks(module: nn.Module, key: str) -> None:
+    state = module.__dict__
+    if not state[key]:
+        state[key] = OrderedDict()
+    for flags in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
+        state[flags] = OrderedDict(state[flags])
+    state["_forward_hooks_always_called"] = OrderedDict()
+    if isinstance(state["_compiled_call_impl"], types.MethodType):
+        state["_compiled_call_impl"] = partial(_call, module)
 
 
 def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -354,6 +376,13 @@ def _uncompiled(module: nn.Module) -> nn.Module:
     return module
 
 
+def _parameter_like(parameter: Tensor) -> Tensor:
+    meta = meta_like(parameter)
+    if meta.is_floating_point() or meta.is_complex():
+        meta.requires_grad = True
+    return meta
+
+
 def _obstacle(parameter: Tensor) -> str | None:
     """Why a parameter cannot be predicted, whatever it is used for."""
     if parameter.layout is not torch.strided:
@@ -364,7 +393,9 @@ def _obstacle(parameter: Tensor) -> str | None:
         return f"it is of type {str(parameter.dtype).removeprefix('torch.')}, not floating-point"
     if type(parameter).__module__.startswith("torch.distributed"):
         return f"it is a {type(parameter).__name__}, of which this process holds a part"
-    strides = zip(parameter.shape, parameter.stride(), strict=True)
-    if any(size > 1 and step == 0 for size, step in strides):
+    if not parameter.is_contiguous() and any(
+        size > 1 and step == 0
+        for size, step in zip(parameter.shape, parameter.stride(), strict=True)
+    ):
         return "it is expanded: several of its elements are one place in memory"
     return None

@@ -17,13 +17,9 @@ SMALL = {
     "max_position_embeddings": 64,
 }
 DECODER = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-EXPERTS = {
-    **DECODER,
-    "intermediate_size": 48,
-    "moe_intermediate_size": 16,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-}
+# Grouped products need rows of a multiple of 16 bytes.
+ALIGNED = {**DECODER, "intermediate_size": 48, "num_experts_per_tok": 2}
+EXPERTS = {**ALIGNED, "moe_intermediate_size": 16, "num_experts": 4}
 PAIR = {
     "d_model": 32,
     "encoder_layers": 2,
