@@ -31,6 +31,9 @@ struct Layout {
 // Layouts that are kept; classes may be made without end.
 constexpr size_t kMostLayouts = 4096;
 
+// Buffers of at most so many elements are listed by their values.
+constexpr int64_t kFewElements = 16;
+
 bool is_plain(PyTypeObject* type) {
   return type == &PyLong_Type || type == &PyBool_Type || type == &PyFloat_Type ||
          type == &PyUnicode_Type || type == Py_TYPE(Py_None) || type == &PyBytes_Type ||
@@ -38,6 +41,10 @@ bool is_plain(PyTypeObject* type) {
 }
 
 PyObject* interned(const char* text) { return PyUnicode_InternFromString(text); }
+
+bool same(PyObject* name, PyObject* other) {
+  return name == other || (PyUnicode_Check(name) && PyUnicode_Compare(name, other) == 0);
+}
 
 py::object borrowed(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
 
@@ -142,13 +149,12 @@ class Walk {
     if (!is_new(module)) return;
     static PyObject* const forward = interned("forward");
     append(stolen(PyObject_GetAttr(reinterpret_cast<PyObject*>(type), forward)).ptr());
-    if (PyType_IsSubtype(type, reinterpret_cast<PyTypeObject*>(norm_.ptr()))) {
-      norms.append(py::handle(module));
-    }
+    const bool is_norm = PyType_IsSubtype(type, reinterpret_cast<PyTypeObject*>(norm_.ptr()));
+    if (is_norm) norms.append(py::handle(module));
     py::object own[3];
-    attributes(module, own);
-    tensors(own[0].ptr(), true);
-    tensors(own[1].ptr(), false);
+    attributes(module, own, is_norm);
+    tensors(own[0].ptr(), true, is_norm);
+    tensors(own[1].ptr(), false, is_norm);
     if (PyDict_CheckExact(own[2].ptr()) && PyDict_GET_SIZE(own[2].ptr()) == 0) {
       numbers_.push_back(0);
       return;
@@ -165,8 +171,10 @@ class Walk {
     }
   }
 
-  // Lists what a module has, except for `own`: parameters, buffers and modules.
-  void attributes(PyObject* module, py::object* own) {
+  // Lists what a module has, except for `own`: parameters, buffers and modules. Whether a norm layer
+  // tracks running statistics does not count.
+  void attributes(PyObject* module, py::object* own, bool is_norm) {
+    static PyObject* const tracking = interned("track_running_stats");
     static PyObject* const special[3] = {interned("_parameters"), interned("_buffers"),
                                          interned("_modules")};
     const py::object all = stolen(PyObject_GenericGetDict(module, nullptr));
@@ -180,7 +188,7 @@ class Walk {
     for (size_t i = 0; PyDict_Next(all.ptr(), &at, &name, &value); ++i) {
       const Role role = i < layout->roles.size() ? layout->roles[i] : Role::listed;
       if (role == Role::listed) {
-        listed.push_back(borrowed(value));
+        if (!(is_norm && same(name, tracking))) listed.push_back(borrowed(value));
       } else if (role == Role::hook) {
         if (truth(value)) throw_no_key();
       } else {
@@ -196,7 +204,9 @@ class Walk {
     for (const py::object& object : listed) attribute(object.ptr());
   }
 
-  void tensors(PyObject* mapping, bool are_parameters) {
+  void tensors(PyObject* mapping, bool are_parameters, bool is_norm) {
+    static PyObject* const statistics[3] = {
+        interned("running_mean"), interned("running_var"), interned("num_batches_tracked")};
     if (PyDict_CheckExact(mapping) && PyDict_GET_SIZE(mapping) == 0) {
       numbers_.push_back(0);
       return;
@@ -205,11 +215,21 @@ class Walk {
     numbers_.push_back(int64_t(named.size()));
     for (size_t i = 0; i < named.size(); ++i) {
       const py::object& tensor = named.values[i];
-      append(named.names[i].ptr());
+      PyObject* const name = named.names[i].ptr();
+      append(name);
+      if (is_norm && (same(name, statistics[0]) || same(name, statistics[1]) ||
+                      same(name, statistics[2]))) {
+        continue;
+      }
       append(reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr())));
       if (tensor.is_none() || !is_new(tensor)) continue;
-      if (are_parameters) parameters.append(tensor);
       list_tensor(tensor.ptr());
+      if (are_parameters) {
+        parameters.append(tensor);
+        list_memory(tensor.ptr());
+      } else {
+        list_values(tensor.ptr());
+      }
     }
   }
 
@@ -260,6 +280,33 @@ class Walk {
     numbers_.push_back(tensor.dim());
     for (const int64_t size : tensor.sizes()) numbers_.push_back(size);
     numbers_.push_back(int64_t(tensor.scalar_type()));
+  }
+
+  // Where a parameter lies: it may share its memory with others.
+  void list_memory(PyObject* object) {
+    const at::Tensor& tensor = THPVariable_Unpack(object);
+    numbers_.push_back(int64_t(tensor.layout()));
+    if (tensor.layout() != at::kStrided || !tensor.has_storage()) return;
+    const void* const storage = tensor.storage().unsafeGetStorageImpl();
+    numbers_.push_back(storages_.try_emplace(storage, int64_t(storages_.size())).first->second);
+    numbers_.push_back(tensor.storage_offset());
+    bool expanded = false;
+    for (int64_t d = 0; d < tensor.dim(); ++d) {
+      expanded = expanded || (tensor.size(d) > 1 && tensor.stride(d) == 0);
+    }
+    numbers_.push_back(expanded);
+  }
+
+  // The values of a small buffer, which a forward pass may look at.
+  void list_values(PyObject* object) {
+    if (!THPVariable_CheckExact(object)) return;
+    const at::Tensor& tensor = THPVariable_Unpack(object);
+    if (tensor.layout() != at::kStrided || !tensor.device().is_cpu() || tensor.is_quantized() ||
+        tensor.numel() > kFewElements || tensor.numel() == 0) {
+      return;
+    }
+    const at::Tensor plain = tensor.detach().contiguous();
+    append(py::bytes(static_cast<const char*>(plain.const_data_ptr()), plain.nbytes()).ptr());
   }
 
   std::shared_ptr<const Layout> layout_of(PyTypeObject* type, PyObject* attributes) {
@@ -314,6 +361,7 @@ class Walk {
 
   py::object value_, hooks_, ignored_, norm_, no_key_;
   std::unordered_map<PyObject*, int64_t> seen_;
+  std::unordered_map<const void*, int64_t> storages_;
   std::vector<py::object> alive_;
   std::vector<int64_t> numbers_;
   bool hidden_ = false;

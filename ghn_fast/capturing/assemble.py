@@ -18,6 +18,7 @@ def graph_from_nodes(
     virtual_edges: int,
     skipped: Mapping[str, str] | None = None,
     aliases: Mapping[str, str] | None = None,
+    partial: str | None = None,
 ) -> ArchGraph:
     """Finish an architecture graph: node types, shapes, names and distances.
 
@@ -66,6 +67,7 @@ def graph_from_nodes(
         dict(aliases or {}),
         full_shapes,
         fan_ins,
+        partial=partial,
     )
 
 

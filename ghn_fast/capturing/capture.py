@@ -1,8 +1,9 @@
 """Architecture graph of an ``nn.Module``, from its structure alone.
 
-A stand-in for the network (:mod:`ghn_fast.capturing.shadow`) runs its forward pass on meta tensors:
-shapes are computed, values are not, and nothing of the network is touched. The operations are
-recorded (:mod:`ghn_fast.capturing.tracer`), and the record is read backwards from the outputs.
+A stand-in for the network (:mod:`ghn_fast.capturing.shadow`) runs its forward pass, and nothing of
+the network is touched. Of what depends on features or parameters only shapes are computed; the rest
+is computed (:mod:`ghn_fast.capturing.known`). The operations are recorded
+(:mod:`ghn_fast.capturing.tracer`), and the record is read backwards from the outputs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from ghn_fast.capturing.op_shapes import RULES
 from ghn_fast.capturing.raw import NodeGraph, RawOp, RawParam, linearise, order_nodes
 from ghn_fast.capturing.roles import assign_roles
 from ghn_fast.capturing.shadow import LazyParameterError, Shadow
-from ghn_fast.capturing.tracer import Recorder, tensors_in
+from ghn_fast.capturing.specials import ValuesNeededError
+from ghn_fast.capturing.tracer import Recorder
+from ghn_fast.capturing.words import explain_failure, explain_partial
 from ghn_fast.graph.arch_graph import ArchGraph
 
 _DEFAULT_SHAPE = (3, 224, 224)
@@ -44,9 +47,10 @@ def capture(
 ) -> ArchGraph:
     """Capture the architecture graph of a network in evaluation mode.
 
-    Nothing is computed but shapes, and nothing of the network changes, so that several threads may
-    capture at the same time. Hooks of the network are not called, apart from those by which
-    ``torch.nn.utils`` computes a weight.
+    Of features and parameters nothing is computed but shapes, and nothing of the network changes,
+    so that several threads may capture at the same time. Hooks of the network are not called, apart
+    from its own: those by which ``torch.nn.utils`` computes a weight, methods of its modules, and
+    those that the forward pass registers.
 
     Args:
         model: Any network.
@@ -56,16 +60,19 @@ def capture(
             Eq. 4); 1 means none. GHN-2 uses 50.
         example_inputs: Instead of ``input_shape``, for inputs that are not images: a tensor, a
             tuple or list of positional arguments, or a dict of keyword arguments, nested as the
-            network takes them. Only shapes and types of tensors are read, batch dimension included
-            (best 1); other values are passed as they are.
+            network takes them. Of floating-point tensors only shapes and types are read, batch
+            dimension included (best 1); integers and booleans keep their values, which the forward
+            pass may look at.
 
     Returns:
         The graph; its ``skipped`` names the parameters that it has no node for, with the reason.
+        Where the forward pass looks at values of features behind the last parameter, the graph is
+        that of what was done before, and ``partial`` says so.
 
     Raises:
         TypeError: If ``model`` is not an ``nn.Module``, or is TorchScript.
-        CaptureError: If the forward pass fails on the inputs, or yields no output that depends on a
-            parameter.
+        CaptureError: If the forward pass fails on the inputs, looks at values of features before it
+            comes to the last parameter, or yields no output that depends on a parameter.
         ValueError: If ``input_shape`` or ``virtual_edges`` is not valid.
     """
     if not isinstance(model, nn.Module):
@@ -77,28 +84,26 @@ def capture(
         shapes = _check_shapes(_DEFAULT_SHAPE if input_shape is None else input_shape)
     elif input_shape is not None:
         raise ValueError("input_shape: got a value beside example_inputs, needs only one of them")
-    # Forward passes under torch.no_grad() are recorded all the same, unless they need it to change
-    # parameters in place. Constants have no values, unless the forward pass reads them.
-    how = {"always_grad": True, "constants": False}
-    while True:
+    try:
+        shadow = Shadow(model)
         try:
+            return _capture(model, shadow, shapes, example_inputs, virtual_edges)
+        except _LookCloserError:
+            shadow.close()
             shadow = Shadow(model)
-        except LazyParameterError as error:
-            raise CaptureError(str(error)) from None
-        try:
-            return _capture(model, shadow, shapes, example_inputs, virtual_edges, how)
-        except _Again as again:
-            how = {**how, again.option: not how[again.option]}
+            return _capture(model, shadow, shapes, example_inputs, virtual_edges, closely=True)
         finally:
             shadow.close()
+    except LazyParameterError as error:
+        raise CaptureError(str(error)) from None
+    except RecursionError as error:
+        raise CaptureError(
+            f"model: {type(model).__name__} is nested too deeply to be captured: {error}"
+        ) from None
 
 
-class _Again(Exception):
-    """The forward pass needs another option of the recorder."""
-
-    def __init__(self, option: str) -> None:
-        super().__init__(option)
-        self.option = option
+class _LookCloserError(Exception):
+    """Outputs alone do not lead to all parameters: all results have to be kept."""
 
 
 def _capture(
@@ -107,35 +112,81 @@ def _capture(
     shapes: Sequence[tuple[int, ...]] | None,
     example_inputs: Any,
     virtual_edges: int,
-    how: Mapping[str, bool],
+    *,
+    closely: bool = False,
 ) -> ArchGraph:
-    recorder = Recorder(RULES, shadow.stand_in, **how)
-    args, kwargs = _inputs(shapes, example_inputs, shadow.dtype or torch.get_default_dtype())
+    recorder = Recorder(RULES, shadow.parameter, known=shadow.known, keep_results=closely)
+    dtype = shadow.dtype or torch.get_default_dtype()
+    args, kwargs = _inputs(shapes, example_inputs, dtype, shadow)
+    partial = None
     try:
-        with torch.inference_mode(False), torch.enable_grad(), _random_state(), recorder:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            _random_state(),
+            shadow.classes.unchanged(),
+            recorder,
+        ):
             output = shadow.module(*args, **kwargs)
+            outputs = recorder.final(output)
     except Exception as error:
-        if how["always_grad"] and "leaf Variable that requires grad" in str(error):
-            raise _Again("always_grad") from error
-        if not how["constants"] and "meta" in str(error):
-            raise _Again("constants") from error
-        raise CaptureError(_explain(model, shadow, args, kwargs, error)) from error
-    outputs = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
+        if not closely and isinstance(error, ValuesNeededError):
+            raise _LookCloserError from error
+        message = explain_failure(model, shadow, args, kwargs, error)
+        outputs = _last_results(recorder, shadow) if isinstance(error, ValuesNeededError) else []
+        if not outputs:
+            raise CaptureError(message) from error
+        partial = explain_partial(shadow, error)
     if not outputs:
         raise CaptureError(
             f"model: the output of {type(model).__name__} depends on no parameter, needs a tensor "
             "(or a tuple, list or dict with one) computed from parameters"
         )
-    roots, ops = recorder.read(outputs, shadow.by_id)
-    if any(param.open for param in shadow.params.values()) or _has_computed_weights(ops):
-        assign_roles(ops)
-    nodes = contract(order_nodes(linearise(*roots)))
-    return graph_from_nodes(
-        nodes,
-        virtual_edges=virtual_edges,
-        skipped=_skipped(nodes, shadow.params),
-        aliases=shadow.aliases,
-    )
+    if partial is None:
+        outputs = recorder.choices_before(outputs, shadow.by_id) + outputs
+        if recorder.assumed:
+            partial = f"it was assumed {', and '.join(recorder.assumed)}"
+    try:
+        roots, ops = recorder.read(outputs, shadow.by_id)
+        if any(param.open for param in shadow.params.values()) or _has_computed_weights(ops):
+            assign_roles(ops)
+        nodes = contract(order_nodes(linearise(*roots)))
+        skipped = _skipped(nodes, shadow.params)
+        if not closely and _UNREACHED in skipped.values():
+            raise _LookCloserError
+        return graph_from_nodes(
+            nodes,
+            virtual_edges=virtual_edges,
+            skipped=skipped,
+            aliases=shadow.aliases,
+            partial=partial,
+        )
+    except _LookCloserError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"model: the forward pass of {type(model).__name__} was recorded, but its record "
+            f"cannot be turned into a graph: {error}"
+        ) from error
+
+
+def _last_results(recorder: Recorder, shadow: Shadow) -> list[Tensor]:
+    """What stands for the outputs of a forward pass that did not come to its end.
+
+    Results that nothing reads, from the last one on, as long as they lead to further parameters;
+    none if a parameter is not among those that they lead to.
+    """
+    results = recorder.results or []
+    found: list[Tensor] = []
+    reached: set[int] = set()
+    for tensor in reversed(results):
+        new = recorder.parameters_behind(tensor, shadow.by_id) - reached
+        if new:
+            reached |= new
+            found.insert(0, tensor)
+    wanted = {id(param) for param in shadow.by_id.values() if param.open or param.node_type}
+    have = {id(shadow.by_id[key]) for key in reached}
+    return found if wanted <= have else []
 
 
 def _check_shapes(input_shape: Any) -> list[tuple[int, ...]]:
@@ -154,24 +205,29 @@ def _check_shapes(input_shape: Any) -> list[tuple[int, ...]]:
 
 
 def _inputs(
-    shapes: Sequence[tuple[int, ...]] | None, example_inputs: Any, dtype: torch.dtype
+    shapes: Sequence[tuple[int, ...]] | None,
+    example_inputs: Any,
+    dtype: torch.dtype,
+    shadow: Shadow,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the forward pass."""
     if shapes is not None:
         # A batch of one: with more images reshapes turn into copies, which look like attention.
         return tuple(torch.empty(1, *shape, dtype=dtype, device="meta") for shape in shapes), {}
 
-    def on_meta(value: Any) -> Any:
+    def given(value: Any) -> Any:
         if not isinstance(value, Tensor):
-            return value
-        kind = dtype if value.is_floating_point() else value.dtype
-        return torch.empty(value.shape, dtype=kind, device="meta")
+            return shadow.copy(value)
+        if value.is_floating_point() or value.is_complex():
+            kind = dtype if value.is_floating_point() else value.dtype
+            return torch.empty(value.shape, dtype=kind, device="meta")
+        return shadow.known.copy(value)
 
     if isinstance(example_inputs, Mapping):
-        return (), {name: tree_map(on_meta, value) for name, value in example_inputs.items()}
+        return (), {name: tree_map(given, value) for name, value in example_inputs.items()}
     if isinstance(example_inputs, (tuple, list)):
-        return tuple(tree_map(on_meta, value) for value in example_inputs), {}
-    return (on_meta(example_inputs),), {}
+        return tuple(tree_map(given, value) for value in example_inputs), {}
+    return (given(example_inputs),), {}
 
 
 @contextmanager
@@ -225,41 +281,3 @@ def _skipped(nodes: NodeGraph, params: Mapping[str, RawParam]) -> dict[str, str]
         for name, param in params.items()
         if name not in reached
     }
-
-
-def _explain(
-    model: nn.Module,
-    shadow: Shadow,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    error: Exception,
-) -> str:
-    """Say which layer failed: the innermost module whose code was running."""
-    where: Any = model
-    path = ""
-    trace = error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        name = shadow.name_of(owner) if isinstance(owner, nn.Module) else None
-        if name is not None:
-            where, path = owner, name
-        trace = trace.tb_next
-    shapes = [tuple(t.shape) for t in tensors_in([*args, *kwargs.values()])]
-    of = f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {shapes}"
-    text = str(error).strip()
-    reason = text.splitlines()[0] if text else type(error).__name__
-    hint = "If the network expects another input size, pass it, for example input_shape=(3, 32, 32)"
-    if isinstance(error, TypeError) and "argument" in reason:
-        hint = (
-            "If the network takes several inputs, pass a shape for each, or example_inputs with "
-            "the arguments"
-        )
-    elif "meta" in reason or ".item()" in reason:
-        hint = (
-            "The capture has shapes but no values: a forward pass that depends on values cannot be "
-            f"captured. {hint}"
-        )
-    return (
-        f"model: the forward pass failed in layer '{path or 'the network itself'}' "
-        f"({type(where).__name__}) on an input of {of}: {reason}. {hint}"
-    )

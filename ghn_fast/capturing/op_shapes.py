@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ghn_fast.capturing.op_shapes_linear import (
     attention,
+    grouped_product,
     linear,
     multi_head_attention,
     recurrent,
@@ -31,7 +32,8 @@ from ghn_fast.capturing.strides import (
     layout_of,
     sizes,
 )
-from ghn_fast.capturing.tracer import Recorder, Rule, edge
+from ghn_fast.capturing.tensors import edge
+from ghn_fast.capturing.tracer import Recorder, Rule
 
 
 def _conv(dims: int) -> Rule:
@@ -271,6 +273,7 @@ def _table() -> dict[Any, Rule]:
         F.adaptive_avg_pool2d: adaptive_avg_pool2d,
         F.normalize: normalize,
         F.scaled_dot_product_attention: attention,
+        torch._grouped_mm: grouped_product,
         F.multi_head_attention_forward: multi_head_attention,
         torch.cat: cat,
         torch.roll: roll,
@@ -280,6 +283,8 @@ def _table() -> dict[Any, Rule]:
         torch.rnn_tanh: recurrent(1),
         torch.rnn_relu: recurrent(1),
     }
+    if hasattr(F, "grouped_mm"):
+        rules[F.grouped_mm] = grouped_product
     for kind, functions in _UNARY.items():
         rules.update((function, _unary(kind)) for function in functions)
     for kind, functions in _BINARY.items():

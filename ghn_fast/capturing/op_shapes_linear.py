@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ghn_fast.capturing.strides import is_floating, is_plain
-from ghn_fast.capturing.tracer import Recorder, Rule, edge
+from ghn_fast.capturing.tensors import edge
+from ghn_fast.capturing.tracer import Recorder, Rule
 
 
 def linear(
@@ -46,6 +47,24 @@ def _product(source: Any, transposed: Any, bias: Tensor | None) -> tuple[str, tu
     if bias is None:
         return "Mm", (source, transposed)
     return "Addmm", (edge(bias), source, transposed)
+
+
+def grouped_product(
+    recorder: Recorder,
+    input: Tensor,
+    weight: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """Rows of the input times one of several matrices each (mixtures of experts)."""
+    if not (is_floating(input) and is_floating(weight) and input.dim() == 2 and weight.dim() == 3):
+        return None
+    if bias is not None or input.shape[1] != weight.shape[1]:
+        return None
+    shape = (input.shape[0], weight.shape[2])
+    sources = (edge(input), edge(weight))
+    return recorder.record("Bmm", sources, shape, input, detail=input.shape[1])
 
 
 def attention(
@@ -146,22 +165,22 @@ def multi_head_attention(
 
 
 def recurrent(gates: int, *, cell: bool = False) -> Rule:
-    """LSTM (4 gates) and GRU (3 gates), padded: two linear layers per layer and direction."""
+    """LSTM (4 gates), GRU (3) and RNN (1): two linear layers per layer and direction.
 
-    def rule(
-        recorder: Recorder,
-        input: Tensor,
-        hx: Any,
-        params: Any,
-        has_biases: bool,
-        num_layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> tuple[Tensor, ...] | None:
+    Padded, or packed: then the sizes of the batch come second, and a flag less at the end. A first
+    state that depends on parameters or features is joined with what the state's product reads.
+    """
+
+    def rule(recorder: Recorder, input: Tensor, *args: Any) -> tuple[Tensor, ...] | None:
+        packed = len(args) == 8 and isinstance(args[2], (list, tuple))
+        if packed:
+            _, hx, params, has_biases, num_layers, _, _, bidirectional = args
+        else:
+            hx, params, has_biases, num_layers, _, _, bidirectional, batch_first = args
         if not isinstance(params, (list, tuple)) or not is_floating(input):
             return None
+        firsts = hx if isinstance(hx, (list, tuple)) else (hx,)
+        first_states = [edge(state) for state in firsts if edge(state) is not None]
         directions = 1 + bidirectional
         each = len(params) // (num_layers * directions)
         source, width, states = edge(input), 0, []
@@ -171,9 +190,11 @@ def recurrent(gates: int, *, cell: bool = False) -> Rule:
                 start = (layer * directions + direction) * each
                 weights = params[start : start + each]
                 biases = weights[2:4] if has_biases else (None, None)
-                end, hidden = source, weights[0].shape[0] // gates
-                for weight, bias in zip(weights[:2], biases, strict=True):
-                    end = _inner_linear(recorder, end, weight, bias)
+                hidden = weights[0].shape[0] // gates
+                end = _inner_linear(recorder, source, weights[0], biases[0])
+                if layer == 0 and first_states:
+                    end = recorder.step("Cat", end, *first_states)
+                end = _inner_linear(recorder, end, weights[1], biases[1])
                 width = weights[1].shape[1]
                 if each > 2 + 2 * has_biases:
                     end = _inner_linear(recorder, end, weights[-1], None)
@@ -183,7 +204,7 @@ def recurrent(gates: int, *, cell: bool = False) -> Rule:
             source = ends[0] if directions == 1 else recorder.step("Cat", *ends)
         shape = (*input.shape[:-1], width * directions)
         output = recorder.record("Alias", (source,), shape, input)
-        batch = input.shape[0 if batch_first else 1]
+        batch = firsts[0].shape[1] if packed else input.shape[0 if batch_first else 1]
         hidden_shapes = [
             (num_layers * directions, batch, states[-1][which])
             for which in ((0, 1) if cell else (0,))

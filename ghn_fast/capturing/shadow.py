@@ -1,37 +1,39 @@
-"""A stand-in for a network: the same modules and the same code, with meta tensors for its tensors.
+"""A stand-in for a network: the same modules and the same code, with tensors of its own.
 
 Running the forward pass of the stand-in touches nothing of the network: it has its own modules, its
-own containers and its own tensors, which have shapes but no values. Several threads may therefore
-capture one network at the same time.
+own copies of what they hold, and its own tensors. Those of parameters and large buffers have shapes
+but no values; those of other buffers have the values of the network's. Several threads may
+therefore capture one network at the same time.
 """
 
 from __future__ import annotations
 
-import functools
+import sys
 import types
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
+from ghn_fast.capturing.copies import PLAIN, ClassAttributes, Copier
+from ghn_fast.capturing.known import KnownValues, meta_like
 from ghn_fast.capturing.module_types import describe_parameter
 from ghn_fast.capturing.raw import RawParam
 
 _BASE = nn.Module()
-_OWN = frozenset(_BASE.__dict__) | {"_compiled_call_impl"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _NO_HOOKS = (
     "_forward_hooks_always_called",
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-_PLAIN = frozenset(
-    (int, float, str, bool, bytes, complex, type(None), type, torch.dtype, torch.device)
-)
-_SEQUENCES = frozenset((list, tuple, set, frozenset, deque))
-_MAPPINGS = frozenset((dict, OrderedDict))
+# Normalise by statistics, whose values no forward pass looks at.
+_NORMS = "torch.nn.modules.batchnorm"
+_OWN = frozenset(_BASE.__dict__) | {"_compiled_call_impl"}
 
 
 class LazyParameterError(ValueError):
@@ -50,6 +52,10 @@ class Shadow:
         by_id: ``id`` of each meta parameter to its description.
         aliases: Further names of shared parameters, to the first one.
         dtype: Type of the network's first floating-point tensor.
+        known: The known values of the forward pass.
+        copy: Copies what else a module holds.
+        classes: What the network's classes hold.
+        ignored_hooks: Whether the network has hooks that are not called.
 
     Raises:
         LazyParameterError: If a parameter has no shape yet.
@@ -62,11 +68,21 @@ class Shadow:
         self.aliases: dict[str, str] = {}
         self.dtype: torch.dtype | None = None
         self._first_name: dict[int, str] = {}
+        self._metas: dict[str, Tensor] = {}
         self._tensors: dict[int, Tensor] = {}
+        self._places: dict[int, tuple[str, Tensor]] = {}
+        self._extents: list[tuple[int, int, str]] = []
+        self._statistics: dict[tuple[Any, ...], Tensor] = {}
         self._modules: dict[int, nn.Module] = {}
+        self._no_hooks: OrderedDict[int, Any] = OrderedDict()
+        self.ignored_hooks = False
+        self.known = KnownValues()
+        self.copy = Copier(self.stand_in, self._outside)
+        self.classes = ClassAttributes(self.copy)
         # Ids stay valid as long as what they stand for lives.
         self._kept: list[Any] = []
         self._name_parameters(model)
+        self._find_overlaps()
         self.module = self._shadow(model)
 
     def name_of(self, module: object) -> str | None:
@@ -77,20 +93,19 @@ class Shadow:
         return None
 
     def stand_in(self, tensor: Tensor) -> Tensor:
-        """The meta tensor that stands for a tensor of the network, always the same one."""
+        """What stands for a tensor of the network: a meta tensor, or a copy with its values."""
         found = self._tensors.get(id(tensor))
-        if found is None:
-            found = torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
-            )
-            self._tensors[id(tensor)] = found
-            self._kept.append(tensor)
-        return found
+        return self.known.copy(tensor) if found is None else found
+
+    def parameter(self, tensor: Tensor) -> Tensor | None:
+        """The meta tensor that stands for a parameter or statistics; ``None`` for others."""
+        return self._tensors.get(id(tensor))
 
     def close(self) -> None:
         """Take the stand-in apart, so that its memory is free at once (its parts form cycles)."""
         for module in self._modules.values():
             module.__dict__.clear()
+        self.__dict__.clear()
 
     def _name_parameters(self, model: nn.Module) -> None:
         self._named: list[tuple[str, nn.Module]] = []
@@ -123,16 +138,54 @@ class Shadow:
                 f"model: parameter '{name}' has no shape yet; run the network once before"
             )
         shape = tuple(parameter.shape)
-        floating = parameter.is_floating_point()
-        meta = torch.empty_strided(
-            shape, parameter.stride(), dtype=parameter.dtype, device="meta", requires_grad=floating
-        )
-        if floating and self.dtype is None:
+        first = self._place(name, parameter)
+        if first != name:
+            self.aliases[name] = first
+            self._tensors[id(parameter)] = self._metas[first]
+            self._kept.append(parameter)
+            return
+        meta = _parameter_like(parameter)
+        if self.dtype is None and meta.is_floating_point():
             self.dtype = parameter.dtype
-        self._tensors[id(parameter)] = meta
+        self._tensors[id(parameter)] = self._metas[name] = meta
         self._kept.append(parameter)
-        description = describe_parameter(module, attribute, name, shape)
+        reason = _obstacle(parameter)
+        if reason is None:
+            description = describe_parameter(module, attribute, name, shape)
+        else:
+            description = RawParam(name, shape, None, reason=reason)
         self.params[name] = self.by_id[id(meta)] = description
+
+    def _place(self, name: str, parameter: Tensor) -> str:
+        """Name of the first parameter that lies at the same place in memory."""
+        if type(parameter) is not nn.Parameter or parameter.layout is not torch.strided:
+            return name
+        start = parameter.data_ptr()
+        if start == 0:
+            return name
+        first, other = self._places.setdefault(start, (name, parameter))
+        if first != name:
+            same = parameter.shape == other.shape and parameter.stride() == other.stride()
+            if same and parameter.dtype == other.dtype:
+                return first
+        size = parameter.nbytes
+        if not parameter.is_contiguous():
+            extents = zip(parameter.shape, parameter.stride(), strict=True)
+            size = (1 + sum((n - 1) * step for n, step in extents)) * parameter.element_size()
+        self._extents.append((start, start + size, name))
+        return name
+
+    def _find_overlaps(self) -> None:
+        """Parameters that share a part of their memory cannot all be predicted."""
+        self._extents.sort()
+        end, owner = 0, ""
+        for start, stop, name in self._extents:
+            if start < end:
+                param = self.params[name]
+                param.node_type, param.open = None, False
+                param.reason = f"a part of its memory belongs to '{owner}' as well"
+            if stop > end:
+                end, owner = stop, name
 
     def _shadow(self, module: nn.Module) -> nn.Module:
         found = self._modules.get(id(module))
@@ -146,77 +199,99 @@ class Shadow:
             raise TypeError(
                 f"model: got {type(module).__name__} of TorchScript, needs modules in Python"
             )
-        shadow: nn.Module = object.__new__(type(module))
+        parametrised = "parametrizations" in module._modules
+        kind = _uncached_class(module) if parametrised else type(module)
+        shadow: nn.Module = object.__new__(kind)
         self._modules[id(module)] = shadow
         self._kept.append(module)
         state = dict(module.__dict__)
         for key in state.keys() - _OWN:
             value = state[key]
-            if type(value) not in _PLAIN:
-                state[key] = self._remap(value)
+            if type(value) not in PLAIN:
+                state[key] = self.copy(value)
+        for key, value in self.classes.of(type(module)):
+            state.setdefault(key, value)
         state["_parameters"] = {
             key: None if value is None else self._tensors[id(value)]
             for key, value in module._parameters.items()
         }
-        state["_buffers"] = {
-            key: None if value is None else self.stand_in(value)
-            for key, value in module._buffers.items()
-        }
+        state["_buffers"] = self._buffers(module)
         state["_modules"] = {
             key: None if child is None else self._shadow(child)
             for key, child in module._modules.items()
         }
         state["training"] = False
-        state["_compiled_call_impl"] = None
         object.__setattr__(shadow, "__dict__", state)
         self._take_hooks(module, shadow)
         return shadow
 
-    def _take_hooks(self, module: nn.Module, shadow: nn.Module) -> None:
-        """Keep hooks that compute a layer's weight; with none of them, call ``forward`` directly.
+    def _buffers(self, module: nn.Module) -> dict[str, Tensor | None]:
+        buffers: dict[str, Tensor | None] = {}
+        is_norm = type(module).__module__ == _NORMS
+        for key, value in module._buffers.items():
+            if value is None:
+                buffers[key] = None
+                continue
+            found = self._tensors.get(id(value))
+            if found is None and is_norm:
+                # One for all of a shape: nothing is read from statistics.
+                found = self._statistics.get((value.shape, value.dtype))
+                if found is None:
+                    found = meta_like(value)
+                    self._statistics[value.shape, value.dtype] = found
+                self._tensors[id(value)] = found
+                self._kept.append(value)
+            buffers[key] = self.known.copy(value) if found is None else found
+        return buffers
 
-        All other hooks are observers that belong to their user: they are not called.
+    def _take_hooks(self, module: nn.Module, shadow: nn.Module) -> None:
+        """Keep the hooks that belong to the network; with none of them, ``forward`` is called.
+
+        Others are observers that belong to their user: they are not called. Hooks that the forward
+        pass itself registers are.
         """
         state = shadow.__dict__
         kept = False
         for key in _HOOKS:
             hooks = state[key]
+            state[key] = self._no_hooks
             if hooks:
-                hooks = OrderedDict((k, v) for k, v in hooks.items() if _computes_weight(v))
-                kept = kept or bool(hooks)
-                state[key] = hooks
+                own = OrderedDict(
+                    (number, self.copy(hook))
+                    for number, hook in hooks.items()
+                    if self._belongs(hook)
+                )
+                self.ignored_hooks = self.ignored_hooks or len(own) < len(hooks)
+                if own:
+                    state[key], kept = own, True
         for key in _NO_HOOKS:
             if state.get(key):
                 state[key] = OrderedDict()
-        if not kept:
-            state["_compiled_call_impl"] = shadow.forward
+        state["_compiled_call_impl"] = partial(_call, shadow) if kept else shadow.forward
+        state["register_forward_hook"] = types.MethodType(_register, shadow)
+        state["register_forward_pre_hook"] = types.MethodType(_register_before, shadow)
 
-    def _remap(self, value: Any) -> Any:
-        """A value that a module holds, with stand-ins for modules and tensors within."""
-        kind = type(value)
-        if kind in _PLAIN:
-            return value
-        if isinstance(value, Tensor):
-            return value if value.is_meta and not value.requires_grad else self.stand_in(value)
-        if isinstance(value, nn.Module):
-            return self._outside(value)
-        if kind is tuple and all(type(item) in _PLAIN for item in value):
-            return value
-        if kind in _SEQUENCES:
-            return kind(self._remap(item) for item in value)
-        if kind in _MAPPINGS:
-            return kind((key, self._remap(item)) for key, item in value.items())
-        if kind is defaultdict:
-            items = {key: self._remap(item) for key, item in value.items()}
-            return defaultdict(value.default_factory, items)
-        if kind is types.MethodType and isinstance(value.__self__, nn.Module):
-            return types.MethodType(value.__func__, self._outside(value.__self__))
-        if kind is functools.partial:
-            args = [self._remap(item) for item in value.args]
-            keywords = {key: self._remap(item) for key, item in value.keywords.items()}
-            return functools.partial(self._remap(value.func), *args, **keywords)
-        # A compiled function runs as it was written.
-        return getattr(value, "_torchdynamo_orig_callable", value) if callable(value) else value
+    def _belongs(self, hook: Any) -> bool:
+        """Whether a hook is part of the network.
+
+        It is if ``torch.nn.utils`` made it (weight and spectral norm, pruning), if it is a method
+        of a module or of an object that the network holds, or if it comes from the installed
+        library that the network's classes come from.
+        """
+        name = getattr(hook, "__module__", None) or type(hook).__module__
+        if name.startswith("torch.nn.utils"):
+            return True
+        while isinstance(hook, partial):
+            hook = hook.func
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, nn.Module):
+            return any(owner is module for _, module in self._named)
+        if owner is not None and self.copy.knows(owner):
+            return True
+        root = name.partition(".")[0]
+        roots = {type(module).__module__.partition(".")[0] for _, module in self._named} - {"torch"}
+        path = getattr(sys.modules.get(root), "__file__", None) or ""
+        return root in roots and "site-packages" in path
 
     def _outside(self, module: nn.Module) -> nn.Module:
         """Stand-in of a module that is held by an ordinary attribute."""
@@ -224,9 +299,74 @@ class Shadow:
             for part in module.modules():
                 for parameter in part._parameters.values():
                     if parameter is not None and id(parameter) not in self._tensors:
-                        meta = self.stand_in(parameter)
-                        meta.requires_grad_(parameter.is_floating_point())
+                        self._tensors[id(parameter)] = _parameter_like(parameter)
+                        self._kept.append(parameter)
         return self._shadow(module)
+
+
+def _register(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``register_forward_hook`` of a module of the stand-in, which calls hooks from then on."""
+    _call_hooks(module, "_forward_hooks")
+    return type(module).register_forward_hook(module, *args, **kwargs)
+
+
+def _register_before(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    _call_hooks(module, "_forward_pre_hooks")
+    return type(module).register_forward_pre_hook(module, *args, **kwargs)
+
+
+def _call_hooks(module: nn.Module, key: str) -> None:
+    state = module.__dict__
+    if not state[key]:
+        state[key] = OrderedDict()
+    for flags in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
+        state[flags] = OrderedDict(state[flags])
+    state["_forward_hooks_always_called"] = OrderedDict()
+    if isinstance(state["_compiled_call_impl"], types.MethodType):
+        state["_compiled_call_impl"] = partial(_call, module)
+
+
+def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a module with its own hooks, and none that are registered for all modules."""
+    for number, hook in list(module._forward_pre_hooks.items()):
+        if number in module._forward_pre_hooks_with_kwargs:
+            changed = hook(module, args, kwargs)
+            if changed is not None:
+                args, kwargs = changed
+        else:
+            changed = hook(module, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+    result = module.forward(*args, **kwargs)
+    for number, hook in list(module._forward_hooks.items()):
+        if number in module._forward_hooks_with_kwargs:
+            changed = hook(module, args, kwargs, result)
+        else:
+            changed = hook(module, args, result)
+        result = result if changed is None else changed
+    return result
+
+
+def _uncached_class(module: nn.Module) -> type[nn.Module]:
+    """A class whose parametrised tensors are not kept in the cache of the network's own.
+
+    ``torch.nn.utils.parametrize.cached`` files them under the module that was parametrised first.
+    """
+
+    def tensor(name: str) -> property:
+        def get(self: Any) -> Tensor:
+            kept = self.__dict__.setdefault("_parametrized", {})
+            if not parametrize._cache_enabled:
+                return self.parametrizations[name]()
+            if name not in kept:
+                kept[name] = self.parametrizations[name]()
+            return kept[name]
+
+        return property(get, lambda self, value: self.parametrizations[name].right_inverse(value))
+
+    cls: Any = type(module)
+    names = list(module._modules["parametrizations"]._modules)  # type: ignore[union-attr]
+    return type(cls.__name__, (cls,), {name: tensor(name) for name in names})
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
@@ -236,6 +376,26 @@ def _uncompiled(module: nn.Module) -> nn.Module:
     return module
 
 
-def _computes_weight(hook: Any) -> bool:
-    """Whether a hook is one of ``torch.nn.utils`` (weight and spectral norm, pruning)."""
-    return type(hook).__module__.startswith("torch.nn.utils")
+def _parameter_like(parameter: Tensor) -> Tensor:
+    meta = meta_like(parameter)
+    if meta.is_floating_point() or meta.is_complex():
+        meta.requires_grad = True
+    return meta
+
+
+def _obstacle(parameter: Tensor) -> str | None:
+    """Why a parameter cannot be predicted, whatever it is used for."""
+    if parameter.layout is not torch.strided:
+        return "it is sparse, and predicted values are dense"
+    if parameter.is_complex():
+        return "it is complex, and predicted values are real"
+    if not parameter.is_floating_point():
+        return f"it is of type {str(parameter.dtype).removeprefix('torch.')}, not floating-point"
+    if type(parameter).__module__.startswith("torch.distributed"):
+        return f"it is a {type(parameter).__name__}, of which this process holds a part"
+    if not parameter.is_contiguous() and any(
+        size > 1 and step == 0
+        for size, step in zip(parameter.shape, parameter.stride(), strict=True)
+    ):
+        return "it is expanded: several of its elements are one place in memory"
+    return None

@@ -1,10 +1,12 @@
 """Keys of networks: equal keys mean equal structure, so that a graph need not be captured again.
 
 A key lists everything that the forward pass of a network can read: the classes of all modules and
-their ``forward``, names, shapes and dtypes of parameters and buffers and which of them are shared,
-and every other attribute, down to functions by identity. Keys are compared element by element, not
-by a hash alone. A network with an attribute that cannot be listed (a tensor outside of parameters
-and buffers, an object of an unknown class, a hook) has no key and is captured every time.
+their ``forward``, names, shapes and dtypes of parameters and buffers, which of them are shared,
+values of small buffers and of integers among the inputs, and every other attribute, down to
+functions by identity. Running statistics are left out: a prediction drops them, and no graph
+depends on them. Keys are compared element by element, not by a hash alone. A network with an
+attribute that cannot be listed (a tensor outside of parameters and buffers, an object of an unknown
+class, a hook) has no key and is captured every time.
 
 What a forward pass reads from outside of the network, a global variable say, no key can know.
 
@@ -49,6 +51,14 @@ _IGNORED = frozenset(
         "_backward_pre_hooks",
     )
 )
+
+
+# What BatchNorm layers lose with a prediction.
+_STATISTICS = frozenset(("running_mean", "running_var", "num_batches_tracked"))
+_TRACKING = "track_running_stats"
+# Buffers of at most so many elements, and inputs, are listed by their values.
+_FEW_ELEMENTS = 16
+_MOST_ELEMENTS = 1 << 16
 
 
 class _Layout(NamedTuple):
@@ -123,6 +133,7 @@ class _Lister:
         self.parameters: list[Tensor] = []
         self.norms: list[nn.Module] = []
         self.hidden = False
+        self.storages: dict[int, int] = {}
         # Objects that were listed, to their number; kept alive so that no identity comes again.
         self.seen: dict[int, tuple[int, Any]] = {}
         self.in_closure = False
@@ -148,7 +159,8 @@ class _Lister:
         items.append(cls)
         if not self.is_new(module):
             return
-        if isinstance(module, _BatchNorm):
+        is_norm = isinstance(module, _BatchNorm)
+        if is_norm:
             self.norms.append(module)
         items.append(cls.forward)
         attributes = vars(module)
@@ -162,18 +174,24 @@ class _Lister:
                 raise _NoKey
         items.append(names)
         for place in layout.others:
-            self.value(values[place])
+            if not (is_norm and names[place] == _TRACKING):
+                self.value(values[place])
         tensors: tuple[Mapping[str, Tensor | None], ...] = (module._parameters, module._buffers)
         for named in tensors:
             items.append(len(named))
             for name, tensor in named.items():
                 items.append(name)
+                if is_norm and name in _STATISTICS:
+                    continue
                 items.append(type(tensor))
                 if tensor is not None and self.is_new(tensor):
-                    if named is module._parameters:
-                        self.parameters.append(tensor)
                     items.append(tensor.shape)
                     items.append(tensor.dtype)
+                    if named is module._parameters:
+                        self.parameters.append(tensor)
+                        self.memory(tensor)
+                    elif tensor.numel() <= _FEW_ELEMENTS:
+                        items.append(_values(tensor))
         items.append(len(module._modules))
         for name, child in module._modules.items():
             items.append(name)
@@ -181,6 +199,16 @@ class _Lister:
                 items.append(None)
             else:
                 self.add_module(child, registered=True)
+
+    def memory(self, tensor: Tensor) -> None:
+        """List where a parameter lies: it may share its memory with others."""
+        if type(tensor) is not nn.Parameter or tensor.layout is not torch.strided:
+            self.items.append(str(tensor.layout))
+            return
+        storage = tensor.untyped_storage()._cdata
+        self.items.append(self.storages.setdefault(storage, len(self.storages)))
+        self.items.append(tensor.storage_offset())
+        self.items.append(_is_expanded(tensor))
 
     def value(self, value: Any, *, tensors: bool = False) -> None:
         kind = type(value)
@@ -208,6 +236,10 @@ class _Lister:
         elif tensors and isinstance(value, Tensor):
             items.append(value.shape)
             items.append(value.dtype)
+            if not (value.is_floating_point() or value.is_complex()):
+                if value.numel() > _MOST_ELEMENTS:
+                    raise _NoKey
+                items.append(_values(value))
         elif kind is types.FunctionType:
             self.function(value)
         elif kind is types.BuiltinFunctionType:
@@ -244,6 +276,19 @@ class _Lister:
         self.value(function.__kwdefaults__)
         self.value(vars(function))
         self.in_closure = before
+
+
+def _values(tensor: Tensor) -> bytes | None:
+    """The values of a tensor; ``None`` where they cannot be read at once."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return None
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_quantized:
+        return None
+    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    return any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 class _CompiledLister(_Lister):

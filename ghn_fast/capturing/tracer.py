@@ -9,17 +9,18 @@ whose autograd node stands for the operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
 
+from ghn_fast.capturing.known import KnownValues, constructors, meta_like
 from ghn_fast.capturing.raw import RawOp, RawParam
+from ghn_fast.capturing.specials import SPECIALS, recover
+from ghn_fast.capturing.tensors import tensors_in
 
 Rule = Callable[..., Any]
 """Takes the recorder and the arguments of an operation; ``None`` leaves it to autograd."""
@@ -45,47 +46,113 @@ class Key:
 
 
 class Recorder(TorchFunctionMode):
-    """Runs operations on meta tensors only, and records them.
+    """Runs operations that features or parameters take part in on meta tensors, and records them.
 
-    Tensors that are not meta are replaced by meta tensors, creation and moves of tensors are
-    redirected to the meta device.
+    Everything else is computed (:mod:`ghn_fast.capturing.known`). Operations are recorded whatever
+    the forward pass says about gradients.
 
     Args:
         rules: Rule of each function, by the function.
-        stand_in: Meta tensor for a real one.
-        always_grad: Whether operations are recorded under ``torch.no_grad()``, too.
-        constants: Whether tensors that the forward pass creates have values, until they meet
-            others.
+        stand_in: Tensor that stands for one of the network's: meta for a parameter, or ``None``.
+        known: The known values, if there are some before the pass begins.
+        keep_results: Whether to remember all results, for a pass that does not come to its end.
+
+    Attributes:
+        assumed: What had to be assumed about values of features, in words.
     """
 
     def __init__(
         self,
         rules: Mapping[Any, Rule],
-        stand_in: Callable[[Tensor], Tensor],
+        stand_in: Callable[[Tensor], Tensor | None],
         *,
-        always_grad: bool = False,
-        constants: bool = False,
+        known: KnownValues | None = None,
+        keep_results: bool = False,
     ) -> None:
         super().__init__()
-        self._constants: dict[int, Tensor] | None = {} if constants else None
-        self._always_grad = always_grad
         self.steps: dict[Any, Step] = {}
+        self.known = KnownValues() if known is None else known
+        self.assumed: dict[str, None] = {}
+        self.results: list[Tensor] | None = [] if keep_results else None
+        self._choices: list[Tensor] = []
         self._rules = rules
         self._stand_in = stand_in
+        # What functions of autograd that run without gradients compute inside: see _hide.
+        self._hidden: dict[int, tuple[Tensor, Any]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if self._constants is not None and self._is_constant(func, args, kwargs or {}):
-            device = {"device": "cpu"} if func in _constructors() else {}
-            result = func(*args, **{**(kwargs or {}), **device})
-            self._constants.update((id(t), t) for t in tensors_in(result))
-            return result
-        args = self._all_meta(args)
+        if torch.is_grad_enabled():
+            result = self.run(func, args, kwargs)
+        else:
+            # Inference mode, or within a function of autograd (a checkpoint, for instance).
+            with torch.inference_mode(False), torch.enable_grad():
+                result = self.run(func, args, kwargs)
+            self._hide(result)
+        if self.results is not None:
+            self._keep(result, [*args, *(kwargs or {}).values()])
+        return result
+
+    def _keep(self, result: Any, given: Sequence[Any]) -> None:
+        """Remember a result, and features that it was chosen by: indices, conditions."""
+        results = list(tensors_in(result))
+        self.results.extend(t for t in results if t.grad_fn is not None)  # type: ignore[union-attr]
+        if any(t.is_meta and not t.is_floating_point() and not t.is_complex() for t in results):
+            self._choices.extend(t for t in tensors_in(given) if t.grad_fn is not None)
+
+    def choices_before(
+        self, outputs: Sequence[Tensor], params: Mapping[int, RawParam]
+    ) -> list[Tensor]:
+        """Features that decide what is chosen, and that outputs do not depend on otherwise."""
+        reached: set[int] = set()
+        for tensor in outputs if self._choices else ():
+            reached |= self.parameters_behind(tensor, params)
+        found = []
+        for tensor in self._choices:
+            new = self.parameters_behind(tensor, params) - reached
+            if new:
+                reached |= new
+                found.append(tensor)
+        return found
+
+    def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
+        """Run a function on whatever mixture of meta and real tensors."""
+        kinds = _kinds(args)
         if kwargs:
-            kwargs = self._all_meta(kwargs)
+            kinds |= _kinds(kwargs.values())
+            if kwargs.get("out") is not None and kinds != _REAL:
+                return self._into(func, args, kwargs)
+        if kinds != _META:
+            if kinds == 0:
+                return self._without_tensors(func, args, kwargs or {})
+            args, kwargs = tree_map(self._own, (args, kwargs or {}))
+            kinds = _kinds(args) | _kinds(kwargs.values())
+            if kinds == _REAL:
+                return self.known.run(func, args, kwargs)
+        if self._hidden:
+            args, kwargs = tree_map(self._shown, (args, kwargs or {}))
+        special = SPECIALS.get(func)
+        if special is not None:
+            result = special(self, func, args, kwargs or {})
+            if result is not NotImplemented:
+                return result
+        if kinds == _META:
+            return self.on_meta(func, args, kwargs)
+        if _is_in_place(func):
+            first = args[0]
+            if isinstance(first, Tensor) and not first.is_meta:
+                args = (self.known.lose(first), *args[1:])
+        given = args, kwargs or {}
+        meta_args, meta_kwargs = tree_map(_as_meta, given)
+        return self.on_meta(func, meta_args, meta_kwargs, given)
+
+    def on_meta(
+        self, func: Any, args: Sequence[Any], kwargs: dict[str, Any] | None, given: Any = None
+    ) -> Any:
+        """Run a function on meta tensors alone; ``given`` are its arguments with known values."""
         rule = self._rules.get(func)
-        if rule is not None and torch.is_grad_enabled():
+        if rule is not None and torch._C._functorch.peek_interpreter_stack() is None:
             try:
                 result = rule(self, *args, **kwargs) if kwargs else rule(self, *args)
             except TypeError:
@@ -93,33 +160,66 @@ class Recorder(TorchFunctionMode):
                 result = None
             if result is not None:
                 return result
-        redirect = _REDIRECTED.get(func)
-        if redirect is not None and (self._always_grad or redirect is not _keep_grad):
-            return redirect(args, kwargs or {})
         if kwargs:
             if "device" in kwargs:
                 kwargs = {**kwargs, "device": "meta"}
             if "generator" in kwargs:
                 kwargs = {**kwargs, "generator": None}
-        if func in _constructors():
-            kwargs = {**(kwargs or {}), "device": "meta"}
-        return func(*args, **kwargs) if kwargs else func(*args)
+        try:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as error:
+            if "leaf Variable that requires grad" in str(error):
+                return args[0]  # a parameter that changes in place goes on being the parameter
+            given = (args, kwargs or {}) if given is None else given
+            return recover(self, func, args, kwargs or {}, given, error)
 
-    def _is_constant(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-        """Whether an operation creates a constant, or reads constants only."""
-        constants = self._constants or {}
-        read = list(tensors_in([*args, *kwargs.values()]))
-        if not read:
-            return func in _constructors()
-        return all(id(tensor) in constants for tensor in read)
+    def _without_tensors(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        if func in constructors():
+            return self.known.construct(func, args, kwargs)
+        if func is torch._C._set_grad_enabled:
+            return None
+        return self.known.run(func, args, kwargs)
 
-    def _all_meta(self, values: Any) -> Any:
-        items = values.values() if isinstance(values, dict) else values
-        return values if all(map(_is_meta, items)) else tree_map(self._one_meta, values)
+    def _into(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Autograd records nothing that is computed into a given tensor; copies it does."""
+        out = kwargs["out"]
+        result = self.run(func, args, {key: v for key, v in kwargs.items() if key != "out"})
+        for target, source in zip(tensors_in(out), tensors_in(result), strict=True):
+            self.run(torch.Tensor.copy_, (target, source), None)
+        return out
 
-    def _one_meta(self, value: Any) -> Any:
-        is_real = isinstance(value, Tensor) and not value.is_meta
-        return self._stand_in(value) if is_real else value
+    def _own(self, value: Any) -> Any:
+        """What stands for a real tensor in this pass."""
+        if type(value) is slice:
+            return slice(*map(self._own, (value.start, value.stop, value.step)))
+        if not isinstance(value, Tensor) or value.is_meta:
+            return value
+        if self.known.owns(value):
+            return self.known.current(value)
+        found = self._stand_in(value)
+        return self.known.current(self.known.copy(value)) if found is None else found
+
+    def final(self, output: Any) -> list[Tensor]:
+        """The tensors of an output that depend on parameters."""
+        tensors = [self._shown(self._own(tensor)) for tensor in tensors_in(output)]
+        return [tensor for tensor in tensors if tensor.grad_fn is not None]
+
+    def _hide(self, result: Any) -> None:
+        """Remember what a function of autograd computes, which autograd itself does not record.
+
+        The record of what happens inside such a function ends with the function: its output gets
+        another record, or none. A parameter that is used inside is found through this one.
+        """
+        for tensor in tensors_in(result):
+            if tensor.is_meta and tensor.grad_fn is not None:
+                self._hidden[id(tensor)] = (tensor, tensor.grad_fn)
+
+    def _shown(self, value: Any) -> Any:
+        """A result from inside a function of autograd that got no record outside."""
+        if isinstance(value, Tensor) and value.grad_fn is None and id(value) in self._hidden:
+            source = self._hidden[id(value)][1]
+            return self.record("Alias", (source,), value.shape, value, strides=value.stride())
+        return value
 
     def record(
         self,
@@ -175,6 +275,7 @@ class Recorder(TorchFunctionMode):
         ops: dict[Any, RawOp] = {}
         found: list[tuple[RawOp, Sequence[Any]]] = []
         steps = self.steps
+        inside = self._inside()
         stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
         while stack:
             node = stack.pop()
@@ -188,6 +289,8 @@ class Recorder(TorchFunctionMode):
             else:
                 op = _autograd_op(node)
                 sources = [_source(reader) for reader, _ in node.next_functions]
+                if node in inside and self.parameters_behind(inside[node], params):
+                    op, sources = RawOp("Alias"), inside[node]
             ops[node] = op
             found.append((op, sources))
             stack.extend(s for s in sources if s is not None and not isinstance(s, Tensor))
@@ -199,38 +302,69 @@ class Recorder(TorchFunctionMode):
         roots = [ops[output.grad_fn] for output in outputs if output.grad_fn is not None]
         return roots, [op for op, _ in found]
 
+    def parameters_behind(self, sources: Any, params: Mapping[int, RawParam]) -> set[int]:
+        """``id`` of each meta parameter that a tensor, or records, depend on."""
+        found: set[int] = set()
+        seen: set[Any] = set()
+        stack = [sources.grad_fn] if isinstance(sources, Tensor) else list(sources)
+        while stack:
+            node = stack.pop()
+            if isinstance(node, Tensor):
+                if id(node) in params:
+                    found.add(id(node))
+            elif node is not None and node not in seen:
+                seen.add(node)
+                step = self.steps.get(node)
+                if step is not None:
+                    stack.extend(step.sources)
+                else:
+                    stack.extend(_source(reader) for reader, _ in node.next_functions)
+        return found
 
-def _is_meta(value: Any) -> bool:
-    """Whether a value certainly holds no real tensor."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return True
-    if isinstance(value, Tensor):
-        return value.is_meta
-    return kind in (tuple, list) and all(map(_is_meta, value))
+    def _inside(self) -> dict[Any, list[Any]]:
+        """What each function of autograd computed inside, by its own record."""
+        found: dict[Any, list[Any]] = {}
+        for tensor, source in self._hidden.values():
+            node = tensor.grad_fn
+            if node is not None and node is not source:
+                found.setdefault(node, []).append(source)
+        return found
 
 
-def edge(tensor: Any) -> Any:
-    """What an operation that reads ``tensor`` points to (``None`` for what has no gradient)."""
-    if isinstance(tensor, Tensor) and tensor.requires_grad:
-        node = tensor.grad_fn
-        return tensor if node is None else node
-    return None
+_META, _REAL = 1, 2
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists, mappings and dataclasses, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from tensors_in(getattr(value, field.name))
+def _kinds(values: Any) -> int:
+    """Whether meta tensors, real tensors or both are among values."""
+    found = 0
+    for value in values:
+        kind = type(value)
+        if kind in _PLAIN:
+            continue
+        if isinstance(value, Tensor):
+            found |= _META if value.is_meta else _REAL
+        elif kind in (tuple, list):
+            found |= _kinds(value)
+        elif kind is slice:
+            found |= _kinds((value.start, value.stop, value.step))
+        elif isinstance(value, Mapping):
+            found |= _kinds(value.values())
+        elif isinstance(value, (tuple, list)):
+            found |= _kinds(value)
+    return found
+
+
+def _as_meta(value: Any) -> Any:
+    if type(value) is slice:
+        return slice(*map(_as_meta, (value.start, value.stop, value.step)))
+    return meta_like(value) if isinstance(value, Tensor) and not value.is_meta else value
+
+
+def _is_in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name in _IN_PLACE)
+    return name.endswith("_")
 
 
 def _source(reader: Any) -> Any:
@@ -250,49 +384,10 @@ def _autograd_op(node: Any) -> RawOp:
     return op
 
 
-def _constructors() -> frozenset[Any]:
-    global _CONSTRUCTORS
-    if _CONSTRUCTORS is None:
-        _CONSTRUCTORS = frozenset(_device_constructors())
-    return _CONSTRUCTORS
-
-
-_CONSTRUCTORS: frozenset[Any] | None = None
 _PLAIN = frozenset(
-    (int, float, bool, str, type(None), torch.dtype, torch.Size, torch.device, slice, type(...))
+    (int, float, bool, str, type(None), torch.dtype, torch.Size, torch.device, type(...))
 )
-
-
-def _to(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    def on_meta(value: Any) -> Any:
-        is_device = isinstance(value, (torch.device, str)) or type(value) is int
-        return torch.device("meta") if is_device else value
-
-    tensor, *rest = args
-    if tensor.is_meta:
-        rest = [on_meta(value) for value in rest]
-        kwargs = {key: on_meta(v) if key == "device" else v for key, v in kwargs.items()}
-    return tensor.to(*rest, **kwargs)
-
-
-def _same(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    return args[0]
-
-
-def _through(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Detached features flow on: gradients stop there, values do not."""
-    return args[0].view_as(args[0])
-
-
-def _keep_grad(args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    return None
-
-
-_REDIRECTED: dict[Any, Callable[[Sequence[Any], dict[str, Any]], Any]] = {
-    torch.Tensor.to: _to,
-    torch.Tensor.cuda: _same,
-    torch.Tensor.cpu: _same,
-    torch.Tensor.detach: _through,
-    torch.detach: _through,
-    torch._C._set_grad_enabled: _keep_grad,
-}
+_IN_PLACE = frozenset(
+    f"__i{name}__"
+    for name in ("add", "sub", "mul", "div", "truediv", "and", "or", "xor", "pow", "mod")
+)

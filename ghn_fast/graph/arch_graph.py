@@ -79,6 +79,7 @@ class ArchGraph:
         aliases: Further names of shared parameters, to the name that is predicted.
         full_shapes: Name to shape of the parameters whose shape is not the one in ``shapes``.
         fan_ins: Name to fan-in of the weights whose shape does not say it.
+        partial: What the graph leaves out or assumes of the forward pass, ``None`` for nothing.
     """
 
     op_types: Tensor
@@ -91,6 +92,7 @@ class ArchGraph:
     aliases: Mapping[str, str] = field(default_factory=dict)
     full_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     fan_ins: Mapping[str, int] = field(default_factory=dict)
+    partial: str | None = None
 
     @property
     def plan(self) -> GraphPlan | None:

@@ -20,6 +20,7 @@ class Destinations:
     """Where the predictions for one network go.
 
     Attributes:
+        graph: The network's graph.
         tensors: For each predicted tensor the parameter that it goes to, or ``None`` where the
             network has no storage to fill.
         predicted: Names of the parameters that are filled, in the network's order.
@@ -27,6 +28,7 @@ class Destinations:
         norms: The BatchNorm layers with their names.
     """
 
+    graph: ArchGraph
     tensors: list[Tensor | None]
     predicted: Sequence[str]
     skipped: dict[str, str]
@@ -69,7 +71,11 @@ def finish(destinations: Destinations, clock: Clock, *, batch_statistics: bool) 
     clock.lap("bind")
     seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
     return PredictionReport(
-        list(destinations.predicted), dict(destinations.skipped), seconds, changed
+        list(destinations.predicted),
+        dict(destinations.skipped),
+        seconds,
+        changed,
+        destinations.graph.partial,
     )
 
 
@@ -119,7 +125,7 @@ def find_destinations(model: nn.Module, graph: ArchGraph, names: Sequence[str]) 
         else:
             tensors[row] = param
             predicted.append(name)
-    return Destinations(tensors, predicted, skipped, norm_layers(model))
+    return Destinations(graph, tensors, predicted, skipped, norm_layers(model))
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ class Binding:
             tuple(name for name, _ in destinations.norms),
         )
 
-    def destinations(self, structure: Structure) -> Destinations | None:
+    def destinations(self, graph: ArchGraph, structure: Structure) -> Destinations | None:
         """Where predictions go in a network of this structure.
 
         ``None`` where a parameter has no storage to fill, and names are needed again.
@@ -185,7 +191,7 @@ class Binding:
             if row >= 0:
                 tensors[row] = parameter
         norms = list(zip(self.norms, structure.norms, strict=True))
-        return Destinations(tensors, self.predicted, self.skipped, norms)
+        return Destinations(graph, tensors, self.predicted, self.skipped, norms)
 
 
 def _same(a: Sequence[object], b: Sequence[object]) -> bool:

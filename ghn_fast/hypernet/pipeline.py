@@ -84,11 +84,11 @@ class Prepared:
 
     def _bound(self, model: nn.Module, structure: Structure | None) -> Destinations:
         """Where predictions go but for what is withheld, which does not follow from structure."""
+        (graph,), (ranges,) = self.batch.graphs, self.plan.ranges
         if structure is not None and self.binding is not None:
-            known = self.binding.destinations(structure)
+            known = self.binding.destinations(graph, structure)
             if known is not None:
                 return known
-        (graph,), (ranges,) = self.batch.graphs, self.plan.ranges
         found = find_destinations(model, graph, tuple(ranges))
         if structure is not None and self.binding is None:
             self.binding = Binding.of(model, structure, found)

@@ -68,7 +68,9 @@ class Predictor:
         self._prepare()
         self._find()
         found = self._destinations
-        self.report = PredictionReport(list(found.predicted), dict(found.skipped))
+        self.report = PredictionReport(
+            list(found.predicted), dict(found.skipped), partial=graph.partial
+        )
 
     def __call__(self) -> PredictionReport:
         """Fill the parameters of the network in place.

@@ -18,12 +18,15 @@ class PredictionReport:
             in total.
         batch_statistics: Names of the BatchNorm layers that normalise with batch statistics from
             now on, because running statistics are not predicted.
+        partial: What the prediction leaves out or assumes of the forward pass: that it looks at
+            values of features behind the last parameter, for instance; ``None`` for nothing.
     """
 
     predicted: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     batch_statistics: list[str] = field(default_factory=list)
+    partial: str | None = None
 
     def warn_skipped(self) -> None:
         """Warn about parameters that keep their values, all in one warning at the caller's line."""

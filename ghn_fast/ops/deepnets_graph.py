@@ -34,8 +34,8 @@ def deepnets_graph(
         Node types, int64 (N,); rows (number of the parameter's name or -1, dimensions of its shape
         or 0 for none, the shape, filled up with ones) of the nodes, int32 (N, 6); numbers of the
         names of the parameters that no node stands for, int32 (S,); and the packed plan of message
-        passing (:meth:`ghn_fast.ops.gated_gnn_plan.GraphPlan.of_packed`), int32. All on the CPU, and
-        the same for every call.
+        passing (:meth:`ghn_fast.ops.gated_gnn_plan.GraphPlan.of_packed`), int32. All on the CPU,
+        and the same for every call.
 
     Raises:
         TypeError: If ``record`` is not a tensor of uint8.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from torch import nn
 
+import ghn_fast
 from ghn_fast.capturing import CaptureError, cache, cache_info, capture, clear_cache
 from ghn_fast.capturing.cache import cached_capture
 from ghn_fast.graph import ArchGraph
@@ -29,6 +30,14 @@ def test_a_known_structure_is_not_captured_again() -> None:
     assert graph_of(SmallCNN(), (3, 32, 32), 50) is first
     assert_same_graph(first, capture(SmallCNN(), (3, 32, 32), 50))
     assert cache_info()[:4] == (1, 1, 0, 1)
+
+
+def test_a_predicted_network_is_known() -> None:
+    ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 3, 3))).eval()
+    model = SmallCNN()
+    for _ in range(3):
+        ghn.predict(model, input_shape=(3, 32, 32))
+    assert cache_info()[:3] == (2, 1, 0)
 
 
 def test_virtual_edges_and_inputs_count() -> None:

@@ -160,6 +160,53 @@ def test_inputs_count() -> None:
     assert key_of(net, torch.zeros(1, 3, 8, 8)) != key_of(net, torch.zeros(2, 3, 8, 8))
 
 
+def test_values_of_integer_inputs_count() -> None:
+    net = Net()
+    keys = [
+        key_of(net, {"ids": torch.tensor(ids)}) for ids in ([1, 2], [1, 3], [True, True], [1, 2])
+    ]
+    assert keys[0] == keys[3]
+    assert len(set(keys)) == 3
+    assert structure_of(net, torch.zeros(1 << 17, dtype=torch.long)) is None
+
+
+def test_values_of_small_buffers_count() -> None:
+    def make(values: list[float], count: int = 1) -> nn.Module:
+        return changed(lambda net: net.register_buffer("b", torch.tensor(values).repeat(count)))
+
+    assert key_of(make([1.0])) == key_of(make([1.0])) != key_of(make([2.0]))
+    assert key_of(make([1.0], 99)) == key_of(make([2.0], 99))
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_running_statistics_do_not_count(back: bool) -> None:
+    model = torchvision.models.resnet18(num_classes=10)
+    before = key_of(model)
+    model.bn1.running_mean.fill_(3)
+    assert key_of(model) == before
+    ghn_fast.use_batch_statistics(model)
+    if back:
+        ghn_fast.track_running_statistics(model)
+    assert key_of(model) == before
+
+
+def test_shared_memory_counts() -> None:
+    def make(share: Callable[[nn.Linear], Tensor]) -> nn.Module:
+        net = Net(a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+        net.b.weight = nn.Parameter(share(net.a))  # type: ignore[arg-type]
+        return net
+
+    def expanded(_: nn.Linear) -> Tensor:
+        return torch.zeros(4, 1).expand(4, 4)
+
+    def own(_: nn.Linear) -> Tensor:
+        return torch.zeros(4, 4)
+
+    keys = [key_of(make(share)) for share in (lambda a: a.weight.data, own, expanded, own)]
+    assert keys[1] == keys[3]
+    assert len(set(keys)) == 3
+
+
 def test_replaced_forward_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     before = key_of(Net())
     monkeypatch.setattr(Net, "forward", lambda self, x: x)

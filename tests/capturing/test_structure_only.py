@@ -336,10 +336,11 @@ def test_forward_that_depends_on_values() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.body = SmallCNN()
+            self.head = nn.Linear(10, 10)
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.body(x)
-            return y if y.sum() > 0 else -y
+            return self.head(y if y.sum() > 0 else -y)
 
     with pytest.raises(CaptureError, match=r"the network itself.*depends on values"):
         capture(Values())

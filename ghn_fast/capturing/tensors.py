@@ -1,0 +1,32 @@
+"""Tensors among the values of a forward pass, and where the record says that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+def edge(tensor: Any) -> Any:
+    """What an operation that reads ``tensor`` points to (``None`` for what has no gradient)."""
+    if isinstance(tensor, Tensor) and tensor.requires_grad:
+        node = tensor.grad_fn
+        return tensor if node is None else node
+    return None
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
