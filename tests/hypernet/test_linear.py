@@ -8,14 +8,14 @@ from torch.nn import functional as F
 from ghn_fast.hypernet.linear import sliced_linears
 from tolerances import assert_close
 
-CORNERS = [(3, 4), (16, 12), (1, 12), (16, 1), (2, 2)]
+SIZES = [(3, 4), (16, 12), (1, 12), (16, 1), (2, 2)]
 
 
 def plain(
-    inputs: list[Tensor], weight: Tensor, bias: Tensor, corners: list[tuple[int, int]], relu: bool
+    inputs: list[Tensor], weight: Tensor, bias: Tensor, sizes: list[tuple[int, int]], relu: bool
 ) -> list[Tensor]:
     result = []
-    for x, (a, b) in zip(inputs, corners, strict=True):
+    for x, (a, b) in zip(inputs, sizes, strict=True):
         y = torch.einsum("ni,abi->nab", x, weight[:a, :b]) + bias[:a, :b]
         result.append((F.relu(y) if relu else y).flatten(1))
     return result
@@ -27,9 +27,9 @@ def plain(
 def test_values_and_gradients_equal_einsum(relu: bool, rows: int, dtype: torch.dtype) -> None:
     weight = torch.randn(16, 12, 40, dtype=dtype).requires_grad_()
     bias = torch.randn(16, 12, dtype=dtype).requires_grad_()
-    inputs = [torch.randn(rows, 40, dtype=dtype).requires_grad_() for _ in CORNERS]
-    want = plain(inputs, weight, bias, CORNERS, relu)
-    got = sliced_linears(inputs, weight, bias, CORNERS, relu=relu)
+    inputs = [torch.randn(rows, 40, dtype=dtype).requires_grad_() for _ in SIZES]
+    want = plain(inputs, weight, bias, SIZES, relu)
+    got = sliced_linears(inputs, weight, bias, SIZES, relu=relu)
     probes = [torch.randn_like(y) for y in want]
     leaves = [weight, bias, *inputs]
     expected = torch.autograd.grad(want, leaves, probes)
