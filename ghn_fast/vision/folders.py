@@ -51,10 +51,9 @@ def scan_classes(path: Path) -> ClassTree:
 
     Raises:
         FileNotFoundError: If the folder is missing; the message names it.
-        ValueError: If it has no class folders or a class has no images; the message names the path.
+        ValueError: If it has no class folders or a class has no images, if a link leads back to a
+            folder that it lies in, or an image is no regular file; the message names the path.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     if not path.is_dir():
         raise FileNotFoundError(f"no such image folder: {path}")
     with os.scandir(path) as entries:
@@ -64,20 +63,56 @@ def scan_classes(path: Path) -> ClassTree:
     paths: list[str] = []
     targets: list[int] = []
     for index, name in enumerate(names):
-        files = [
-            os.path.join(folder, file)
-            for folder, _, files in os.walk(path / name, followlinks=True)
-            for file in files
-            if file.lower().endswith(IMG_EXTENSIONS) and not file.startswith(".")
-        ]
+        files = _images_below(path / name)
         if not files:
             raise ValueError(
                 f"class folder {path / name} has no images; known extensions are "
-                f"{', '.join(IMG_EXTENSIONS)}"
+                f"{', '.join(_extensions())}"
             )
         paths.extend(sorted(files))
         targets.extend([index] * len(files))
     return ClassTree(path, tuple(names), tuple(paths), tuple(targets))
+
+
+def _extensions() -> tuple[str, ...]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    extensions: tuple[str, ...] = IMG_EXTENSIONS
+    return extensions
+
+
+def _images_below(folder: Path) -> list[str]:
+    """The image files below a folder, links followed, each real folder once."""
+    found: list[str] = []
+    visited: set[tuple[int, int]] = set()
+    # With the real folders that each lies in: a link to one of them has no end.
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(str(folder), _above(folder))]
+    while waiting:
+        here, above = waiting.pop()
+        identity = _identity(here)
+        if identity in above:
+            raise ValueError(f"{here} is a link to a folder that it lies in; remove it")
+        if identity in visited:
+            continue
+        visited.add(identity)
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append((entry.path, above | {identity}))
+                elif entry.name.lower().endswith(_extensions()) and entry.name[0] != ".":
+                    if not entry.is_file():
+                        raise ValueError(f"{entry.path} is no regular file, needs an image")
+                    found.append(entry.path)
+    return found
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _above(folder: Path) -> frozenset[tuple[int, int]]:
+    return frozenset(_identity(str(parent)) for parent in folder.absolute().parents)
 
 
 def stratified_split(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -217,10 +218,23 @@ def decode_crop(path: str, image_size: int, draws: Tensor) -> np.ndarray:
 
 
 def _open_rgb(path: str) -> Any:
-    from torchvision.datasets.folder import pil_loader
+    """An image with three channels of 8 bits; grey levels of 16 bits lose their lower half."""
+    from PIL import Image
 
+    if os.path.exists(path) and not os.path.isfile(path):
+        # Opening a pipe waits for somebody to write into it.
+        raise ValueError(f"{path} is no regular file, needs an image")
     try:
-        return pil_loader(path)
+        with Image.open(path) as image:
+            # What PIL converts clips everything above 255 to white.
+            if image.mode == "I" or image.mode.startswith("I;16"):
+                levels = np.asarray(image)
+                if levels.min(initial=0) < 0 or levels.max(initial=0) > 0xFFFF:
+                    raise ValueError("its grey levels have more than 16 bits")
+                return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of unknown range")
+            return image.convert("RGB")
     except FileNotFoundError:
         raise
     except Exception as error:

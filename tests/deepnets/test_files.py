@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from ghn_fast.deepnets import DeepNets, NetworkConfig, build_graph, sample_config, splits_in
+from ghn_fast.deepnets import (
+    DeepNets,
+    NetworkConfig,
+    build_graph,
+    generate,
+    sample_config,
+    splits_in,
+)
 from ghn_fast.deepnets.files.generate import make_record
 from ghn_fast.deepnets.files.hdf5 import SplitFile, SplitWriter
 from ghn_fast.deepnets.graphs.sizes import count_parameters
@@ -455,3 +463,34 @@ def test_unknown_split(tmp_path: Path) -> None:
     for make in (SplitWriter, SplitFile):
         with pytest.raises(ValueError, match="split: got 'tset', needs one of train, val"):
             make(tmp_path, "tset")
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_no_flipped_bit_gives_another_graph(
+    tmp_path: Path, checksums: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not checksums:
+        # As the published generator writes them.
+        make = h5py.Group.create_dataset
+        monkeypatch.setattr(
+            h5py.Group, "create_dataset", lambda self, name, data, **_: make(self, name, data=data)
+        )
+    generate("val", 6, tmp_path, seed=1)
+    monkeypatch.undo()
+
+    def contents() -> list[Any]:
+        graphs = [net.graph for net in DeepNets(tmp_path, "val")]
+        return [(g.op_types.tolist(), g.edges.tolist(), g.shapes, g.names) for g in graphs]
+
+    path = tmp_path / "deepnets1m_val.hdf5"
+    whole, expected = path.read_bytes(), contents()
+    rng, refused = random.Random(5), 0
+    for _ in range(60):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        try:
+            assert contents() == expected
+        except ValueError:
+            refused += 1
+    assert refused > 10

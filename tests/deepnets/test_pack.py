@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 import zlib
@@ -335,3 +336,18 @@ def test_a_split_has_one_layout(tmp_path: Path) -> None:
     convert(tmp_path, "val", tmp_path, "hdf5", overwrite=True)
     assert len(DeepNets(tmp_path, "val")) == 3
     assert not (tmp_path / pack_name("val")).exists()
+
+
+@pytest.mark.parametrize("how", ["cut", "shorter", "other"])
+def test_a_file_that_changes_while_it_is_open_is_refused(tmp_path: Path, how: str) -> None:
+    generate("train", 40, tmp_path / "a", seed=1)
+    path = tmp_path / "a" / pack_name("train")
+    nets = DeepNets(path.parent, "train")
+    assert nets[3].graph.num_nodes > 0
+    if how == "cut":
+        os.truncate(path, 200)
+    else:
+        generate("train", 20 if how == "shorter" else 40, tmp_path / "b", seed=2)
+        path.write_bytes((tmp_path / "b" / pack_name("train")).read_bytes())
+    with pytest.raises(ValueError, match=r"train.ghnpack: was changed while it was open"):
+        nets[35].graph  # noqa: B018

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import pickle
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ghn_fast.vision import (
     load_images,
     train_batches,
 )
+from ghn_fast.vision.images import decode_files
 from tolerances import assert_close
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -477,3 +479,51 @@ def test_unknown_split_name(digits: ImageSplits) -> None:
     assert digits.split("val") is digits.val
     with pytest.raises(ValueError, match="train, val, test"):
         digits.split("name")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_grey_levels_of_16_bits_are_scaled(tmp_path: Path, suffix: str) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / f"8.{suffix}")
+    Image.fromarray(grey.astype(np.uint16) * 256 + 37).save(tmp_path / f"16.{suffix}")
+    eight, sixteen = decode_files([str(tmp_path / f"{n}.{suffix}") for n in (8, 16)], 16)
+    assert torch.equal(eight, sixteen)
+
+
+@pytest.mark.parametrize("pixels", [np.float32(0.5), np.int32(70_000), np.int32(-1)])
+def test_pixels_of_unknown_range_are_named(tmp_path: Path, pixels: np.generic) -> None:
+    Image.fromarray(np.full((16, 16), pixels)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"cannot decode the image .*a.tif: its (pixels|grey)"):
+        decode_files([str(tmp_path / "a.tif")], 16)
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "."])
+def test_links_that_lead_upwards_are_named(tmp_path: Path, target: str) -> None:
+    write_tree(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "a" / "inner").mkdir()
+    (tmp_path / "a" / "inner" / "up").symlink_to(target)
+    with pytest.raises(ValueError, match=r"inner/up is a link to a folder that it lies in"):
+        folders.scan_classes(tmp_path)
+
+
+def test_a_folder_that_is_linked_twice_counts_once(tmp_path: Path) -> None:
+    write_tree(tmp_path / "tree", {"a": 2, "b": 2})
+    write_tree(tmp_path, {"more": 3})
+    for link in ("one", "two"):
+        (tmp_path / "tree" / "a" / link).symlink_to(tmp_path / "more")
+    assert folders.scan_classes(tmp_path / "tree").targets == (0,) * 5 + (1,) * 2
+
+
+def test_pipes_and_broken_links_are_named(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"a": 2})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    for read in (
+        lambda: folders.scan_classes(tmp_path),
+        lambda: decode_files([str(tmp_path / "a" / "pipe.png")], 16),
+    ):
+        with pytest.raises(ValueError, match=r"pipe.png is no regular file"):
+            read()
+    os.unlink(tmp_path / "a" / "pipe.png")
+    (tmp_path / "a" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(ValueError, match=r"gone.png is no regular file"):
+        folders.scan_classes(tmp_path)

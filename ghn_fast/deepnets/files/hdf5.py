@@ -20,7 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
-from ghn_fast.deepnets.files.node_table import NodeRow, graph_from_rows, rows_in_graph_order
+from ghn_fast.deepnets.files.node_table import (
+    NodeRow,
+    check_rows,
+    graph_from_rows,
+    rows_in_graph_order,
+)
 from ghn_fast.deepnets.files.packed import pack_name
 from ghn_fast.deepnets.sampling.sampler import base_params
 from ghn_fast.deepnets.sampling.splits import IMAGE_SIZES, SPACES, check_split
@@ -154,7 +159,13 @@ class SplitFile:
         except (OSError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"{where}: cannot be read, is the file cut off? ({error})") from error
         self._check_matrix(where, matrix, self.num_nodes(index))
-        return self._rows(where, nodes, len(matrix), index), matrix
+        rows = self._rows(where, nodes, len(matrix), index)
+        config = self.config(index) if "genotype" in self._nets[index] else None
+        try:
+            check_rows(config, rows, matrix)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        return rows, matrix
 
     def graph(
         self, index: int, virtual_edges: int, order_of: NetworkConfig | None = None
@@ -174,7 +185,7 @@ class SplitFile:
         rows, matrix = self.read(index)
         try:
             if order_of is not None:
-                rows = rows_in_graph_order(order_of, rows, matrix)
+                rows = rows_in_graph_order(order_of, rows)
             return graph_from_rows(rows, matrix, virtual_edges)
         except ValueError as error:
             raise ValueError(f"{self.data_path}: {self.split}/{index}: {error}") from error
@@ -312,8 +323,8 @@ class SplitWriter(WholeFileWriter):
             for row in record.rows
         ]
         group = self._group.create_group(str(self._count))
-        group.create_dataset("adj", data=record.matrix)
-        group.create_dataset("nodes", data=np.array(table, dtype=np.uint16))
+        group.create_dataset("adj", data=record.matrix, fletcher32=True)
+        group.create_dataset("nodes", data=np.array(table, dtype=np.uint16), fletcher32=True)
         net = {
             **record.config.to_dict(),
             "num_nodes": len(record.matrix),

@@ -133,33 +133,55 @@ def graph_from_rows(
     )
 
 
-def rows_in_graph_order(
-    config: NetworkConfig, rows: Sequence[NodeRow], matrix: npt.NDArray[np.integer]
-) -> Sequence[NodeRow]:
+def check_rows(
+    config: NetworkConfig | None, rows: Sequence[NodeRow], matrix: npt.NDArray[np.integer]
+) -> None:
+    """Compare what a file says of a graph with itself, and with the network that it belongs to.
+
+    A bit that flipped on a disk shows: distances follow from the edges, edges and nodes from the
+    configuration. Files of the published generator have no checksums.
+
+    Args:
+        config: The network; ``None`` for one that no configuration describes.
+        rows: Table of nodes, in the order of the graph or cell by cell.
+        matrix: Distances (N, N).
+
+    Raises:
+        ValueError: If they do not fit each other.
+    """
+    hops = _hops(matrix)
+    source, target = np.nonzero(matrix)
+    listed = np.stack((source, target, matrix[source, target]), axis=1).astype(np.int64)
+    expected = shortest_distances(hops, len(rows), int(matrix.max()))
+    if not np.array_equal(expected.numpy(), listed):
+        raise ValueError("its distances are not those of its edges; the file is damaged")
+    if config is None:
+        return
+    derived = build_graph(config, virtual_edges=1)
+    ordered = node_rows(derived, config.n_cells)
+    by_cell = sorted(ordered, key=lambda row: row.cell)
+    if not torch.equal(derived.edges[:, :2], hops) or not (
+        _same_nodes(rows, ordered) or _same_nodes(rows, by_cell)
+    ):
+        raise ValueError(
+            "its graph is not the one that the configuration beside it describes; one of the files "
+            "is damaged, or they do not belong together"
+        )
+
+
+def rows_in_graph_order(config: NetworkConfig, rows: Sequence[NodeRow]) -> Sequence[NodeRow]:
     """Put rows that are listed cell by cell in the order of the graph.
 
     Args:
         config: The network; the graph that it describes gives the order.
-        rows: Table of nodes, in either order.
-        matrix: Distances (N, N).
+        rows: Table of its nodes (:func:`check_rows`), in either order.
 
     Returns:
         The rows in order; ``rows`` itself if they are not listed cell by cell.
-
-    Raises:
-        ValueError: If the file's graph is not that of the network, or a primitive is unknown.
     """
     if any(row.cell > following.cell for row, following in pairwise(rows)):
         return rows
-    derived = build_graph(config, virtual_edges=1)
-    ordered = node_rows(derived, config.n_cells)
-    listed = sorted(ordered, key=lambda row: row.cell)
-    if not torch.equal(derived.edges[:, :2], _hops(matrix)) or not _same_nodes(rows, listed):
-        raise ValueError(
-            "the file's graph is not the one that the configuration describes, so its nodes cannot "
-            "be put in order"
-        )
-    return ordered
+    return node_rows(build_graph(config, virtual_edges=1), config.n_cells)
 
 
 def with_shapes(graph: ArchGraph, parameters: Mapping[str, tuple[int, ...]]) -> ArchGraph:

@@ -1,4 +1,4 @@
-"""Packed files of DeepNets-1M: the configurations of a split, memory-mapped.
+"""Packed files of DeepNets-1M: the configurations of a split.
 
 A graph follows from its configuration in less time than it takes to read it from a file, so a
 packed file holds the records of configurations (:mod:`ghn_fast.deepnets.architectures.record`) and
@@ -10,9 +10,9 @@ index: where each record ends, the number of parameters for each image size, the
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
+import weakref
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ SUFFIX: Final = ".ghnpack"
 _HEADER = struct.Struct("<8sII16sqQQQQQII36x")
 _CHECKSUM = struct.Struct("<I")
 _HEADER_SIZE = _HEADER.size + _CHECKSUM.size
+# Bytes that are read together when checksums are compared.
+_AT_ONCE = 1 << 22
 # Per architecture: end of its record, parameters for both image sizes, nodes.
 _INDEX_SIZE = 8 + 8 * len(IMAGE_SIZES) + 4
 
@@ -77,9 +79,10 @@ class Chunk:
 class PackFile:
     """A split in a packed file, for reading.
 
-    The file is mapped into memory and checked as a whole when it is opened: the checksums of
-    header, records and index, and that they fit each other. Objects can be pickled: they then carry
-    the path, and the file is mapped again where they arrive.
+    The file is checked as a whole when it is opened: the checksums of header, records and index,
+    and that they fit each other. The index stays in memory, records are read when they are asked
+    for; a file that has changed since then is refused. Objects can be pickled: they then carry the
+    path, and the file is opened again where they arrive.
 
     Args:
         path: The file.
@@ -93,22 +96,23 @@ class PackFile:
 
     def __init__(self, path: str | os.PathLike[str], split: str | None = None) -> None:
         self.data_path = Path(path)
-        self._map()
+        self._open()
         self._check()
         if split is not None and self.split != split:
             raise ValueError(f"{self.data_path}: has no split {split!r}, holds {self.split}")
 
-    def _map(self) -> None:
+    def _open(self) -> None:
         where = self.data_path
-        with where.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < _HEADER_SIZE:
-                raise ValueError(
-                    f"{where}: not a packed file, or cut off: has {size} bytes, needs at least "
-                    f"{_HEADER_SIZE}"
-                )
-            self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        head = bytes(self._data[:_HEADER_SIZE])
+        self._file = where.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
+        self._state = self._state_now()
+        size = self._state[0]
+        if size < _HEADER_SIZE:
+            raise ValueError(
+                f"{where}: not a packed file, or cut off: has {size} bytes, needs at least "
+                f"{_HEADER_SIZE}"
+            )
+        head = self._read(0, _HEADER_SIZE)
         magic, version, header_size, split, seed, count, *places = _HEADER.unpack_from(head)
         if magic != MAGIC:
             raise ValueError(f"{where}: not a packed file: begins with {magic!r}, needs {MAGIC!r}")
@@ -135,7 +139,8 @@ class PackFile:
         self._count: int = count
         self._stop = self._start + records
         self._index = index
-        columns = np.frombuffer(self._data, np.uint8, offset=index)
+        columns = np.frombuffer(self._read(index, whole), np.uint8)
+        self._index_bytes = columns
         at = 0
 
         def column(dtype: str, per_item: int = 1) -> npt.NDArray[Any]:
@@ -153,11 +158,14 @@ class PackFile:
     def _check(self) -> None:
         where = self.data_path
         check_split(self.split)
-        records = self._data[self._start : self._stop]
-        _compare(where, "the records", zlib.crc32(records), self._records_sum)
-        _compare(where, "the index", zlib.crc32(self._data[self._index :]), self._index_sum)
-        ends = self._ends
-        if int(ends[-1]) != len(records) or bool((ends[1:] <= ends[:-1]).any()) or ends[0] == 0:
+        checksum = 0
+        for start in range(self._start, self._stop, _AT_ONCE):
+            part = self._read(start, min(start + _AT_ONCE, self._stop))
+            checksum = zlib.crc32(part, checksum)
+        _compare(where, "the records", checksum, self._records_sum)
+        _compare(where, "the index", zlib.crc32(self._index_bytes.tobytes()), self._index_sum)
+        ends, size = self._ends, self._stop - self._start
+        if int(ends[-1]) != size or bool((ends[1:] <= ends[:-1]).any()) or ends[0] == 0:
             raise ValueError(f"{where}: its index does not fit its records")
 
     def __len__(self) -> int:
@@ -194,18 +202,34 @@ class PackFile:
 
     def _bytes(self, index: int) -> bytes:
         start = int(self._ends[index - 1]) if index else 0
-        return bytes(self._data[self._start + start : self._start + int(self._ends[index])])
+        return self._read(self._start + start, self._start + int(self._ends[index]))
+
+    def _read(self, start: int, stop: int) -> bytes:
+        """The bytes from one place to another, of the file as it was opened.
+
+        It is read, not mapped: reading from the mapping of a file that has become shorter ends the
+        process.
+        """
+        data = os.pread(self._file.fileno(), stop - start, start)
+        if len(data) != stop - start or self._state_now() != self._state:
+            raise ValueError(f"{self.data_path}: was changed while it was open; open it again")
+        return data
+
+    def _state_now(self) -> tuple[int, int]:
+        found = os.fstat(self._file.fileno())
+        return found.st_size, found.st_mtime_ns
 
     def chunk(self, start: int, stop: int) -> Chunk:
         """The architectures from ``start`` to ``stop - 1``, as they were written."""
         first = int(self._ends[start - 1]) if start else 0
         ends = self._ends[start:stop].astype(np.int64)
-        data = bytes(self._data[self._start + first : self._start + int(ends[-1])])
+        data = self._read(self._start + first, self._start + int(ends[-1]))
         params, nodes = self.params[start:stop], self.nodes[start:stop]
         return Chunk(data, ends - first, params.astype(np.int64), nodes.astype(np.int64))
 
     def close(self) -> None:
-        """Nothing to do: the mapping goes with the object."""
+        """Close the file; the object reads no more."""
+        self._file.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"data_path": self.data_path}
@@ -213,7 +237,7 @@ class PackFile:
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Checked in full when it was opened first.
         self.data_path = state["data_path"]
-        self._map()
+        self._open()
 
 
 class PackWriter(WholeFileWriter):
