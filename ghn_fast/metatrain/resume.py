@@ -1,15 +1,18 @@
 """Checkpoints of a training run: written atomically, resumed exactly.
 
 RUN/checkpoints/step-00000500/ holds ``config.json`` and ``model.safetensors`` (so that the folder
-is itself a checkpoint for :func:`ghn_fast.from_pretrained`) and ``trainer.pt`` with the optimizer,
-the scale of the loss and the measured costs. Learning rate, order of images and architectures,
-augmentation and dropout are functions of the settings and the number of the step.
+is itself a checkpoint for :func:`ghn_fast.from_pretrained`), ``trainer.pt`` with the optimizer, the
+scale of the loss and the measured costs, and ``checksums.json`` with the SHA-256 of the others.
+Learning rate, order of images and architectures, augmentation and dropout are functions of the
+settings and the number of the step.
 
 A checkpoint is written under another name and renamed when it is complete.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -25,9 +28,11 @@ from safetensors.torch import load_file
 
 from ghn_fast.hypernet.checkpoint import WEIGHTS_FILE, load_weights, save_pretrained
 from ghn_fast.hypernet.ghn import GHN
-from ghn_fast.utils.files import sync_folder
+from ghn_fast.metatrain.optimizer_state import check_optimizer_state
+from ghn_fast.utils.files import sync_folder, write_atomically
 
 _TRAINER_FILE = "trainer.pt"
+_CHECKSUMS_FILE = "checksums.json"
 _PARTIAL = ".partial-"
 
 
@@ -52,10 +57,16 @@ def save_checkpoint(
     Raises:
         OSError: If it cannot be written; earlier checkpoints stay as they are.
     """
-    folder = run / "checkpoints" / f"step-{step:08d}"
+    folder = run / "checkpoints" / _folder_name(step)
     partial = folder.with_name(f"{_PARTIAL}{folder.name}-{os.getpid()}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    state = {"step": step, "optimizer": optimizer.state_dict(), "extra": extra or {}}
+    updates = max((int(each["step"]) for each in optimizer.state.values()), default=0)
+    state = {
+        "step": step,
+        "optimizer": optimizer.state_dict(),
+        "updates": updates,
+        "extra": extra or {},
+    }
     try:
         save_pretrained(ghn, partial)
         with open(partial / _TRAINER_FILE, "wb") as file:
@@ -66,6 +77,8 @@ def save_checkpoint(
                 raise OSError(f"{partial / _TRAINER_FILE}: {error}") from error
             file.flush()
             os.fsync(file.fileno())
+        checksums = json.dumps(_checksums(partial), indent=2) + "\n"
+        write_atomically(partial / _CHECKSUMS_FILE, checksums)
         if folder.exists():
             shutil.rmtree(folder)
         os.rename(partial, folder)
@@ -162,20 +175,31 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is damaged.
     """
-    path = folder / WEIGHTS_FILE
+    path = folder / _CHECKSUMS_FILE
     try:
+        changed = _changed_files(folder)
+        if changed:
+            path = changed[0]
+            raise ValueError("it is not as it was written")
+        path = folder / WEIGHTS_FILE
         weights = load_file(path)
         path = folder / _TRAINER_FILE
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        step, extra = state["step"], state.get("extra", {})
+        if type(step) is not int or folder.name != _folder_name(step):
+            raise ValueError(f"it is of step {step}")
+        if not isinstance(extra, dict):
+            raise ValueError(f"extra: got a {type(extra).__name__}, needs a dict")
         return {
             "weights": weights,
-            "step": int(state["step"]),
+            "step": step,
             "optimizer": state["optimizer"],
-            "extra": state.get("extra", {}),
+            "updates": state.get("updates"),
+            "extra": extra,
             "folder": str(folder),
         }
     except _DAMAGE as error:
-        raise _damaged(path, folder) from error
+        raise _damaged(path, folder, error) from error
 
 
 def restore(state: dict[str, Any], ghn: GHN, optimizer: torch.optim.Optimizer) -> int:
@@ -187,10 +211,30 @@ def restore(state: dict[str, Any], ghn: GHN, optimizer: torch.optim.Optimizer) -
     folder = Path(state["folder"])
     load_weights(ghn, state["weights"], str(folder / WEIGHTS_FILE))
     try:
+        check_optimizer_state(state["optimizer"], optimizer, state["step"], state["updates"])
         optimizer.load_state_dict(state["optimizer"])
-    except (*_DAMAGE, ValueError) as error:
-        raise _damaged(folder / _TRAINER_FILE, folder) from error
+    except _DAMAGE as error:
+        raise _damaged(folder / _TRAINER_FILE, folder, error) from error
     return int(state["step"])
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a checkpoint but the one that holds them."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != _CHECKSUMS_FILE)
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def _changed_files(folder: Path) -> list[Path]:
+    """The files that differ from their checksums; none where no checksums were written."""
+    path = folder / _CHECKSUMS_FILE
+    if not path.is_file():
+        return []
+    stored, found = json.loads(path.read_text()), _checksums(folder)
+    return [folder / name for name in stored if stored[name] != found.get(name)]
 
 
 _DAMAGE = (
@@ -198,11 +242,16 @@ _DAMAGE = (
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
-    KeyError,
-    IndexError,
+    LookupError,
     TypeError,
+    AttributeError,
+    ArithmeticError,
+    ValueError,
 )
 
 
-def _damaged(path: Path, folder: Path) -> ValueError:
-    return ValueError(f"{path}: damaged, remove {folder} to resume from the one before")
+def _damaged(path: Path, folder: Path, error: Exception) -> ValueError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return ValueError(
+        f"{path}: damaged, remove {folder} to resume from the one before ({reason[:200]})"
+    )

@@ -189,28 +189,30 @@ def test_older_spellings(tmp_path: Path) -> None:
         assert_same_graph(item.graph, graph)
 
 
-def test_the_stored_structure_wins(tmp_path: Path) -> None:
+def test_an_edge_that_the_distances_do_not_know_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
-    before = DeepNets(tmp_path, "test", virtual_edges=1)[0].graph
-    last = before.num_nodes - 1
+    last = DeepNets(tmp_path, "test", virtual_edges=1)[0].graph.num_nodes - 1
     with h5py.File(tmp_path / "deepnets1m_test.hdf5", "r+") as file:
         assert file["test/0/adj"][3, last] > 1
         file["test/0/adj"][3, last] = 1
-    after = DeepNets(tmp_path, "test", virtual_edges=1)[0].graph
-    assert after.edges.tolist() == sorted([*before.edges.tolist(), [3, last, 1]])
-    assert after.shapes == before.shapes
+    message = r"test.hdf5: test/0: its distances are not those of its edges"
+    with pytest.raises(ValueError, match=message):
+        _ = DeepNets(tmp_path, "test", virtual_edges=1)[0].graph
 
 
-def test_nodes_of_another_graph_cannot_be_put_in_order(
-    tmp_path: Path, small_fixtures_dir: Path
+@pytest.mark.parametrize("reorder", [False, True])
+def test_a_graph_of_another_network_is_refused(
+    tmp_path: Path, small_fixtures_dir: Path, reorder: bool
 ) -> None:
     for path in (small_fixtures_dir / "deepnets").glob("deepnets1m_eval*"):
         shutil.copy(path, tmp_path)
     with h5py.File(tmp_path / "deepnets1m_eval.hdf5", "r+") as file:
-        file["val/0/adj"][0, 52] = 1
-    assert DeepNets(tmp_path, "val")[0].graph.num_nodes == 53
-    with pytest.raises(ValueError, match=r"eval.hdf5: val/0: .* cannot be put in order"):
-        _ = DeepNets(tmp_path, "val", reorder=True)[0].graph
+        nodes = file["val/0/nodes"][()]
+        nodes[[3, 5]] = nodes[[5, 3]]
+        file["val/0/nodes"][...] = nodes
+    message = r"eval.hdf5: val/0: its graph is not the one that the configuration .* describes"
+    with pytest.raises(ValueError, match=message):
+        _ = DeepNets(tmp_path, "val", reorder=reorder)[0].graph
 
 
 def test_a_single_file_or_the_combined_one(tmp_path: Path, small_fixtures_dir: Path) -> None:

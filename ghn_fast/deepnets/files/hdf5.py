@@ -205,9 +205,14 @@ class SplitFile:
             file = h5py.File(self.data_path, "r")
         except OSError as error:
             raise ValueError(f"{self.data_path}: not an HDF5 file, or cut off ({error})") from error
-        group = file.get(self.split)
+        try:
+            group, held = file.get(self.split), ", ".join(file) or "none"
+            if isinstance(group, h5py.Group):
+                len(group)  # reads what lists its members
+        except (OSError, RuntimeError, KeyError) as error:
+            file.close()
+            raise ValueError(f"{self.data_path}: damaged, or cut off ({error})") from error
         if not isinstance(group, h5py.Group):
-            held = ", ".join(file) or "none"
             file.close()
             raise ValueError(f"{self.data_path}: has no split {self.split!r}, holds {held}")
         self._group, self._process = group, os.getpid()

@@ -170,8 +170,9 @@ class ArchItem:
                 distance, small = self.virtual_edges, IMAGE_SIZES["cifar10"]
                 return derive_graph(record, num_classes, image_size, distance, small)
         parameters = parameter_shapes(self.config_for(image_size), num_classes, image_size)
+        structure = self._structure
         try:
-            return with_shapes(self._structure, parameters)
+            return with_shapes(structure, parameters)
         except ValueError as error:
             file = self.file
             where = self.name if file is None else f"{file.data_path}: {file.split}/{self.index}"
