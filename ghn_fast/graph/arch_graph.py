@@ -114,7 +114,7 @@ class ArchGraph:
     def targets(self) -> tuple[Target, ...]:
         """The parameters that the nodes predict, in the order of the nodes."""
         result = []
-        op_types = self.op_types.tolist()
+        op_types, shift_names = self.op_types.tolist(), self.shift_names
         last = self.num_nodes - 1
         ends_with_bias = last >= 0 and NODE_TYPES[op_types[last]] == "bias"
         before = last - 1 if ends_with_bias else -1
@@ -128,8 +128,8 @@ class ArchGraph:
             full = self.full_shapes.get(name, shape)
             fan_in = self.fan_ins.get(name)
             result.append(Target(node, name, full, int(is_bias), head, shape, fan_in))
-            if node in self.shift_names:
-                result.append(Target(node, self.shift_names[node], full, 1, False, shape))
+            if node in shift_names:
+                result.append(Target(node, shift_names[node], full, 1, False, shape))
         return tuple(result)
 
     def with_virtual_edges(self, virtual_edges: int) -> ArchGraph:

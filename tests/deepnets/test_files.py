@@ -1,4 +1,4 @@
-"""Files in the published layout: read, written, and refused."""
+"""Files in the published format: read, written, and refused."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_what_is_written_is_read(tmp_path: Path, split: str) -> None:
         }
 
 
-def test_written_files_have_the_published_layout(tmp_path: Path, small_fixtures_dir: Path) -> None:
+def test_written_files_have_the_published_format(tmp_path: Path, small_fixtures_dir: Path) -> None:
     """Same keys, types and spellings, with the rows in the order of the graph."""
     published = small_fixtures_dir / "deepnets" / "deepnets1m_eval"
     expected = json.loads(Path(f"{published}_meta.json").read_text())["test"]

@@ -1,4 +1,4 @@
-"""Packed files: what is written comes back, in either layout alike; damage is named."""
+"""Packed files: what is written comes back, in either format alike; damage is named."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in the published layout."""
+    """The same in the published format."""
     path = tmp_path_factory.mktemp("published")
     for split in ("train", "wide"):
         generate(split, COUNT, path, seed=5, format="hdf5")
@@ -67,7 +67,7 @@ def assert_same_item(a: ArchItem, b: ArchItem) -> None:
 
 @pytest.mark.parametrize("split", ["train", "wide"])
 @pytest.mark.parametrize("virtual_edges", [1, 50])
-def test_both_layouts_give_the_same_items(
+def test_both_formats_give_the_same_items(
     folder: Path, published: Path, split: str, virtual_edges: int
 ) -> None:
     packed = DeepNets(folder, split, virtual_edges)
@@ -117,7 +117,7 @@ def test_files_are_found(folder: Path, published: Path, tmp_path: Path) -> None:
     renamed.write_bytes((folder / pack_name("train")).read_bytes())
     assert splits_in(renamed) == ["train"]
     assert len(DeepNets(renamed, "train")) == COUNT
-    # Of two layouts in a folder, the packed one is read.
+    # Of two formats in a folder, the packed one is read.
     generate("train", 3, tmp_path, format="packed")
     for path in published.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -262,7 +262,7 @@ def test_converted_files_give_the_same_items(folder: Path, published: Path, tmp_
         back = convert(tmp_path / "packed", split, tmp_path / "back", "hdf5")
         assert_same_items(DeepNets(packed, split), DeepNets(published, split))
         assert_same_items(DeepNets(back, split), DeepNets(published, split))
-        # The seed is not known from the published layout.
+        # The seed is not known from the published format.
         assert PackFile(packed).seed is None
         assert packed.read_bytes()[128:] == (folder / packed.name).read_bytes()[128:]
         again = convert(folder, split, tmp_path / "again")
@@ -322,7 +322,7 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
         convert(tmp_path, "val", tmp_path)
 
 
-def test_a_split_has_one_layout(tmp_path: Path) -> None:
+def test_a_split_has_one_format(tmp_path: Path) -> None:
     generate("val", 2, tmp_path)
     assert splits_in(tmp_path) == ["val"]
     before = set(tmp_path.iterdir())

@@ -135,16 +135,17 @@ class NetworkConfig:
                 self.preproc,
                 "true when a cell concatenates several states or C_mult is above 1",
             )
-        if self.is_vit and self.C < 8:
+        if self.C < 8 and self.is_vit:
             raise _error("C", self.C, "at least 8 for the 8 heads of msa")
-        halved = "cse" in genotype.primitives() or (self.stem_type == 1 and not self.is_vit)
-        if self.C < 2 and halved:
+        if self.C < 2 and ("cse" in genotype.primitives() or self.stem_type == 1):
             raise _error("C", self.C, "at least 2: cse and stem_type 1 halve the channels")
-        if not self.is_vit and self._splits_odd_channels():
+        if self._splits_odd_channels() and not self.is_vit:
             raise _error("C", self.C, "an even number: layers that halve the size split channels")
 
     def _splits_odd_channels(self) -> bool:
         """Whether a factorized reduction would have to yield an odd number of channels."""
+        if self.C % 2 == 0:
+            return False
         skips = any(name == "skip_connect" and i < 2 for name, i in self.genotype.reduce)
         channels = self.C
         for cell in range(self.n_cells):
@@ -192,26 +193,25 @@ def _genes(field: str, value: Any) -> tuple[Gene, ...]:
         raise _error(field, value, needs)
     genes = []
     for position, gene in enumerate(value):
-        where = f"{field}[{position}]"
         if not _is_sequence(gene) or len(gene) != 2:
-            raise _error(where, gene, "a pair (primitive, index)")
+            raise _error(f"{field}[{position}]", gene, "a pair (primitive, index)")
         name, index = gene
         if name not in PRIMITIVES:
-            raise _error(where, name, f"one of {', '.join(PRIMITIVES)}")
+            raise _error(f"{field}[{position}]", name, f"one of {', '.join(PRIMITIVES)}")
         states = 2 + position // 2
         if not _is_int(index) or not 0 <= index < states:
-            raise _error(where, index, f"the index of an earlier state, 0 to {states - 1}")
+            needs = f"the index of an earlier state, 0 to {states - 1}"
+            raise _error(f"{field}[{position}]", index, needs)
         genes.append((str(name), int(index)))
     return tuple(genes)
 
 
 def _concat(field: str, value: Any, steps: int) -> tuple[int, ...]:
-    valid = range(2, steps + 2)
-    if not _is_sequence(value) or len(value) == 0 or not all(_is_int(i) for i in value):
+    if not _is_sequence(value) or len(value) == 0 or not all(map(_is_int, value)):
         raise _error(field, value, "a non-empty list of state indices")
-    if any(i not in valid for i in value) or len(set(value)) < len(value):
+    if min(value) < 2 or max(value) > steps + 1 or len(set(value)) < len(value):
         raise _error(field, value, f"distinct states from 2 to {steps + 1} (of {steps} steps)")
-    return tuple(int(i) for i in value)
+    return tuple(map(int, value))
 
 
 def _check_fields(what: str, data: Any, known: Sequence[str], *, required: Sequence[str]) -> None:
@@ -231,11 +231,14 @@ def _check_positive(name: str, value: Any) -> None:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    # Nearly all are tuples; asking an abstract class takes long.
+    return type(value) is tuple or (
+        isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    )
 
 
 def _error(field: str, got: Any, needs: str) -> ValueError:
