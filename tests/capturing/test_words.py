@@ -52,6 +52,7 @@ AFTER = {
     "loop": chosen,
     "in": lambda y: (y, 1 in y.argmax(-1)),
     "words": lambda y: (y, "".join("abc"[i] for i in y.argmax(-1))),
+    # compared by hand: it is the network that compares.
     "assertion": lambda y: y if torch.allclose(y, y) else None,
 }
 

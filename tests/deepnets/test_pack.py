@@ -313,7 +313,7 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
     with SplitWriter(tmp_path, "val") as writer:
         writer.add(record)
         writer.add(replace(record, matrix=matrix))
-    with pytest.raises(ValueError, match=r"val-1: the file's graph is not the one"):
+    with pytest.raises(ValueError, match=r"val/1: its distances are not those of its edges"):
         convert(tmp_path, "val", tmp_path / "out")
     assert not any((tmp_path / "out").iterdir())
     with pytest.raises(ValueError, match="format: got 'zip', needs one of auto, packed, hdf5"):

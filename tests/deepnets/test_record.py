@@ -19,6 +19,7 @@ from ghn_fast.deepnets.architectures.record import (
     decode,
     encode,
 )
+from ghn_fast.deepnets.graphs.sizes import sizes_of_records
 from ghn_fast.deepnets.sampling.splits import SPACES
 from random_configs import random_config
 
@@ -96,3 +97,15 @@ def test_what_is_no_record() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             decode(bad)
+
+
+def test_a_record_cannot_ask_for_hours_of_work() -> None:
+    head = struct.pack("<BBBBHHIIHHB3x", 253, 253, 1, 1, 65535, 1, 32, 64, 1, 3, 12)
+    genes = b"".join(bytes([4, 1 + step]) * 2 for step in range(253))
+    record = head + genes * 2 + bytes([254]) * 2
+    for read in (decode, lambda data: sizes_of_records([data], 10, (32,))):
+        with pytest.raises(ValueError, match="65535"):
+            read(record)
+    config = VIT_CONFIG.to_dict() | {"n_cells": 10**9}
+    with pytest.raises(ValueError, match=r"n_cells: got 1000000000, needs at most \d+ cells"):
+        NetworkConfig.from_dict(config)

@@ -71,6 +71,11 @@ class Genotype:
         }
 
 
+# Steps of all cells of a network: a few bytes must not ask for hours of work. Deep networks have 36
+# cells, dense ones 10 steps.
+MOST_STEPS = 8192
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
     """All that describes a network, except its number of classes and its image size.
@@ -124,6 +129,11 @@ class NetworkConfig:
             raise _error("norm", self.norm, "'bnorm' or None")
         if not _is_int(self.ks) or self.ks < 1 or self.ks % 2 == 0:
             raise _error("ks", self.ks, "an odd positive integer")
+        steps = max(len(self.genotype.normal), len(self.genotype.reduce)) // 2
+        if self.n_cells * steps > MOST_STEPS:
+            raise _error(
+                "n_cells", self.n_cells, f"at most {MOST_STEPS // steps} cells of {steps} steps"
+            )
         self._check_channels()
 
     def _check_channels(self) -> None:
