@@ -19,7 +19,7 @@ from ghn_fast.deepnets.loading.dataset import (
     SampledNets,
     held_out_keys,
 )
-from ghn_fast.deepnets.loading.meta_batches import MAX_NODES, MetaBatch, meta_batches, sample_width
+from ghn_fast.deepnets.loading.meta_batches import MAX_NODES, meta_batches, sample_width
 from ghn_fast.deepnets.loading.statistics import describe, statistics_table
 from ghn_fast.deepnets.sampler import SPLIT_SIZES, architecture_key, sample_config
 
@@ -33,7 +33,6 @@ __all__ = [
     "ArchSequence",
     "DeepNets",
     "Genotype",
-    "MetaBatch",
     "Network",
     "NetworkConfig",
     "SampledNets",

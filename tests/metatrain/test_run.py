@@ -16,7 +16,7 @@ import torch
 import ghn_fast
 from ghn_fast.metatrain import TrainConfig, read_config, train
 from ghn_fast.metatrain import run as run_module
-from ghn_fast.metatrain.functional_networks import Skeleton
+from ghn_fast.metatrain.candidates import FunctionalNetwork
 from ghn_fast.metatrain.metrics import JsonLines, read_lines, read_metrics
 from ghn_fast.metatrain.resume import list_checkpoints
 
@@ -175,18 +175,18 @@ def test_full_disk_on_the_way_is_told_and_survived(
 def test_planted_architectures_are_skipped_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str, reason: str
 ) -> None:
-    bind, count = Skeleton.bind, [0]
+    run, count = FunctionalNetwork.__call__, [0]
 
-    def planted(self: Skeleton, names: Any, tensors: Any) -> None:
-        bind(self, names, tensors)
+    def planted(self: FunctionalNetwork, parameters: Any, images: Any) -> Any:
         count[0] += 1
         if count[0] == 3:
             if trouble == "memory":
                 raise torch.OutOfMemoryError("planted")
-            for tensor in tensors:
+            for tensor in parameters.values():
                 tensor.data.fill_(torch.nan)
+        return run(self, parameters, images)
 
-    monkeypatch.setattr(Skeleton, "bind", planted)
+    monkeypatch.setattr(FunctionalNetwork, "__call__", planted)
     result = train(TINY, tmp_path)
     assert (result.step, result.interrupted) == (4, False)
     assert [line["skipped"] for line in read_metrics(tmp_path)] == [0, 0, 1, 0]
@@ -202,10 +202,10 @@ def test_planted_architectures_are_skipped_and_named(
 def test_too_many_skipped_architectures_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def out_of_memory(self: Skeleton, names: Any, tensors: Any) -> None:
+    def out_of_memory(self: FunctionalNetwork, parameters: Any, images: Any) -> None:
         raise torch.OutOfMemoryError("planted")
 
-    monkeypatch.setattr(Skeleton, "bind", out_of_memory)
+    monkeypatch.setattr(FunctionalNetwork, "__call__", out_of_memory)
     monkeypatch.setattr(run_module, "SKIP_WINDOW", 3)
     with pytest.raises(RuntimeError, match="max_skip_rate: 3 of the last 3 architectures"):
         train(TINY, tmp_path)
