@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import ghn_fast
-from ghn_fast.metatrain import TrainConfig, read_config, train
+from ghn_fast.metatrain import TrainConfig, train
 from ghn_fast.metatrain import run as run_module
 from ghn_fast.metatrain.candidates import FunctionalNetwork
 from ghn_fast.metatrain.metrics import JsonLines, read_lines, read_metrics
@@ -226,6 +226,18 @@ def test_periodic_evaluation_is_resumed_too(tmp_path: Path) -> None:
     assert [(line[0], line[2]) for line in found[0]] == [(2, 2), (4, 2)]
 
 
+@pytest.mark.parametrize("pool_size", [0, 3])
+def test_numbers_do_not_depend_on_graph_workers(tmp_path: Path, pool_size: int) -> None:
+    settings = {**TINY.to_dict(), "pool_size": pool_size}
+    train(TrainConfig.from_dict(settings), tmp_path / "whole")
+    for workers, step in ((1, 1), (3, 3)):
+        with pytest.raises(Killed):
+            config = TrainConfig.from_dict({**settings, "graph_workers": workers})
+            train(config, tmp_path / "killed", on_step=killed_at(step))
+    train(TrainConfig.from_dict({**settings, "graph_workers": 2}), tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
 def test_pool_of_architectures_is_resumed_too(tmp_path: Path) -> None:
     config = TrainConfig.from_dict(
         {**TINY.to_dict(), "pool_size": 3, "pool_refresh": 2, "checkpoint_every": 3}
@@ -302,72 +314,3 @@ def test_starting_weights(reference: Path, tmp_path: Path) -> None:
     train(config, tmp_path / "run")
     for name, value in weights(reference).items():
         torch.testing.assert_close(weights(tmp_path / "run")[name], value, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"meta_batch": 0}, "meta_batch: got 0"),
-        ({"lr": -1.0}, "lr: got -1.0"),
-        ({"lr": float("nan")}, "lr: got nan"),
-        ({"schedule": "linear"}, "schedule: got 'linear', needs one of multistep, cosine"),
-        ({"steps": 3, "epochs": 2}, "got both"),
-        ({"max_channels": 8}, "min_channels"),
-        ({"precision": "fp8"}, "precision: got 'fp8', needs one of float32, bf16, fp16"),
-        ({"hypernetwork": "no"}, "hypernetwork: got 'no', needs one of sharded, replicated"),
-        ({"pool_size": 4}, "pool_size: got 4, needs 0 or at least the meta-batch of 8"),
-        ({"max_skip_rate": 1.5}, r"max_skip_rate: got 1\.5"),
-        ({"checkpoint_minutes": 0}, r"checkpoint_minutes: got 0\.0, needs a positive"),
-        ({"parallel_networks": 0}, "parallel_networks: got 0"),
-        ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
-        ({"batch_size": "many"}, "batch_size: got 'many', needs an integer"),
-        ({"batch_size": True}, "batch_size: got True, needs an integer"),
-        ({"normalize": "false"}, "normalize: got 'false', needs true or false"),
-        ({"milestones": 0.5}, "milestones: got 0.5, needs a list"),
-        ({"steps": 1.5}, r"steps: got 1\.5, needs an integer or nothing"),
-        ({"dataset": 5}, "dataset: got 5, needs a text"),
-    ],
-)
-def test_bad_settings(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainConfig.from_dict(changes)
-
-
-def test_learning_rate() -> None:
-    config = TrainConfig(lr=1.0)
-    assert [config.learning_rate(step, 300) for step in (0, 199, 200, 250, 299)] == pytest.approx(
-        [1, 1, 0.1, 0.01, 0.01]
-    )
-    cosine = TrainConfig(lr=1.0, schedule="cosine", warmup_steps=10)
-    assert cosine.learning_rate(0, 100) == pytest.approx(0.1)
-    assert cosine.learning_rate(50, 100) == pytest.approx(0.5)
-    assert cosine.learning_rate(99, 100) < 1e-3
-
-
-def test_epochs_count_passes_over_the_images() -> None:
-    assert TrainConfig(epochs=3).total_steps(704) == 2112
-    assert TrainConfig().total_steps(704) == 300 * 704
-    assert TrainConfig(steps=7).total_steps(704) == 7
-
-
-def test_config_files(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text("hid: 16\nmilestones: [0.5]\n")
-    assert TrainConfig.from_dict(read_config(path)).milestones == (0.5,)
-    path.write_text("lr: 1e-3\nweight_decay: 0\n")
-    assert TrainConfig.from_dict(read_config(path)).lr == 1e-3
-    path.write_text("")
-    assert read_config(path) == {}
-    path.write_text("- 1\n")
-    with pytest.raises(ValueError, match="needs settings as 'name: value'"):
-        read_config(path)
-    with pytest.raises(FileNotFoundError, match="no such configuration file"):
-        read_config(tmp_path / "none.yaml")
-
-
-def test_recipes_are_valid() -> None:
-    folder = Path(__file__).parents[2] / "configs"
-    recipes = sorted(folder.glob("*.yaml"))
-    assert recipes
-    for recipe in recipes:
-        TrainConfig.from_dict(read_config(recipe))
