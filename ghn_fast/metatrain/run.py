@@ -36,6 +36,8 @@ from ghn_fast.vision import ImageSplits, load_images, train_batches
 SETTINGS_FILE = "train.json"
 
 OnStep = Callable[[dict[str, Any], int], None]
+# Architectures, images and their classes of one step after the other.
+Batches = Iterator[tuple[list[Any], tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -197,9 +199,7 @@ class _Run:
     total: int
     skips: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=SKIP_WINDOW))
 
-    def steps(
-        self, batches: Iterator[tuple[list[Any], tuple[Tensor, Tensor]]], stop: Event
-    ) -> None:
+    def steps(self, batches: Batches, stop: Event) -> None:
         """Take the remaining steps, unless it is told to stop."""
         stopped = False
         while self.step < self.total and not stopped:
@@ -213,9 +213,7 @@ class _Run:
         if self.files is not None:
             self.files.save(self.step, self.trainer, last=True)
 
-    def _one_step(
-        self, batches: Iterator[tuple[list[Any], tuple[Tensor, Tensor]]], stop: Event
-    ) -> StepResult:
+    def _one_step(self, batches: Batches, stop: Event) -> StepResult:
         started = time.perf_counter()
         rate = self.config.learning_rate(self.step, self.total)
         for group in self.trainer.optimizer.param_groups:
