@@ -27,6 +27,7 @@ from native import about
 
 from ghn_fast.deepnets import ArchItem, ArchSequence, DeepNets, SampledNets, generate, meta_batches
 from ghn_fast.deepnets.graphs.derive import compiled
+from ghn_fast.graph.batch import GraphBatch
 
 MILLION = 1_000_000
 # What a million architectures may take and an item may cost, and what the loader should reach.
@@ -119,7 +120,10 @@ def loader(nets: ArchSequence, workers: int, steps: int, meta_batch: int = 8) ->
 
 def take(batches: Iterator[Any], steps: int) -> int:
     """Count the graphs of the next meta-batches."""
-    return sum(len(batch.graphs) for batch in islice(batches, steps))
+    count = 0
+    for batch in islice(batches, steps):
+        count += len(GraphBatch([item.graph for item in batch]))
+    return count
 
 
 def main() -> None:

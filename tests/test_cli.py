@@ -87,11 +87,12 @@ def test_formats_and_conversion(run: Run, tmp_path: Path) -> None:
 
 def test_train_continues_and_evaluates(run: Run, tmp_path: Path) -> None:
     config = tmp_path / "recipe.yaml"
-    config.write_text("max_nodes: 120\nimage_size: 16\nmax_channels: 32\nsteps: 99\n")
+    config.write_text("architectures: {max_nodes: 120, max_channels: 99}\nsteps: 99\n")
     out = tmp_path / "run"
     for steps in ("2", "3"):
         arguments = (*TRAIN, "--steps", steps, "--out", out, "--config", config)
-        status, printed, error = run(*arguments)
+        more = ("--set", "image_size=16", "--set", "max_channels=32")
+        status, printed, error = run(*arguments, *more)
         assert status == 0, error
         assert f"step {steps} of {steps}" in printed
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -141,6 +142,8 @@ def test_train_and_evaluate_on_generated_files(run: Run, tmp_path: Path) -> None
         (("evaluate", "--ckpt", "nothing", "--device", "mps"), "needs cpu, cuda or cuda:N"),
         ((*TRAIN, "--steps", "-4", "--out", "x"), "--steps"),
         ((*TRAIN, "--steps", "4", "--out", "x", "--lr", "0"), "lr: got 0.0"),
+        ((*TRAIN, "--steps", "4", "--out", "x", "--set", "speed=1"), "unknown setting 'speed'"),
+        ((*TRAIN, "--steps", "4", "--out", "x", "--set", "lr"), "needs it as name=value"),
         ((*TRAIN, "--steps", "4", "--out", "x", "--dataset", "mnist"), "cifar10"),
         ((*TRAIN, "--steps", "4", "--out", "x", "--deepnets", "0"), "at least 1 architecture"),
         ((*TRAIN, "--steps", "4", "--out", "x", "--deepnets", "-5"), "at least 1 architecture"),

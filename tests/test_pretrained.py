@@ -27,7 +27,7 @@ def test_is_small_and_comes_with_its_log(name: str) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8_000_000
     for stage in json.loads((folder / "training.json").read_text()):
         config = TrainConfig.from_dict(stage["settings"])
-        assert config.dataset == "digits"
+        assert config.data.dataset == "digits"
         lines = (folder / stage["metrics"]).read_text().splitlines()
         steps = [json.loads(line)["step"] for line in lines]
         assert steps == list(range(1, stage["steps"] + 1))

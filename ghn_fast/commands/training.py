@@ -16,6 +16,7 @@ from ghn_fast.commands.common import (
 
 
 def train(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; continued if it exists.")],
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML file of settings; options override it.")
@@ -50,6 +51,10 @@ def train(
         int | None, typer.Option(min=0, help="Architectures in the pool; 0 for no pool.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the file; repeatable."),
+    ] = None,
 ) -> None:
     """Meta-train a hypernetwork, or continue the run in OUT.
 
@@ -57,34 +62,22 @@ def train(
     """
     from ghn_fast.metatrain import TrainConfig, read_config
     from ghn_fast.metatrain import train as run
+    from ghn_fast.metatrain.config import parse_settings
     from ghn_fast.utils import distributed
 
-    given = {
-        "dataset": dataset,
-        "data_root": data_root,
-        "deepnets": deepnets,
-        "init": init,
-        "meta_batch": meta_batch,
-        "batch_size": batch_size,
-        "steps": steps,
-        "epochs": epochs,
-        "seed": seed,
-        "hid": hid,
-        "lr": lr,
-        "checkpoint_every": checkpoint_every,
-        "checkpoint_minutes": checkpoint_minutes,
-        "eval_every": eval_every,
-        "precision": precision,
-        "pool_size": pool_size,
-        "device": device,
-    }
     values = read_config(config) if config is not None else {}
-    given = {name: value for name, value in given.items() if value is not None}
+    beside = ("out", "config", "settings")
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if name not in beside and value is not None
+    }
+    given |= parse_settings(settings or [])
     if "steps" in given or "epochs" in given:
         values.pop("steps", None)
         values.pop("epochs", None)
-    settings = TrainConfig.from_dict({**values, **given})
-    check_device(settings.device)
+    checked = TrainConfig.from_dict({**values, **given})
+    check_device(checked.execution.device)
     check_out(out)
     main_process = distributed.launched().rank == 0
     with make_progress(show=main_process, rate=True) as progress:
@@ -101,7 +94,7 @@ def train(
             info = f"loss {metrics['loss']:.3f}  top-1 {metrics['top1']:.1f} %  skipped {skipped}"
             progress.update(task, completed=metrics["step"], total=total, info=info)
 
-        result = run(settings, out, on_step=on_step)
+        result = run(checked, out, on_step=on_step)
     if main_process:
         checkpoint = result.checkpoint or "none yet"
         typer.echo(f"step {result.step} of {result.total}, checkpoint: {checkpoint}")

@@ -10,7 +10,7 @@ from ghn_fast.deepnets.files.generate import generate
 from ghn_fast.deepnets.graphs.build import build_graph
 from ghn_fast.deepnets.graphs.sizes import count_parameters, parameter_shapes
 from ghn_fast.deepnets.loading.items import ArchItem
-from ghn_fast.deepnets.loading.meta_batches import MAX_NODES, MetaBatch, meta_batches, sample_width
+from ghn_fast.deepnets.loading.meta_batches import MAX_NODES, meta_batches, sample_width
 from ghn_fast.deepnets.loading.splits import (
     SPLITS,
     ArchSequence,
@@ -32,7 +32,6 @@ __all__ = [
     "ArchSequence",
     "DeepNets",
     "Genotype",
-    "MetaBatch",
     "Network",
     "NetworkConfig",
     "SampledNets",

@@ -18,18 +18,12 @@ def training_architectures(config: TrainConfig) -> DeepNets | SampledNets:
         ValueError: If it is a number below 1.
         FileNotFoundError: If it is no folder with files.
     """
-    source = config.deepnets
+    source, virtual_edges = config.architectures.deepnets, config.ghn.virtual_edges
     if source.lstrip("+-").isdigit():
         if int(source) < 1:
             raise ValueError(f"deepnets: got {source}, needs at least 1 architecture")
-        return SampledNets(
-            "train",
-            int(source),
-            config.seed,
-            virtual_edges=config.virtual_edges,
-            exclude=_held_out(),
-        )
-    return DeepNets(source, "train", virtual_edges=config.virtual_edges)
+        return SampledNets("train", int(source), config.seed, virtual_edges, exclude=_held_out())
+    return DeepNets(source, "train", virtual_edges)
 
 
 @cache
@@ -52,6 +46,8 @@ def training_batches(
         ValueError: If a setting is not valid.
     """
 
+    settings = config.architectures
+
     def batches(size: int, first: int) -> Iterator[list[ArchItem]]:
         return meta_batches(
             nets,
@@ -60,20 +56,21 @@ def training_batches(
             start_step=first,
             image_size=image_size,
             num_classes=num_classes,
-            max_nodes=config.max_nodes,
-            num_ch=(config.min_channels, config.max_channels),
+            max_nodes=settings.max_nodes,
+            num_ch=(settings.min_channels, settings.max_channels),
+            workers=settings.graph_workers,
         )
 
-    if not config.pool_size:
-        return batches(config.meta_batch, start_step)
+    if not settings.pool_size:
+        return batches(settings.meta_batch, start_step)
     return pooled_batches(
         lambda first: (item for batch in batches(1, first) for item in batch),
-        size=config.pool_size,
-        refresh=config.pool_refresh,
-        meta_batch=config.meta_batch,
+        size=settings.pool_size,
+        refresh=settings.pool_refresh,
+        meta_batch=settings.meta_batch,
         seed=config.seed,
         start_step=start_step,
-        accept=lambda items: sum(item.num_nodes for item in items) <= config.max_nodes,
+        accept=lambda items: sum(item.num_nodes for item in items) <= settings.max_nodes,
     )
 
 
@@ -81,16 +78,15 @@ def validation_architectures(
     config: TrainConfig, *, image_size: int, num_classes: int
 ) -> list[ArchItem]:
     """The architectures of periodic evaluation: from the files, if they have any, or sampled."""
+    source, count = config.architectures.deepnets, config.evaluation.eval_networks
+    virtual_edges = config.ghn.virtual_edges
     nets: Any = None
-    if not config.deepnets.lstrip("+-").isdigit():
+    if not source.lstrip("+-").isdigit():
         try:
-            nets = DeepNets(config.deepnets, "val", virtual_edges=config.virtual_edges)
+            nets = DeepNets(source, "val", virtual_edges)
         except FileNotFoundError:
             nets = None
     if nets is None:
-        nets = SampledNets("val", config.eval_networks, 0, virtual_edges=config.virtual_edges)
+        nets = SampledNets("val", count, 0, virtual_edges)
     sizes = {"image_size": image_size, "num_classes": num_classes}
-    return [
-        item.with_config(item.config, **sizes)
-        for item in nets[: min(config.eval_networks, len(nets))]
-    ]
+    return [item.with_config(item.config, **sizes) for item in nets[: min(count, len(nets))]]

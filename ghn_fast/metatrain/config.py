@@ -1,76 +1,132 @@
-"""Settings of a meta-training run."""
+"""Settings of a meta-training run, in sections.
+
+A setting has one name, whatever its section: ``lr`` is ``TrainConfig.optimizer.lr``, in a file
+``optimizer: {lr: 0.001}`` or just ``lr: 0.001``, and on the command line ``--set lr=0.001``. In
+``train.json`` all settings stand side by side.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
+from ghn_fast.deepnets.architectures.spec import LARGE_IMAGE
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.metatrain.precision import PRECISIONS
-from ghn_fast.utils.settings import checked
+from ghn_fast.utils.settings import Section, checked, setting
 
-SCHEDULES = ("multistep", "cosine")
-# Settings that a run may change when it is continued: none of them changes a step that was done.
-MAY_CHANGE = frozenset(
-    (
-        "steps",
-        "epochs",
-        "checkpoint_every",
-        "checkpoint_minutes",
-        "keep_checkpoints",
-        "max_skip_rate",
-        "device",
-        "data_root",
-        "workers",
-        "parallel_networks",
-        "graphs",
-        "balance",
-        "hypernetwork",
-        "hypernetwork_threads",
-    )
-)
-BALANCES = ("measured", "estimated")
-HYPERNETWORK = ("sharded", "replicated")
 # Steps over which `max_skip_rate` is taken.
 SKIP_WINDOW = 100
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a meta-training run; the defaults are the published ones for CIFAR-10.
+class DataConfig(Section):
+    """Images.
 
     Attributes:
         dataset: Image data (see :func:`ghn_fast.vision.load_images`).
         data_root: Folder of the image data.
         image_size: Height and width of the images; the dataset's own by default.
+        batch_size: Images per step.
+        workers: Threads that decode images ahead, for data sets read from files.
+    """
+
+    dataset: str = "digits"
+    data_root: str | None = setting(None, may_change=True)
+    image_size: int | None = None
+    batch_size: int = setting(64, least=1)
+    workers: int = setting(0, least=0, may_change=True)
+
+
+@dataclass(frozen=True)
+class ArchitecturesConfig(Section):
+    """Architectures that are trained on.
+
+    Attributes:
         deepnets: Folder of generated architectures, or how many to sample on the fly.
         meta_batch: Architectures per step.
-        batch_size: Images per step.
-        steps: Number of steps; or give ``epochs``, passes over the training images.
-        epochs: See ``steps``; 300 if neither is given.
-        init: Hypernetwork to start from, as in :func:`ghn_fast.from_pretrained`; random weights by
-            default.
-        seed: Decides weights, order of images and architectures, augmentation, dropout.
-        hid, max_shape, propagator, virtual_edges, normalize, layer_norm, propagation_steps:
-            The hypernetwork, see :class:`GHNConfig`.
-        lr, weight_decay, grad_clip: Adam and the norm at which gradients are clipped.
-        schedule: ``multistep`` multiplies the learning rate by ``gamma`` at each of ``milestones``
-            (fractions of the run); ``cosine`` lets it fall to zero.
-        warmup_steps: Steps over which the learning rate rises linearly.
         max_nodes: Meta-batches with more nodes are left out.
         min_channels, max_channels: Range of widths that architectures are given.
         pool_size: Architectures in a pool from which meta-batches are drawn; 0 draws them from all
             architectures. Architectures of a pool come again, which is what makes CUDA graphs pay.
         pool_refresh: Steps after which the oldest architecture of the pool gives way to another.
+        graph_workers: Threads that prepare coming meta-batches and their graphs. It pays where
+            graphs are slow to come by: from files in the published layout, or without the
+            compiled extension.
+    """
+
+    deepnets: str = "1000000"
+    meta_batch: int = setting(8, least=1)
+    max_nodes: int = setting(2200, least=1)
+    min_channels: int = 32
+    max_channels: int = 128
+    pool_size: int = 0
+    pool_refresh: int = setting(1, least=1)
+    graph_workers: int = setting(0, least=0, may_change=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool_size and self.pool_size < self.meta_batch:
+            raise ValueError(
+                f"pool_size: got {self.pool_size}, needs 0 or at least the meta-batch of "
+                f"{self.meta_batch}"
+            )
+        if not 1 <= self.min_channels <= self.max_channels:
+            raise ValueError(
+                f"min_channels, max_channels: got {self.min_channels} and {self.max_channels}, "
+                "needs 1 <= min_channels <= max_channels"
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Section):
+    """How long and how fast the hypernetwork learns.
+
+    Attributes:
+        steps: Number of steps; or give ``epochs``, passes over the training images.
+        epochs: See ``steps``; 300 if neither is given.
+        lr, weight_decay, grad_clip: Adam and the norm at which gradients are clipped.
+        schedule: ``multistep`` multiplies the learning rate by ``gamma`` at each of ``milestones``
+            (fractions of the run); ``cosine`` lets it fall to zero.
+        warmup_steps: Steps over which the learning rate rises linearly.
+        max_skip_rate: The run ends with an error when more than this fraction of the architectures
+            of the last 100 steps had to be skipped.
+    """
+
+    steps: int | None = setting(None, least=1, may_change=True)
+    epochs: int | None = setting(None, least=1, may_change=True)
+    lr: float = setting(1e-3, positive=True)
+    weight_decay: float = setting(1e-5, least=0)
+    grad_clip: float = setting(5.0, positive=True)
+    schedule: str = setting("multistep", choices=("multistep", "cosine"))
+    milestones: tuple[float, ...] = (200 / 300, 250 / 300)
+    gamma: float = setting(0.1, positive=True)
+    warmup_steps: int = setting(0, least=0)
+    max_skip_rate: float = setting(0.5, may_change=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs: got both, needs one of them")
+        if not 0 <= self.max_skip_rate <= 1:
+            raise ValueError(f"max_skip_rate: got {self.max_skip_rate}, needs 0 to 1")
+
+
+@dataclass(frozen=True)
+class ExecutionConfig(Section):
+    """Where and how it computes.
+
+    Attributes:
+        device: Where to train; under torchrun, ``cuda`` is the GPU of each process.
         precision: Of the candidate networks: ``float32``, or autocast to ``bf16`` or ``fp16`` (the
             latter with a scaled loss).
         channels_last: Whether candidate networks compute with channels last.
         parallel_networks: Candidate networks that run at a time: threads on a CPU, streams on a
             GPU. One per thread of torch, and four streams, by default.
-        graphs: CUDA graphs that are kept, on a GPU; 0 for none.
+        cuda_graphs: CUDA graphs that are kept, on a GPU; 0 for none.
         balance: How processes share a meta-batch: by ``measured`` seconds, or as ``estimated``, by
             which two sharded runs on as many processes give bitwise the same numbers.
         hypernetwork: With several processes, whether the work of the hypernetwork is ``sharded`` or
@@ -79,185 +135,249 @@ class TrainConfig:
         hypernetwork_threads: Threads that the hypernetwork runs on, on a CPU. With one, the numbers
             of a run do not depend on the number of threads, as long as the meta-batch has at least
             as many networks.
-        max_skip_rate: The run ends with an error when more than this fraction of the architectures
-            of the last 100 steps had to be skipped.
-        workers: Threads that decode images ahead, for data sets read from files.
-        eval_every: Steps between evaluations on validation architectures and images; 0 for none.
-        eval_networks: Number of these architectures.
+    """
+
+    device: str = setting("cpu", may_change=True)
+    precision: str = setting("float32", choices=tuple(PRECISIONS))
+    channels_last: bool = True
+    parallel_networks: int | None = setting(None, least=1, may_change=True)
+    cuda_graphs: int = setting(64, least=0, may_change=True)
+    balance: str = setting("measured", choices=("measured", "estimated"), may_change=True)
+    hypernetwork: str | None = setting(None, choices=("sharded", "replicated"), may_change=True)
+    hypernetwork_threads: int = setting(1, least=1, may_change=True)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Section):
+    """Evaluation on validation architectures and images.
+
+    Attributes:
+        eval_every: Steps between evaluations; 0 for none.
+        eval_networks: Number of architectures.
+    """
+
+    eval_every: int = setting(0, least=0)
+    eval_networks: int = setting(16, least=1)
+
+
+@dataclass(frozen=True)
+class CheckpointsConfig(Section):
+    """Checkpoints.
+
+    Attributes:
         checkpoint_every: Steps between checkpoints.
         checkpoint_minutes: Minutes between checkpoints at most; no such limit by default.
         keep_checkpoints: How many of the newest checkpoints stay.
-        device: Where to train; under torchrun, ``cuda`` is the GPU of each process.
     """
 
-    dataset: str = "digits"
-    data_root: str | None = None
-    image_size: int | None = None
-    deepnets: str = "1000000"
-    meta_batch: int = 8
-    batch_size: int = 64
-    steps: int | None = None
-    epochs: int | None = None
-    init: str | None = None
-    seed: int = 1
-    hid: int = 32
-    max_shape: tuple[int, int, int, int] | None = None
-    propagator: str = "gated_gnn"
-    virtual_edges: int = 50
-    normalize: bool = True
-    layer_norm: bool = True
-    propagation_steps: int = 1
-    lr: float = 1e-3
-    weight_decay: float = 1e-5
-    grad_clip: float = 5.0
-    schedule: str = "multistep"
-    milestones: tuple[float, ...] = (200 / 300, 250 / 300)
-    gamma: float = 0.1
-    warmup_steps: int = 0
-    max_nodes: int = 2200
-    min_channels: int = 32
-    max_channels: int = 128
-    pool_size: int = 0
-    pool_refresh: int = 1
-    precision: str = "float32"
-    channels_last: bool = True
-    parallel_networks: int | None = None
-    graphs: int = 64
-    balance: str = "measured"
-    hypernetwork: str | None = None
-    hypernetwork_threads: int = 1
-    max_skip_rate: float = 0.5
-    workers: int = 0
-    eval_every: int = 0
-    eval_networks: int = 16
-    checkpoint_every: int = 500
-    checkpoint_minutes: float | None = None
-    keep_checkpoints: int = 3
-    device: str = "cpu"
+    checkpoint_every: int = setting(500, least=1, may_change=True)
+    checkpoint_minutes: float | None = setting(None, positive=True, may_change=True)
+    keep_checkpoints: int = setting(3, least=1, may_change=True)
 
-    def __post_init__(self) -> None:
-        for name in (
-            "meta_batch",
-            "batch_size",
-            "max_nodes",
-            "pool_refresh",
-            "eval_networks",
-            "hypernetwork_threads",
-            "checkpoint_every",
-            "keep_checkpoints",
-        ):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("steps", "epochs", "parallel_networks"):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        for name in ("lr", "grad_clip", "gamma"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name}: got {value}, needs a positive number")
-        for name in ("weight_decay", "warmup_steps", "seed", "workers", "eval_every", "graphs"):
-            _at_least(name, getattr(self, name), 0)
-        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
-            raise ValueError(
-                f"checkpoint_minutes: got {self.checkpoint_minutes}, needs a positive number"
-            )
-        if not 0 <= self.max_skip_rate <= 1:
-            raise ValueError(f"max_skip_rate: got {self.max_skip_rate}, needs 0 to 1")
-        if self.pool_size and self.pool_size < self.meta_batch:
-            raise ValueError(
-                f"pool_size: got {self.pool_size}, needs 0 or at least the meta-batch of "
-                f"{self.meta_batch}"
-            )
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("steps and epochs: got both, needs one of them")
-        choices: dict[str, tuple[str, ...]] = {
-            "schedule": SCHEDULES,
-            "precision": tuple(PRECISIONS),
-            "balance": BALANCES,
-            "hypernetwork": HYPERNETWORK,
-        }
-        for name, valid in choices.items():
-            value = getattr(self, name)
-            if value not in valid and not (name == "hypernetwork" and value is None):
-                raise ValueError(f"{name}: got {value!r}, needs one of {', '.join(valid)}")
-        if not 1 <= self.min_channels <= self.max_channels:
-            raise ValueError(
-                f"min_channels, max_channels: got {self.min_channels} and {self.max_channels}, "
-                "needs 1 <= min_channels <= max_channels"
-            )
+
+@dataclass(frozen=True, init=False)
+class TrainConfig(Section):
+    """Settings of a meta-training run; the defaults are the published ones for CIFAR-10.
+
+    ``TrainConfig(lr=1e-4, hid=64)`` takes each setting by its name. A mistake is a ValueError that
+    names the setting, or a TypeError if there is none of that name.
+
+    Attributes:
+        init: Hypernetwork to start from, as in :func:`ghn_fast.from_pretrained`; random weights by
+            default.
+        seed: Decides weights, order of images and architectures, augmentation, dropout.
+        max_shape: Largest block that the hypernetwork decodes; by default twice ``hid`` channels
+            and the largest kernel of networks for the images.
+        ghn: The hypernetwork; its number of classes and largest block come from the images and
+            ``max_shape`` (see :meth:`ghn_config`). Its ``steps`` are called ``propagation_steps``.
+        data, architectures, optimizer, execution, evaluation, checkpoints: Sections.
+    """
+
+    init: str | None = None
+    seed: int = setting(1, least=0)
+    max_shape: tuple[int, int, int, int] | None = None
+    ghn: GHNConfig = field(default=GHNConfig())
+    data: DataConfig = DataConfig()
+    architectures: ArchitecturesConfig = ArchitecturesConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+
+    def __init__(self, **settings: Any) -> None:
+        given: dict[str, dict[str, Any]] = {}
+        for name, value in without_sections(settings).items():
+            if name not in PLACES:
+                raise TypeError(f"TrainConfig: got {name!r}, which is no setting")
+            place = PLACES[name]
+            given.setdefault(place.section, {})[place.name] = value
+        for item in fields(self):
+            value = given.get("", {}).get(item.name, item.default)
+            if item.name in given:
+                value = replace(value, **given[item.name])
+            object.__setattr__(self, item.name, value)
+        self.__post_init__()
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Number of steps of the run, for images that make ``steps_per_epoch`` batches."""
-        if self.steps is not None:
-            return self.steps
-        return (self.epochs or 300) * steps_per_epoch
+        if self.optimizer.steps is not None:
+            return self.optimizer.steps
+        return (self.optimizer.epochs or 300) * steps_per_epoch
 
     def learning_rate(self, step: int, total: int) -> float:
         """Learning rate of a step (counted from 0) of ``total``."""
-        rate = self.lr
-        if self.schedule == "cosine":
+        optimizer = self.optimizer
+        rate = optimizer.lr
+        if optimizer.schedule == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
         else:
-            rate *= self.gamma ** sum(step >= fraction * total for fraction in self.milestones)
-        if step < self.warmup_steps:
-            rate *= (step + 1) / self.warmup_steps
+            passed = sum(step >= fraction * total for fraction in optimizer.milestones)
+            rate *= optimizer.gamma**passed
+        if step < optimizer.warmup_steps:
+            rate *= (step + 1) / optimizer.warmup_steps
         return rate
 
     def ghn_config(self, num_classes: int, image_size: int) -> GHNConfig:
         """Configuration of the hypernetwork for a number of classes and an image size."""
-        kernel = 11 if image_size < 64 else 16
-        return GHNConfig(
-            max_shape=self.max_shape or (2 * self.hid, 2 * self.hid, kernel, kernel),
-            num_classes=num_classes,
-            hid=self.hid,
-            propagator=self.propagator,
-            virtual_edges=self.virtual_edges,
-            normalize=self.normalize,
-            layer_norm=self.layer_norm,
-            steps=self.propagation_steps,
-        )
+        kernel, width = 11 if image_size < LARGE_IMAGE else 16, 2 * self.ghn.hid
+        shape = self.max_shape or (width, width, kernel, kernel)
+        return replace(self.ghn, max_shape=shape, num_classes=num_classes)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON and YAML."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
+        """All settings side by side, as plain values for JSON and YAML."""
+        result = {}
+        for name, place in PLACES.items():
+            value = getattr(getattr(self, place.section) if place.section else self, place.name)
+            result[name] = list(value) if isinstance(value, tuple) else value
+        return result
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-        """From plain values.
+        """From plain values, in sections or side by side.
 
         Raises:
-            ValueError: If a name is unknown or a value is not valid.
+            ValueError: If a name is unknown, is given twice, or a value is not valid.
         """
-        values = dict(values)
+        values = without_sections(values)
         if type(values.get("deepnets")) is int:
             values["deepnets"] = str(values["deepnets"])
-        return TrainConfig(**checked(TrainConfig, values, "setting"))
+        return TrainConfig(**checked(_SETTINGS, values, "setting"))
+
+
+class Place(NamedTuple):
+    """Where a setting is in :class:`TrainConfig`.
+
+    Attributes:
+        section: Its section, "" if it is in none.
+        name: Its name there.
+        hint: Its type.
+        may_change: Whether it may change when a run is continued.
+    """
+
+    section: str
+    name: str
+    hint: Any
+    may_change: bool
+
+
+def _places() -> dict[str, Place]:
+    """Name of each setting to its place."""
+    result = {}
+    hints = get_type_hints(TrainConfig)
+    for item in fields(TrainConfig):
+        kind = hints[item.name]
+        if not is_dataclass(kind):
+            result[item.name] = Place("", item.name, kind, False)
+            continue
+        inside = get_type_hints(kind)
+        for own in fields(kind):
+            place = Place(
+                item.name, own.name, inside[own.name], own.metadata.get("may_change", False)
+            )
+            result[_OTHER_NAMES.get((item.name, own.name), own.name)] = place
+    # What the images decide, or the setting of the same name outside the section.
+    del result["num_classes"]
+    result["max_shape"] = Place("", "max_shape", hints["max_shape"], False)
+    return result
+
+
+# Settings whose names are taken, and those that once had another one.
+_OTHER_NAMES = {("ghn", "steps"): "propagation_steps"}
+_FORMER_NAMES = {"graphs": "cuda_graphs"}
+
+PLACES = _places()
+"""Name of each setting to its place."""
+
+# For the checks of types.
+_SETTINGS = make_dataclass("_SETTINGS", [(name, place.hint) for name, place in PLACES.items()])
+
+
+def without_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings side by side, from sections or side by side, under the names of today.
+
+    Raises:
+        ValueError: If one is given twice, or in another section than its own.
+    """
+    sections = {place.section for place in PLACES.values()} - {""}
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        in_section = key in sections and isinstance(value, Mapping)
+        for name, inner in (value if in_section else {key: value}).items():
+            name = _FORMER_NAMES.get(name, name)
+            # Those of no section may be with the hypernetwork, which they decide.
+            homes = (key, "") if key == "ghn" else (key,)
+            known = {other for other, place in PLACES.items() if place.section in homes}
+            if in_section and name not in known:
+                raise ValueError(f"{key}: unknown setting {name!r}, known are {sorted(known)}")
+            if name in result:
+                raise ValueError(f"{name}: got it twice, needs it once")
+            result[name] = inner
+    return result
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read settings from a YAML (or JSON) file.
+    """Read settings from a YAML (or JSON) file, in sections or side by side.
+
+    Returns:
+        The settings side by side.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a mapping from names to values.
+        ValueError: If it is not a mapping from names to values, or names a setting twice.
     """
-    import yaml
-
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such configuration file")
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+        values = _yaml(path.read_text(), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: got a {type(values).__name__}, needs settings as 'name: value'")
-    return values
+    return without_sections(values)
 
 
-def _at_least(name: str, value: float, least: int) -> None:
-    if not value >= least:
-        raise ValueError(f"{name}: got {value}, needs at least {least}")
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Settings from texts ``name=value``, whose values are written as in a YAML file.
+
+    Raises:
+        ValueError: If a text is not of that form, or names a setting twice.
+    """
+    result: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or name in result:
+            needs = "once" if separator else "as name=value"
+            raise ValueError(f"setting: got {text!r}, needs it {needs}")
+        result[name] = _yaml(value, name)
+    return without_sections(result)
+
+
+def _yaml(text: str, where: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from error

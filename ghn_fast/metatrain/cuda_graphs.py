@@ -11,12 +11,13 @@ buffers that were allocated outside of it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from ghn_fast.utils.cache import BoundedCache
 
 T = TypeVar("T")
 
@@ -32,20 +33,21 @@ class GraphCache(Generic[T]):
 
     Attributes:
         captured: Number of graphs that were made.
-        replayed: Number of times that a graph was at hand.
     """
 
     def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity: got {capacity}, needs at least 1")
-        self.capacity = capacity
         self.captured = 0
-        self.replayed = 0
-        self._graphs: OrderedDict[Hashable, T] = OrderedDict()
-        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._graphs: BoundedCache[Hashable, T] = BoundedCache(capacity)
+        # Also bounded: among a million architectures nearly none comes again.
+        self._met: BoundedCache[Hashable, bool] = BoundedCache(16 * capacity)
 
     def __len__(self) -> int:
         return len(self._graphs)
+
+    @property
+    def replayed(self) -> int:
+        """Number of times that a graph was at hand since the last :meth:`clear`."""
+        return self._graphs.hits
 
     def get(self, key: Hashable, capture: Callable[[], T]) -> T | None:
         """The graph of a key: ``None`` the first time, captured the second time, then kept.
@@ -54,21 +56,12 @@ class GraphCache(Generic[T]):
         """
         graph = self._graphs.get(key)
         if graph is not None:
-            self._graphs.move_to_end(key)
-            self.replayed += 1
             return graph
-        if key not in self._seen:
-            self._seen[key] = None
-            # Also bounded: among a million architectures nearly none comes again.
-            while len(self._seen) > 16 * self.capacity:
-                self._seen.popitem(last=False)
+        if not self._met.get(key):
+            self._met.keep(key, True)
             return None
-        while len(self._graphs) >= self.capacity:
-            self._graphs.popitem(last=False)
-        graph = capture()
         self.captured += 1
-        self._graphs[key] = graph
-        return graph
+        return self._graphs.keep(key, capture())
 
     def clear(self) -> None:
         """Forget all graphs, for other images or because memory is short."""

@@ -11,21 +11,21 @@ graphs (:mod:`ghn_fast.metatrain.cuda_graphs`).
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ghn_fast.metatrain.candidates import Candidate, candidate
 from ghn_fast.metatrain.cuda_graphs import GraphCache, NetworkGraph, StaticBuffers
-from ghn_fast.metatrain.functional_networks import Skeleton, SkeletonCache, views
 from ghn_fast.metatrain.precision import autocast
 
 # Per parameter (offset, shape) in the flat buffer, in the order of the buffer.
@@ -64,11 +64,10 @@ class Outcome(NamedTuple):
 
 @dataclass
 class _Job:
-    """A network with its parameters in place."""
+    """A network with views of its parameters and gradients."""
 
     index: int
-    key: Hashable | None
-    skeleton: Skeleton
+    network: Candidate
     part: Tensor
     gradient: Tensor
     names: tuple[str, ...]
@@ -87,8 +86,7 @@ class Executor:
         channels_last: Whether images and activations are stored with channels last.
         parallel: Networks at a time: threads on a CPU, streams on a GPU. By default one per CPU
             thread of torch, and four streams.
-        skeletons: Number of skeletons that are kept.
-        graphs: On a GPU the number of CUDA graphs that are kept; 0 for none.
+        cuda_graphs: On a GPU the number of CUDA graphs that are kept; 0 for none.
     """
 
     def __init__(
@@ -98,20 +96,18 @@ class Executor:
         precision: str = "float32",
         channels_last: bool = True,
         parallel: int | None = None,
-        skeletons: int = 64,
-        graphs: int = 0,
+        cuda_graphs: int = 0,
     ) -> None:
         self.device = torch.device(device)
         self.precision = precision
         self.channels_last = channels_last
-        self.cache = SkeletonCache(skeletons, self.device)
         cuda = self.device.type == "cuda"
         self._threads = torch.get_num_threads()
         self.parallel = parallel or (4 if cuda else self._threads)
-        self.graphs: GraphCache[NetworkGraph] | None = None
+        self.cuda_graphs: GraphCache[NetworkGraph] | None = None
         self._static: StaticBuffers | None = None
-        if cuda and graphs:
-            self.graphs = GraphCache(graphs)
+        if cuda and cuda_graphs:
+            self.cuda_graphs = GraphCache(cuda_graphs)
         self._streams = (
             [torch.cuda.Stream(self.device) for _ in range(self.parallel)] if cuda else []
         )
@@ -136,7 +132,7 @@ class Executor:
         loss_scale: float = 1.0,
         seeds: Sequence[int] | None = None,
         costs: Sequence[float] | None = None,
-        together: int | None = None,
+        num_networks: int | None = None,
     ) -> Outcome:
         """Gradients of ``factor`` times the cross-entropy of each network.
 
@@ -152,8 +148,9 @@ class Executor:
             loss_scale: Further factor on the loss, which the gradients are divided by again.
             seeds: Seed of the random numbers of each network; its position by default.
             costs: About how long each network takes, in any unit; the largest ones start first.
-            together: Networks of the meta-batch on all processes. On a CPU a network gets that part
-                of the threads, wherever it runs, because results depend on it in the last bit.
+            num_networks: Networks of the meta-batch on all processes, n by default. On a CPU a
+                network gets that part of the threads, wherever it runs, because the last bit of its
+                results depends on it.
 
         Returns:
             The outcome. A network whose loss or gradient is not finite, or that does not fit into
@@ -168,17 +165,17 @@ class Executor:
             seeds = range(len(architectures))
         jobs = []
         for index, (architecture, places) in enumerate(zip(architectures, ranges, strict=True)):
-            key, skeleton = self.cache.take(architecture, num_classes=num_classes, image_size=size)
-            jobs.append(_prepare(index, key, skeleton, places, flat, gradient))
+            network = candidate(
+                architecture, num_classes=num_classes, image_size=size, device=self.device
+            )
+            jobs.append(_prepare(index, network, places, flat, gradient))
         work = _Work(images, targets, factor * loss_scale, self.precision, self.device)
         start = time.perf_counter()
         if self.device.type == "cuda":
             stats = self._run_cuda(jobs, work, seeds)
         else:
-            stats = self._run_threads(jobs, work, seeds, costs, together or len(jobs))
+            stats = self._run_threads(jobs, work, seeds, costs, num_networks or len(jobs))
         seconds = time.perf_counter() - start
-        for job in jobs:
-            self.cache.give_back(job.key, job.skeleton)
         if loss_scale != 1.0:
             gradient.div_(loss_scale)
         return Outcome(gradient, stats, seconds)
@@ -189,10 +186,10 @@ class Executor:
         work: _Work,
         seeds: Sequence[int],
         costs: Sequence[float] | None,
-        together: int,
+        num_networks: int,
     ) -> Tensor:
-        side_by_side = min(self.parallel, together)
-        if side_by_side < 2 or not all(job.skeleton.deterministic for job in jobs):
+        side_by_side = min(self.parallel, num_networks)
+        if side_by_side < 2 or any(job.network.generator is None for job in jobs):
             results = [_run(job, work, seed) for job, seed in zip(jobs, seeds, strict=True)]
             return torch.tensor(results, dtype=torch.float32).reshape(-1, 4)
         if self._pool is None:
@@ -213,9 +210,9 @@ class Executor:
         stats = torch.zeros(len(jobs), 4, device=self.device)
         clocks = []
         main = torch.cuda.current_stream(self.device)
-        if self.graphs is not None:
+        if self.cuda_graphs is not None:
             if self._static is None or not self._static.fits(*work[:3]):
-                self.graphs.clear()
+                self.cuda_graphs.clear()
                 self._static = StaticBuffers(*work[:3])
             self._static.load(work.images, work.targets)
         for position, (job, seed) in enumerate(zip(jobs, seeds, strict=True)):
@@ -243,9 +240,8 @@ class Executor:
     def _graph(self, job: _Job, work: _Work) -> NetworkGraph | None:
         """The graph of a network that has been seen before, captured if need be."""
         static = self._static
-        if self.graphs is None or static is None or job.key is None:
-            return None
-        if not job.skeleton.deterministic:
+        key, generator = job.network.key, job.network.generator
+        if self.cuda_graphs is None or static is None or key is None or generator is None:
             return None
 
         def capture() -> NetworkGraph:
@@ -255,14 +251,14 @@ class Executor:
                 fixed = _Work(
                     static.images, static.targets, work.factor, self.precision, self.device
                 )
-                return _forward_backward(job.skeleton, job.names, leaves, into, gradient, fixed)
+                return _forward_backward(job.network, job.names, leaves, into, gradient, fixed)
 
-            return NetworkGraph.capture(step, job.part, static, job.skeleton.generator)
+            return NetworkGraph.capture(step, job.part, static, generator)
 
         try:
-            return self.graphs.get((job.key, tuple(work.images.shape), job.names), capture)
+            return self.cuda_graphs.get((key, tuple(work.images.shape), job.names), capture)
         except torch.OutOfMemoryError:
-            self.graphs.clear()
+            self.cuda_graphs.clear()
             torch.cuda.empty_cache()
             return None
 
@@ -278,12 +274,7 @@ class _Work(NamedTuple):
 
 
 def _prepare(
-    index: int,
-    key: Hashable | None,
-    skeleton: Skeleton,
-    places: Ranges,
-    flat: Tensor,
-    gradient: Tensor,
+    index: int, network: Candidate, places: Ranges, flat: Tensor, gradient: Tensor
 ) -> _Job:
     shapes = [shape for _, shape in places.values()]
     first = last = 0
@@ -295,7 +286,7 @@ def _prepare(
     part, into = flat[first:last], gradient[first:last]
     leaves = [view.requires_grad_() for view in views(part, shapes, offsets)]
     gradients = views(into, shapes, offsets)
-    return _Job(index, key, skeleton, part, into, tuple(places), shapes, offsets, leaves, gradients)
+    return _Job(index, network, part, into, tuple(places), shapes, offsets, leaves, gradients)
 
 
 def _run(
@@ -311,13 +302,13 @@ def _run(
 
 
 def _attempt(job: _Job, work: _Work, seed: int) -> Tensor:
-    if job.skeleton.deterministic:
-        job.skeleton.generator.manual_seed(seed)
+    if job.network.generator is not None:
+        job.network.generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
     try:
         return _forward_backward(
-            job.skeleton, job.names, job.leaves, job.gradients, job.gradient, work
+            job.network, job.names, job.leaves, job.gradients, job.gradient, work
         )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -330,7 +321,7 @@ def _attempt(job: _Job, work: _Work, seed: int) -> Tensor:
 
 
 def _forward_backward(
-    skeleton: Skeleton,
+    network: Candidate,
     names: Sequence[str],
     leaves: list[Tensor],
     gradients: list[Tensor],
@@ -341,9 +332,8 @@ def _forward_backward(
 
     Nothing in here waits for the device.
     """
-    skeleton.bind(names, leaves)
     with autocast(work.precision, work.device):
-        logits = skeleton.network(work.images)
+        logits = network(dict(zip(names, leaves, strict=True)), work.images)
     logits = logits.float()
     loss = F.cross_entropy(logits, work.targets)
     found = torch.autograd.grad(loss, leaves, torch.full_like(loss, work.factor), allow_unused=True)
@@ -363,15 +353,31 @@ def _forward_backward(
         return torch.stack((status, loss, correct.float()))
 
 
+def views(flat: Tensor, shapes: Sequence[tuple[int, ...]], offsets: Sequence[int]) -> list[Tensor]:
+    """Views of pieces of a contiguous tensor (n,), without gradient history.
+
+    Args:
+        flat: The tensor.
+        shapes: Shape of each piece.
+        offsets: Where each piece begins.
+    """
+    first = flat.storage_offset()
+    with torch.no_grad():
+        return [
+            flat.as_strided(shape, _strides(shape), first + offset)
+            for shape, offset in zip(shapes, offsets, strict=True)
+        ]
+
+
+@lru_cache(maxsize=4096)
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory did not suffice, on a GPU or a CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
     return any(words in text for words in ("can't allocate", "not enough memory", "bad_alloc"))
-
-
-def network_seed(*key: int) -> int:
-    """A seed of 63 bits that depends on all numbers of a key."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -1,233 +1,272 @@
-"""Skeletons: the modules of candidate networks without parameters of their own.
+"""The networks of DeepNets-1M as functions of their parameters.
 
-A skeleton is built once per structure, on the meta device. A step only puts tensors, views of the
-flat buffer of predicted parameters, in the places where the modules look for their parameters.
+:func:`forward` walks the specification of a network and calls one function for each primitive.
+Nothing is built for an architecture, so one that has never been seen costs no more than one that
+has. The numbers are those of :class:`ghn_fast.deepnets.architectures.network.Network` in training,
+with three differences that change rounding and the source of random numbers only: batch
+normalisation has exact statistics, attention is one fused operation that never stores its weights,
+and the masks of dropout come from a generator of their own, so that networks may run side by side.
+
+Parameters are found by the names that they have in the module; ``at`` is the name of the layer that
+a function computes.
 """
 
 from __future__ import annotations
 
-import math
-import types
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ghn_fast.deepnets.architectures.layers import SelfAttention
-from ghn_fast.deepnets.architectures.network import Network
-from ghn_fast.hypernet.batch_statistics import use_batch_statistics
-from ghn_fast.metatrain.exact_batch_norm import batch_norm
+from ghn_fast.deepnets.architectures import spec
+from ghn_fast.deepnets.architectures.primitives import HEADS
+from ghn_fast.metatrain import exact_batch_norm
+
+# torch's default for both kinds of normalisation.
+EPS = 1e-5
+DROPOUT = 0.5
 
 
-class SeededDropout(nn.Module):
-    """Dropout whose mask comes from a generator of its own, so that networks may run side by side.
-
-    Args:
-        p: Probability that an element is dropped.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-        self.generator: torch.Generator | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        keep = 1 - self.p
-        mask = torch.empty_like(x).bernoulli_(keep, generator=self.generator)
-        return x * mask.div_(keep) if keep > 0 else x * mask
-
-
-class Skeleton:
-    """The modules of a network, without parameters.
-
-    Args:
-        network: The network, best on the meta device. It is taken over: put into training mode,
-            with batch statistics, and adapted (see :func:`adapt`).
-        device: Where it will run.
+class Weights(NamedTuple):
+    """Parameters of a network.
 
     Attributes:
-        network: The modules.
-        deterministic: Whether all random numbers that it draws come from its own generator, so that
-            other networks may run at the same time.
-        generator: Its generator.
+        by_name: The parameters.
+        norm: Whether convolutions are followed by batch normalisation.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self.network = network.train()
-        use_batch_statistics(network)
-        self.generator = torch.Generator(device)
-        self.deterministic = isinstance(network, Network)
-        adapt(network, self.generator)
-        self._places = _places(network)
-        self._names: tuple[str, ...] = ()
-        self._slots: list[tuple[dict[str, Any], str]] = []
-        self._order: list[int] = []
-
-    def bind(self, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-        """Put tensors where the modules look for the parameters of these names.
-
-        A parameter that several modules share gets its tensor in all of them. Parameters that are
-        not named stay on the meta device; a network must not need them.
-
-        Raises:
-            ValueError: If the network has no parameter of a name.
-        """
-        key = tuple(names)
-        if key != self._names:
-            self._prepare(key)
-        for (place, attribute), index in zip(self._slots, self._order, strict=True):
-            place[attribute] = tensors[index]
-
-    def release(self) -> None:
-        """Let go of the tensors."""
-        for place, attribute in self._slots:
-            place[attribute] = None
-
-    def _prepare(self, names: tuple[str, ...]) -> None:
-        self._slots, self._order = [], []
-        for index, name in enumerate(names):
-            if name not in self._places:
-                raise ValueError(
-                    f"names: got {name!r}, which {type(self.network).__name__} does not have; was "
-                    "the graph made for another network?"
-                )
-            for module, attribute in self._places[name]:
-                # In the instance's own dictionary it is found without nn.Module.__getattr__.
-                module._parameters.pop(attribute, None)
-                self._slots.append((module.__dict__, attribute))
-                self._order.append(index)
-        self._names = names
+    by_name: Mapping[str, Tensor]
+    norm: bool
 
 
-class SkeletonCache:
-    """Skeletons by structure, the most recently used ones.
-
-    A skeleton is taken out while it is in use, so that the same structure twice in a meta-batch
-    gets two.
+def forward(
+    network: spec.NetworkSpec,
+    parameters: Mapping[str, Tensor],
+    images: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Logits (B, classes) of images (B, 3, S, S).
 
     Args:
-        capacity: Number of skeletons that are kept, at least 0.
-        device: Where they will run.
+        network: The specification; must have a path from its input to its output.
+        parameters: By their names in the module, at least those of all layers that are executed.
+        images: The images.
+        generator: Source of the masks of dropout; torch's own by default.
+
+    Raises:
+        KeyError: If a parameter is missing.
     """
-
-    def __init__(self, capacity: int, device: torch.device) -> None:
-        if capacity < 0:
-            raise ValueError(f"capacity: got {capacity}, needs at least 0")
-        self.capacity = capacity
-        self.device = device
-        self.built = 0
-        self._kept: OrderedDict[Hashable, list[Skeleton]] = OrderedDict()
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def take(
-        self, architecture: Any, *, num_classes: int, image_size: int
-    ) -> tuple[Hashable | None, Skeleton]:
-        """The key of an architecture's structure and a skeleton; give it back after use."""
-        key = structure_key(architecture, num_classes, image_size)
-        kept = self._kept.get(key) if key is not None else None
-        if kept:
-            self._count -= 1
-            skeleton = kept.pop()
-            if not kept:
-                del self._kept[key]
-            return key, skeleton
-        self.built += 1
-        with torch.device("meta"):
-            network = architecture.build(num_classes=num_classes, image_size=image_size)
-        return key, Skeleton(network, self.device)
-
-    def give_back(self, key: Hashable | None, skeleton: Skeleton) -> None:
-        """Keep a skeleton for the next time."""
-        skeleton.release()
-        if key is None or self.capacity == 0:
-            return
-        self._kept.setdefault(key, []).append(skeleton)
-        self._kept.move_to_end(key)
-        self._count += 1
-        while self._count > self.capacity:
-            _, oldest = self._kept.popitem(last=False)
-            self._count -= len(oldest)
+    weights = Weights(parameters, network.norm)
+    before: Tensor | None
+    last: Tensor | None
+    before, last = _stem(images, network, weights)
+    for index, cell in enumerate(network.cells):
+        before, last = last, _cell(before, last, cell, weights, f"cells.{index}")
+    if last is None:
+        raise RuntimeError("the last cell has no output")
+    if network.glob_avg:
+        last = F.adaptive_avg_pool2d(last, 1)
+    x = last.reshape(last.shape[0], -1)
+    for layer in range(len(network.classifier) - 1):
+        if layer:
+            x = dropout(F.relu(x), DROPOUT, generator)
+        x = linear(x, weights, f"classifier.{3 * layer}")
+    return x
 
 
-def structure_key(architecture: Any, num_classes: int, image_size: int) -> Hashable | None:
-    """What tells whether two architectures have the same modules; ``None`` if nothing does."""
-    if getattr(architecture, "config", None) is None:
+def _stem(
+    images: Tensor, network: spec.NetworkSpec, weights: Weights
+) -> tuple[Tensor, Tensor | None]:
+    """What the first cell reads."""
+    stem, by_name = network.stem, weights.by_name
+    if stem.kind == "vit":
+        x = F.conv2d(images, by_name["stem0.weight"], None, stem.stride, int(stem.kernel < 4))
+        x = x + by_name["pos_enc.weight"]
+        return x, x
+    if stem.kind == "simple":
+        x = batch_norm(conv(images, weights, "stem.0", stem.stride), weights, "stem.1")
+        if stem.pool:
+            x = F.max_pool2d(x, 3, 2, 1)
+        return x, x
+    x = batch_norm(conv(images, weights, "stem0.0", stem.stride), weights, "stem0.1")
+    x = batch_norm(conv(F.relu(x), weights, "stem0.3", stem.stride), weights, "stem0.4")
+    x = F.relu(x)
+    if not network.stem1_alive:
+        return x, None
+    return x, batch_norm(conv(x, weights, "stem1.1", 2), weights, "stem1.2")
+
+
+def _cell(
+    before: Tensor | None, last: Tensor | None, cell: spec.CellSpec, weights: Weights, at: str
+) -> Tensor | None:
+    """Output of a cell, ``None`` if nothing needs it."""
+    if not cell.alive:
         return None
-    return architecture.config_for(image_size), num_classes, image_size
+    states: list[Tensor | None] = [
+        _preprocess(x, part.kind, weights, f"{at}.preprocess{i}")
+        if x is not None and part.alive
+        else None
+        for i, (part, x) in enumerate(zip(cell.preprocess, (before, last), strict=True))
+    ]
+    for step in range(0, len(cell.ops), 2):
+        state: Tensor | None = None
+        for position in (step, step + 1):
+            op = cell.ops[position]
+            source = states[op.source]
+            if op.alive and source is not None:
+                x = primitive(op.primitive, source, weights, f"{at}._ops.{position}", op.stride)
+                state = x if state is None else state + x
+        states.append(state)
+    chosen = [None if state is None else states[state] for state in cell.concat]
+    # States that nothing reaches count as zeros, which keeps the number of channels.
+    some = next(part for part in chosen if part is not None)
+    return torch.cat([some * 0 if part is None else part for part in chosen], dim=1)
 
 
-def adapt(network: nn.Module, generator: torch.Generator) -> None:
-    """Exchange layers for equal ones that suit training side by side, in place.
+def _preprocess(x: Tensor, kind: str, weights: Weights, at: str) -> Tensor:
+    if kind == "conv":
+        return relu_conv(x, weights, at, 1)
+    if kind == "factorized":
+        return factorized_reduce(x, weights, at)
+    return x[:, :, ::2, ::2] if kind == "stride" else x
 
-    Dropout gets a generator of its own. Self-attention (which DeepNets-1M spells out, because the
-    recorded operations make the graph) becomes one fused operation that never stores the matrix of
-    attention weights. Batch normalisation gets exact statistics.
+
+def primitive(name: str, x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
+    """A primitive of DeepNets-1M (see ``PRIMITIVES`` of the genotype)."""
+    if name == "skip_connect":
+        return x if stride == 1 else factorized_reduce(x, weights, at)
+    family, _, size = name.rpartition("_")
+    if family == "max_pool":
+        return F.max_pool2d(x, int(size[-1]), stride, int(size[-1]) // 2)
+    if family == "avg_pool":
+        return F.avg_pool2d(x, int(size[-1]), stride, int(size[-1]) // 2, False, False)
+    return _WITH_WEIGHTS[family or name](x, weights, at, stride)
+
+
+def relu_conv(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
+    """ReLU, convolution, norm."""
+    return batch_norm(conv(F.relu(x), weights, f"{at}.op.1", stride), weights, f"{at}.op.2")
+
+
+def split_conv(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
+    """ReLU, convolution along rows, convolution along columns, norm."""
+    x = conv(F.relu(x), weights, f"{at}.op.1", (1, stride))
+    return batch_norm(conv(x, weights, f"{at}.op.2", (stride, 1)), weights, f"{at}.op.3")
+
+
+def separable_conv(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
+    """Twice: ReLU, depthwise convolution, pointwise convolution, norm; the first may stride."""
+    for first, step in ((1, stride), (5, 1)):
+        x = conv(F.relu(x), weights, f"{at}.op.{first}", step)
+        x = conv(x, weights, f"{at}.op.{first + 1}")
+        x = batch_norm(x, weights, f"{at}.op.{first + 2}")
+    return x
+
+
+def dilated_conv(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
+    """ReLU, depthwise convolution with dilation 2, pointwise convolution, norm."""
+    x = conv(F.relu(x), weights, f"{at}.op.1", stride, dilation=2)
+    return batch_norm(conv(x, weights, f"{at}.op.2"), weights, f"{at}.op.3")
+
+
+def factorized_reduce(x: Tensor, weights: Weights, at: str) -> Tensor:
+    """ReLU, two strided 1x1 convolutions, one of them shifted by a pixel, norm."""
+    x = F.relu(x)
+    height, width = x.shape[-2:]
+    # The last pixel of an odd row has no neighbour; both halves need the same size.
+    shifted = F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
+    halves = (
+        conv(x, weights, f"{at}.conv_1", 2),
+        conv(shifted[:, :, 1:, 1:], weights, f"{at}.conv_2", 2),
+    )
+    return batch_norm(torch.cat(halves, dim=1), weights, f"{at}.bn")
+
+
+def squeeze_excitation(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
+    """Squeeze and excitation of channels (arXiv 1709.01507) with a hard swish for its gate."""
+    batch, channels = x.shape[:2]
+    squeezed = x.reshape(batch, channels, -1).mean(dim=2)
+    hidden = F.relu(linear(squeezed, weights, f"{at}.fc1"))
+    x = x * F.hardswish(linear(hidden, weights, f"{at}.fc2")).view(batch, channels, 1, 1)
+    return x if stride == 1 else x[:, :, ::stride, ::stride]
+
+
+def self_attention(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
+    """Transformer block on the pixels of a feature map (arXiv 2010.11929, Eq. 2 and 3).
+
+    It keeps height and width, whatever the stride.
     """
-    for module in list(network.modules()):
-        if isinstance(module, SelfAttention):
-            module._attend = types.MethodType(_fused_attention, module)  # type: ignore[method-assign]
-        if isinstance(module, nn.BatchNorm2d):
-            module.forward = types.MethodType(_batch_norm, module)  # type: ignore[method-assign]
-        for name, child in module.named_children():
-            if type(child) is nn.Dropout:
-                dropout = SeededDropout(child.p).train(child.training)
-                dropout.generator = generator
-                setattr(module, name, dropout)
+    shape = x.shape
+    # (batch, channels, height, width) -> (batch, pixels, channels)
+    tokens = x.reshape(shape[0], shape[1], -1).permute(0, 2, 1)
+    attended = _attend(layer_norm(tokens, weights, f"{at}.ln1"), weights, at) + tokens
+    hidden = linear(layer_norm(attended, weights, f"{at}.ln2"), weights, f"{at}.ff.net.0")
+    result = linear(F.gelu(hidden), weights, f"{at}.ff.net.3") + attended
+    return result.permute(0, 2, 1).view(shape)
 
 
-def _batch_norm(self: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    return batch_norm(x, self.weight, self.bias, self.eps)
-
-
-def _fused_attention(self: SelfAttention, tokens: Tensor) -> Tensor:
+def _attend(tokens: Tensor, weights: Weights, at: str) -> Tensor:
     batch, pixels, _ = tokens.shape
     query, key, value = (
-        part.reshape(batch, pixels, self.heads, -1).transpose(1, 2)
-        for part in self.to_qkv(tokens).chunk(3, dim=-1)
+        part.reshape(batch, pixels, HEADS, -1).transpose(1, 2)
+        for part in linear(tokens, weights, f"{at}.to_qkv", bias=False).chunk(3, dim=-1)
     )
     merged = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
-    return self.to_out(merged.reshape(batch, pixels, -1))
+    return linear(merged.reshape(batch, pixels, -1), weights, f"{at}.to_out.0")
 
 
-def _places(network: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Where each parameter is found, by every name that it has."""
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    names: dict[str, int] = {}
-    for prefix, module in network.named_modules(remove_duplicate=False):
-        for attribute, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            place = (module, attribute)
-            known = owners.setdefault(id(parameter), [])
-            if place not in known:
-                known.append(place)
-            names[f"{prefix}.{attribute}" if prefix else attribute] = id(parameter)
-    return {name: owners[number] for name, number in names.items()}
+_WITH_WEIGHTS: dict[str, Callable[[Tensor, Weights, str, int], Tensor]] = {
+    "conv": relu_conv,
+    "conv_7x1": split_conv,
+    "sep_conv": separable_conv,
+    "dil_conv": dilated_conv,
+    "msa": self_attention,
+    "cse": squeeze_excitation,
+}
 
 
-def views(flat: Tensor, shapes: Sequence[tuple[int, ...]], offsets: Sequence[int]) -> list[Tensor]:
-    """Views of pieces of a flat tensor (n,), without gradient history.
+def conv(
+    x: Tensor, weights: Weights, at: str, stride: int | tuple[int, int] = 1, dilation: int = 1
+) -> Tensor:
+    """A convolution without bias whose padding keeps the size at stride 1 (odd kernels).
+
+    It is depthwise where its kernels have one input channel.
+    """
+    weight = weights.by_name[f"{at}.weight"]
+    _, channels, height, width = weight.shape
+    padding = (height // 2 * dilation, width // 2 * dilation)
+    return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1] // channels)
+
+
+def batch_norm(x: Tensor, weights: Weights, at: str) -> Tensor:
+    """Batch normalisation, in networks that have it."""
+    if not weights.norm:
+        return x
+    by_name = weights.by_name
+    return exact_batch_norm.batch_norm(x, by_name[f"{at}.weight"], by_name[f"{at}.bias"], EPS)
+
+
+def layer_norm(x: Tensor, weights: Weights, at: str) -> Tensor:
+    """Normalisation of each token."""
+    scale, shift = weights.by_name[f"{at}.weight"], weights.by_name[f"{at}.bias"]
+    return F.layer_norm(x, scale.shape, scale, shift, EPS)
+
+
+def linear(x: Tensor, weights: Weights, at: str, *, bias: bool = True) -> Tensor:
+    """A linear layer."""
+    shift = weights.by_name[f"{at}.bias"] if bias else None
+    return F.linear(x, weights.by_name[f"{at}.weight"], shift)
+
+
+def dropout(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
+    """Set elements to zero with a probability, and scale the others so that the mean stays.
 
     Args:
-        flat: The tensor.
-        shapes: Shape of each piece.
-        offsets: Where each piece begins, ascending from 0; there may be gaps between them.
+        x: Any tensor.
+        p: The probability, below 1.
+        generator: Source of the mask; torch's own by default.
     """
-    # One split, in which a gap follows each piece, is faster than many slices.
-    sizes = []
-    for shape, begin, end in zip(shapes, offsets, [*offsets[1:], len(flat)], strict=True):
-        size = math.prod(shape)
-        sizes += [size, end - begin - size]
-    if not sizes:
-        return []
-    with torch.no_grad():
-        pieces = flat.split(sizes)[::2]
-        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    mask = torch.empty_like(x).bernoulli_(1 - p, generator=generator)
+    return x * mask.div_(1 - p)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ghn_fast.hypernet.checkpoint import from_pretrained, load_weights
 from ghn_fast.hypernet.ghn import GHN
@@ -19,7 +21,7 @@ from ghn_fast.metatrain.architectures import (
     training_batches,
     validation_architectures,
 )
-from ghn_fast.metatrain.config import MAY_CHANGE, SKIP_WINDOW, TrainConfig
+from ghn_fast.metatrain.config import PLACES, SKIP_WINDOW, TrainConfig
 from ghn_fast.metatrain.evaluation import evaluate_ghn
 from ghn_fast.metatrain.executor import Executor
 from ghn_fast.metatrain.memory import keep_freed_memory
@@ -34,6 +36,8 @@ from ghn_fast.vision import ImageSplits, load_images, train_batches
 SETTINGS_FILE = "train.json"
 
 OnStep = Callable[[dict[str, Any], int], None]
+# Architectures, images and their classes of one step after the other.
+Batches = Iterator[tuple[list[Any], tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -76,106 +80,177 @@ def train(config: TrainConfig, out: Path, *, on_step: OnStep | None = None) -> R
         RuntimeError: If too many architectures had to be skipped (``max_skip_rate``).
         OSError: If the last checkpoint cannot be saved.
     """
-    with distributed.job(config.device):
+    with distributed.job(config.execution.device):
         return _train(config, out, on_step)
 
 
 def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
     check_settings(config, out)
-    device = torch.device(distributed.device_for(config.device))
+    device = torch.device(distributed.device_for(config.execution.device))
     if device.type == "cpu":
         keep_freed_memory()
-    splits = load_images(config.dataset, config.data_root, image_size=config.image_size)
-    sizes = {"image_size": splits.image_size, "num_classes": splits.num_classes}
+    data = config.data
+    splits = load_images(data.dataset, data.data_root, image_size=data.image_size)
     nets = training_architectures(config)
     state = _newest_state(out)
-    torch.manual_seed(config.seed)
-    ghn = GHN(config.ghn_config(splits.num_classes, splits.image_size))
-    if config.init is not None and state is None:
-        load_weights(ghn, from_pretrained(config.init).state_dict(), config.init)
-    ghn = ghn.to(device).train()
-    optimizer = torch.optim.Adam(
-        ghn.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
-    )
-    total = config.total_steps(max(len(splits.train) // config.batch_size, 1))
+    ghn, optimizer = _hypernetwork(config, splits, device, fresh=state is None)
+    total = config.total_steps(max(len(splits.train) // data.batch_size, 1))
     step = restore(state, ghn, optimizer) if state is not None else 0
     newest = Path(state["folder"]) if state is not None else None
     if step >= total:
         return RunResult(step, total, False, newest)
-
+    sizes = {"image_size": splits.image_size, "num_classes": splits.num_classes}
     images = train_batches(
         splits,
-        config.batch_size,
+        data.batch_size,
         seed=config.seed,
         start_step=step,
         device=device,
-        workers=config.workers,
+        workers=data.workers,
     )
-    batches = training_batches(config, nets, start_step=step, **sizes)
-    validation = validation_architectures(config, **sizes) if config.eval_every else []
-    trainer = MetaTrainer(
-        ghn,
-        optimizer,
-        meta_batch=config.meta_batch,
-        grad_clip=config.grad_clip,
-        executor=_executor(config, device),
-        seed=config.seed,
-        measured=config.balance == "measured",
-        threads=config.hypernetwork_threads if device.type == "cpu" else None,
-        replicated=(
-            device.type == "cpu"
-            if config.hypernetwork is None
-            else config.hypernetwork == "replicated"
-        ),
-    )
+    architectures = training_batches(config, nets, start_step=step, **sizes)
+    validation = validation_architectures(config, **sizes) if config.evaluation.eval_every else []
+    trainer = _trainer(config, ghn, optimizer, device)
     if state is not None:
         trainer.load_state_dict(state["extra"])
     files = _Files(config, out, step, newest) if distributed.is_main() else None
-    skips = _skip_history(config, out, step)
-    stopped = False
+    run = _Run(config, splits, validation, trainer, files, on_step, step, total)
+    run.skips = _skip_history(config, out, step)
     try:
         with stop_requests() as stop:
-            while step < total and not stopped:
-                started = time.perf_counter()
-                rate = config.learning_rate(step, total)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                x, y = next(images)
-                architectures = next(batches)
-                result = trainer.step(architectures, x, y, step, stop=stop.is_set())
-                step += 1
-                metrics = {
-                    "step": step,
-                    "loss": result.loss,
-                    "top1": result.top1,
-                    "seconds": time.perf_counter() - started,
-                    "network_seconds": result.network_seconds,
-                    "lr": rate,
-                    "skipped": result.skipped,
-                }
-                if files is not None:
-                    files.record(metrics, architectures, result)
-                skips.append((result.skipped, len(architectures)))
-                if files is not None and on_step is not None:
-                    on_step(metrics, total)
-                if config.eval_every and step % config.eval_every == 0:
-                    found = _evaluate(config, ghn, validation, splits)
-                    if files is not None:
-                        files.log.write_evaluation({"step": step, **found})
-                if files is not None:
-                    files.save_if_due(step, ghn, optimizer, trainer)
-                _check_skips(skips, config.max_skip_rate)
-                # Several processes have to agree on the step, so each asks with its results.
-                stopped = stop.is_set() if distributed.world_size() == 1 else result.stop
-            if files is not None:
-                files.save(step, ghn, optimizer, trainer, last=True)
+            run.steps(zip(architectures, images, strict=False), stop)
     finally:
         trainer.close()
         if files is not None:
             files.log.close()
     if files is not None:
         newest = files.saver.newest
-    return RunResult(step, total, step < total, newest)
+    return RunResult(run.step, total, run.step < total, newest)
+
+
+def _hypernetwork(
+    config: TrainConfig, splits: ImageSplits, device: torch.device, *, fresh: bool
+) -> tuple[GHN, torch.optim.Optimizer]:
+    """The hypernetwork and its optimizer; a fresh run may begin with given weights."""
+    torch.manual_seed(config.seed)
+    ghn = GHN(config.ghn_config(splits.num_classes, splits.image_size))
+    if config.init is not None and fresh:
+        load_weights(ghn, from_pretrained(config.init).state_dict(), config.init)
+    ghn = ghn.to(device).train()
+    optimizer = torch.optim.Adam(
+        ghn.parameters(),
+        config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        fused=True,
+    )
+    return ghn, optimizer
+
+
+def _trainer(
+    config: TrainConfig, ghn: GHN, optimizer: torch.optim.Optimizer, device: torch.device
+) -> MetaTrainer:
+    execution, cpu = config.execution, device.type == "cpu"
+    executor = Executor(
+        device,
+        precision=execution.precision,
+        channels_last=execution.channels_last,
+        parallel=execution.parallel_networks,
+        # Without a pool hardly any architecture comes again.
+        cuda_graphs=execution.cuda_graphs if config.architectures.pool_size else 0,
+    )
+    return MetaTrainer(
+        ghn,
+        optimizer,
+        meta_batch=config.architectures.meta_batch,
+        grad_clip=config.optimizer.grad_clip,
+        executor=executor,
+        seed=config.seed,
+        measured=execution.balance == "measured",
+        replicated=cpu
+        if execution.hypernetwork is None
+        else execution.hypernetwork == "replicated",
+        threads=execution.hypernetwork_threads if cpu else None,
+    )
+
+
+@dataclass
+class _Run:
+    """A run in progress.
+
+    Attributes:
+        config: The settings.
+        splits: Images.
+        validation: Architectures to evaluate on.
+        trainer: Takes the steps.
+        files: What rank 0 writes; ``None`` on the others.
+        on_step: See :func:`train`.
+        step: Steps done.
+        total: Steps of the whole run.
+        skips: Skipped and all architectures of the latest steps.
+    """
+
+    config: TrainConfig
+    splits: ImageSplits
+    validation: list[Any]
+    trainer: MetaTrainer
+    files: _Files | None
+    on_step: OnStep | None
+    step: int
+    total: int
+    skips: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=SKIP_WINDOW))
+
+    def steps(self, batches: Batches, stop: Event) -> None:
+        """Take the remaining steps, unless it is told to stop."""
+        stopped = False
+        while self.step < self.total and not stopped:
+            result = self._one_step(batches, stop)
+            self._evaluate_if_due()
+            if self.files is not None:
+                self.files.save_if_due(self.step, self.trainer)
+            _check_skips(self.skips, self.config.optimizer.max_skip_rate)
+            # Several processes have to agree on the step, so each asks with its results.
+            stopped = stop.is_set() if distributed.world_size() == 1 else result.stop
+        if self.files is not None:
+            self.files.save(self.step, self.trainer, last=True)
+
+    def _one_step(self, batches: Batches, stop: Event) -> StepResult:
+        started = time.perf_counter()
+        rate = self.config.learning_rate(self.step, self.total)
+        for group in self.trainer.optimizer.param_groups:
+            group["lr"] = rate
+        architectures, (images, targets) = next(batches)
+        result = self.trainer.step(architectures, images, targets, self.step, stop=stop.is_set())
+        self.step += 1
+        self.skips.append((result.skipped, len(architectures)))
+        metrics = {
+            "step": self.step,
+            "loss": result.loss,
+            "top1": result.top1,
+            "seconds": time.perf_counter() - started,
+            "network_seconds": result.network_seconds,
+            "lr": rate,
+            "skipped": result.skipped,
+        }
+        if self.files is not None:
+            self.files.record(metrics, architectures, result)
+            if self.on_step is not None:
+                self.on_step(metrics, self.total)
+        return result
+
+    def _evaluate_if_due(self) -> None:
+        every = self.config.evaluation.eval_every
+        if not every or self.step % every:
+            return
+        found = evaluate_ghn(
+            self.trainer.ghn,
+            self.validation,
+            self.splits,
+            batch_size=self.config.data.batch_size,
+            seed=self.config.seed,
+            workers=self.config.data.workers,
+        )
+        if self.files is not None:
+            self.files.log.write_evaluation({"step": self.step, **found})
 
 
 class _Files:
@@ -195,9 +270,9 @@ class _Files:
         self.log = RunLog(out, step)
         self.saver = Saver(
             out,
-            every=config.checkpoint_every,
-            minutes=config.checkpoint_minutes,
-            keep=config.keep_checkpoints,
+            every=config.checkpoints.checkpoint_every,
+            minutes=config.checkpoints.checkpoint_minutes,
+            keep=config.checkpoints.keep_checkpoints,
             step=step,
             newest=newest,
         )
@@ -216,24 +291,21 @@ class _Files:
                 values["config"] = network.to_dict()
             self.log.write_skipped(values)
 
-    def save_if_due(
-        self, step: int, ghn: GHN, optimizer: torch.optim.Optimizer, trainer: MetaTrainer
-    ) -> None:
+    def save_if_due(self, step: int, trainer: MetaTrainer) -> None:
         """Save a checkpoint if the interval is over."""
         if self.saver.due(step):
-            self.save(step, ghn, optimizer, trainer)
+            self.save(step, trainer)
 
-    def save(
-        self,
-        step: int,
-        ghn: GHN,
-        optimizer: torch.optim.Optimizer,
-        trainer: MetaTrainer,
-        *,
-        last: bool = False,
-    ) -> None:
+    def save(self, step: int, trainer: MetaTrainer, *, last: bool = False) -> None:
         """Save a checkpoint; the lines up to it are written before it is."""
-        self.saver.save(step, ghn, optimizer, trainer.state_dict(), before=self.log.sync, last=last)
+        self.saver.save(
+            step,
+            trainer.ghn,
+            trainer.optimizer,
+            trainer.state_dict(),
+            before=self.log.sync,
+            last=last,
+        )
 
 
 def check_settings(config: TrainConfig, out: Path) -> None:
@@ -250,7 +322,7 @@ def check_settings(config: TrainConfig, out: Path) -> None:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: damaged: {error}") from error
     for name, value in config.to_dict().items():
-        if name not in MAY_CHANGE and name in before and before[name] != value:
+        if not PLACES[name].may_change and name in before and before[name] != value:
             raise ValueError(
                 f"{name}: got {value}, but the run in {out} was started with {before[name]}; use "
                 "the same setting to continue it, or another folder"
@@ -266,36 +338,13 @@ def _newest_state(out: Path) -> dict[str, Any] | None:
     return distributed.broadcast_object(state)
 
 
-def _executor(config: TrainConfig, device: torch.device) -> Executor:
-    return Executor(
-        device,
-        precision=config.precision,
-        channels_last=config.channels_last,
-        parallel=config.parallel_networks,
-        skeletons=max(64, config.pool_size),
-        # Without a pool hardly any architecture comes again.
-        graphs=config.graphs if config.pool_size else 0,
-    )
-
-
-def _evaluate(
-    config: TrainConfig, ghn: GHN, validation: list[Any], splits: ImageSplits
-) -> dict[str, Any]:
-    return evaluate_ghn(
-        ghn,
-        validation,
-        splits,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        workers=config.workers,
-    )
-
-
 def _skip_history(config: TrainConfig, out: Path, step: int) -> deque[tuple[int, int]]:
     """Skipped and all architectures of the latest steps, the same on all processes."""
     lines = read_metrics(out) if distributed.is_main() else []
     known = [
-        (int(line.get("skipped", 0)), config.meta_batch) for line in lines if line["step"] <= step
+        (int(line.get("skipped", 0)), config.architectures.meta_batch)
+        for line in lines
+        if line["step"] <= step
     ]
     return deque(distributed.broadcast_object(known[-SKIP_WINDOW:]), maxlen=SKIP_WINDOW)
 

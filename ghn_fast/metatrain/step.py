@@ -15,17 +15,11 @@ from torch import Tensor, nn
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.metatrain.costs import CostModel, features, spread
-from ghn_fast.metatrain.executor import (
-    REASONS,
-    Executor,
-    Ranges,
-    Status,
-    is_out_of_memory,
-    network_seed,
-)
+from ghn_fast.metatrain.executor import REASONS, Executor, Ranges, Status, is_out_of_memory
 from ghn_fast.metatrain.gradients import GradientBuffer
 from ghn_fast.metatrain.precision import LossScale
 from ghn_fast.utils import distributed
+from ghn_fast.utils.seeds import derive_seed
 
 HYPERNETWORK = "the gradient of the hypernetwork is not finite"
 # Status, loss, correct images and seconds of each architecture.
@@ -74,9 +68,9 @@ class MetaTrainer:
     runs the candidate networks of its share. As to the hypernetwork, there are two ways:
 
     - sharded: every process predicts its share only, and the gradients of the hypernetwork are
-      added up, in buckets, while the backward pass goes on. The result is that of one process up
-      to rounding, which Adam enlarges: where a gradient is zero but for rounding (a bias before
-      BatchNorm), it takes a full step in a random direction.
+      added up. The result is that of one process up to rounding, which Adam enlarges: where a
+      gradient is zero but for rounding (a bias before BatchNorm), it takes a full step in a random
+      direction.
     - replicated: every process predicts the whole meta-batch, and the gradients of the candidate
       networks' parameters are put together before they pass through the hypernetwork. The result is
       that of one process, bit for bit, if it is deterministic; but the work of the hypernetwork is
@@ -92,8 +86,8 @@ class MetaTrainer:
         measured: Whether shares are balanced by measured seconds. By estimates alone, two sharded
             runs on as many processes give bitwise the same numbers.
         replicated: Which of the two ways.
-        threads: Threads that the hypernetwork runs on, on a CPU; as torch is set by default. Its
-            matrix products depend on their number in the last bit.
+        threads: Threads that the hypernetwork runs on, on a CPU; as torch is set by default. The
+            last bit of its matrix products depends on their number.
     """
 
     def __init__(
@@ -136,9 +130,8 @@ class MetaTrainer:
             self.loss_scale.load_state_dict(state["loss_scale"])
 
     def close(self) -> None:
-        """End the executor's threads and let go of the parameters."""
+        """End the executor's threads."""
         self.executor.close()
-        self._gradients.detach()
 
     def step(
         self,
@@ -180,7 +173,7 @@ class MetaTrainer:
         stats[-1] = float(stop)
         rows = stats[: _COLUMNS * count].view(count, _COLUMNS)
         # For propagators that draw random numbers.
-        torch.manual_seed(network_seed(self.seed, number))
+        torch.manual_seed(derive_seed(self.seed, number))
         here = list(range(count)) if self.replicated else share
         with _threads(self.threads):
             flat, ranges = self._predict([architectures[i] for i in here], num_classes, size)
@@ -197,9 +190,9 @@ class MetaTrainer:
                 num_classes=num_classes,
                 factor=1 / count,
                 loss_scale=self.loss_scale.value if self.executor.precision == "fp16" else 1.0,
-                seeds=[network_seed(self.seed, number, i) for i in share],
+                seeds=[derive_seed(self.seed, number, i) for i in share],
                 costs=[costs[i] for i in share],
-                together=count,
+                num_networks=count,
             )
             gradient, seconds = outcome.gradient, outcome.seconds
             rows[places] = outcome.stats.to(stats.dtype)
@@ -240,7 +233,7 @@ class MetaTrainer:
         if gradient is not None:
             message[:numel] = gradient
         message[numel:] = stats
-        distributed.all_reduce(message).wait()
+        distributed.all_reduce(message)
         stats.copy_(message[numel:])
         return message[:numel]
 

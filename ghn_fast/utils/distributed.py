@@ -4,7 +4,7 @@
 environment variables. Without torchrun everything here works for one process, at no cost.
 
     with distributed.job("cpu") as here:
-        for index in distributed.mine(range(1000)):
+        for index in range(here.rank, 1000, here.size):
             ...
         everything = distributed.gather_objects(results)
 """
@@ -12,7 +12,7 @@ environment variables. Without torchrun everything here works for one process, a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -137,11 +137,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def mine(items: Sequence[T]) -> list[T]:
-    """This process's share of a sequence: every ``world_size()``-th, beginning with its rank."""
-    return list(items[rank() :: world_size()])
-
-
 def barrier() -> None:
     """Wait until all processes are here."""
     if _active():
@@ -166,12 +161,10 @@ def broadcast_object(value: T) -> T:
     return values[0]
 
 
-def all_reduce(tensor: Tensor) -> Any:
-    """Start adding up a tensor over all processes, in place; ``wait()`` on what it returns.
-
-    All processes must start the same sequence of them. Without a job it returns ``None``.
-    """
-    return dist.all_reduce(tensor, async_op=True) if _active() else None
+def all_reduce(tensor: Tensor) -> None:
+    """Add up a tensor over all processes, in place."""
+    if _active():
+        dist.all_reduce(tensor)
 
 
 def _active() -> bool:

@@ -1,17 +1,57 @@
-"""Checking plain values against the types that a configuration declares."""
+"""Checking values against the types and limits that a configuration declares."""
 
 from __future__ import annotations
 
+import math
 import reprlib
 import types
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 4
 _SHORT.maxlevel = 2
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
+
+
+def setting(
+    default: Any,
+    *,
+    least: float | None = None,
+    positive: bool = False,
+    choices: tuple[str, ...] = (),
+    may_change: bool = False,
+) -> Any:
+    """A field with limits, which do not hold for ``None`` where that is the default.
+
+    Args:
+        default: Its default.
+        least: Smallest value.
+        positive: Whether it must be above zero, and finite.
+        choices: All values that it may have.
+        may_change: Whether it may change when a run is continued, because no step that was done
+            depends on it.
+    """
+    limits = {"least": least, "positive": positive, "choices": choices}
+    return field(default=default, metadata={**limits, "may_change": may_change})
+
+
+class Section:
+    """Checks the limits of its settings."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]
+            name, value, limits = item.name, getattr(self, item.name), item.metadata
+            if value is None and item.default is None:
+                continue
+            least, choices = limits.get("least"), limits.get("choices")
+            if least is not None and not value >= least:
+                raise ValueError(f"{name}: got {value}, needs at least {least}")
+            if limits.get("positive") and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name}: got {value}, needs a positive number")
+            if choices and value not in choices:
+                raise ValueError(f"{name}: got {value!r}, needs one of {', '.join(choices)}")
 
 
 def checked(kind: type, values: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -6,12 +6,13 @@ every device.
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ghn_fast.utils.seeds import derive_seed
 
 POLICIES = ("shift", "crop_flip", "resized_crop_flip")
 
@@ -23,9 +24,7 @@ CROP_ATTEMPTS = 10
 
 def seeded_generator(*key: int | str) -> torch.Generator:
     """A CPU generator whose numbers depend on ``key`` alone; nearby keys are unrelated."""
-    text = "/".join(str(part) for part in key)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator().manual_seed(derive_seed(*key))
 
 
 def augment_batch(images: Tensor, policy: str, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,6 @@ import ghn_fast
 from ghn_fast.deepnets import (
     ArchItem,
     DeepNets,
-    MetaBatch,
     NetworkConfig,
     SampledNets,
     generate,
@@ -187,7 +186,6 @@ def test_other_ranges_of_widths() -> None:
         ("image_size", 0),
         ("num_classes", 0),
         ("workers", -1),
-        ("prefetch", 0),
     ],
 )
 def test_bad_arguments(name: str, value: int) -> None:
@@ -208,14 +206,15 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> DeepNets:
     return DeepNets(generate("train", 20, path, format="packed"), "train", 50)
 
 
-def assert_same_batches(ones: list[MetaBatch], others: list[MetaBatch]) -> None:
+def assert_same_batches(ones: list[list[ArchItem]], others: list[list[ArchItem]]) -> None:
     assert len(ones) == len(others)
     for one, other in zip(ones, others, strict=True):
         assert content(one) == content(other)
-        assert torch.equal(one.graphs.op_types, other.graphs.op_types)
-        assert torch.equal(one.graphs.edges, other.graphs.edges)
-        assert one.graphs.shapes == other.graphs.shapes
-        assert [g.targets for g in one.graphs.graphs] == [g.targets for g in other.graphs.graphs]
+        for item, twin in zip(one, other, strict=True):
+            assert torch.equal(item.graph.op_types, twin.graph.op_types)
+            assert torch.equal(item.graph.edges, twin.graph.edges)
+            assert item.graph.shapes == twin.graph.shapes
+            assert item.graph.targets == twin.graph.targets
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -227,7 +226,7 @@ def test_workers_change_nothing(packed: DeepNets, workers: int, max_nodes: int) 
         list(islice(meta_batches(packed, 4, workers=workers, **settings), 13)), alone
     )
     for start in (5, 12):
-        resumed = meta_batches(packed, 4, start_step=start, workers=workers, prefetch=1, **settings)
+        resumed = meta_batches(packed, 4, start_step=start, workers=workers, **settings)
         assert_same_batches(list(islice(resumed, 13 - start)), alone[start:])
 
 
@@ -239,21 +238,19 @@ def test_packed_files_and_samples_give_the_same_batches(packed: DeepNets) -> Non
     assert_same_batches(ones, others)
 
 
-def test_graphs_of_a_meta_batch(packed: DeepNets) -> None:
+def test_workers_make_the_graphs(packed: DeepNets) -> None:
     for workers in (0, 1):
         batch = next(meta_batches(packed, 5, seed=0, workers=workers, num_classes=3))
-        assert isinstance(batch, MetaBatch)
-        assert ("graphs" in batch.__dict__) == (workers > 0)
-        assert batch.graphs is batch.graphs
-        for graph, item in zip(batch.graphs.graphs, batch, strict=True):
-            assert graph is item.graph is item.graph_for(3, 32)
-            assert graph.shapes[-1] == (3,)
+        for item in batch:
+            assert ("graph" in item.__dict__) == (workers > 0)
+            assert item.graph is item.graph_for(3, 32)
+            assert item.graph.shapes[-1] == (3,)
 
 
 def test_workers_use_the_chosen_back_end(packed: DeepNets) -> None:
     with ghn_fast.backend("reference"):
         batch = next(meta_batches(packed, 2, seed=0, workers=1))
-    assert all(type(graph) is ghn_fast.ArchGraph for graph in batch.graphs.graphs)
+    assert all(type(item.graph) is ghn_fast.ArchGraph for item in batch)
 
 
 def test_closing_ends_the_workers(packed: DeepNets) -> None:
@@ -283,20 +280,3 @@ def test_errors_come_at_their_step(packed: DeepNets, monkeypatch: pytest.MonkeyP
     assert [content(next(batches)) for _ in range(2)] == [content(batch) for batch in good[:2]]
     with pytest.raises(ValueError, match="unreadable"):
         next(batches)
-
-
-def test_pinning_needs_workers() -> None:
-    with pytest.raises(ValueError, match="pin_memory: got true without workers"):
-        meta_batches(NETS, 4, seed=0, pin_memory=True)
-
-
-@pytest.mark.cuda
-def test_pinned_meta_batches(packed: DeepNets) -> None:
-    batch = next(meta_batches(packed, 4, seed=0, workers=1, pin_memory=True))
-    plan = batch.graphs.plan
-    assert batch.graphs.op_types.is_pinned()
-    assert plan.packed is None or plan.packed.is_pinned()
-    expected = next(meta_batches(packed, 4, seed=0)).graphs
-    moved = batch.graphs.to("cuda")
-    assert torch.equal(moved.op_types.cpu(), expected.op_types)
-    assert torch.equal(moved.edges.cpu(), expected.edges)

@@ -62,7 +62,6 @@ def test_the_layout() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_cells": 65536}, "does not fit into a packed record, needs n_cells"),
         ({"fc_dim": 1 << 32}, "does not fit into a packed record"),
         ({"C": (1 << 24) + 2, "C_mult": 1}, r"C: got 16777218 and C_mult 1, needs C \* C_mult"),
         ({"C": 1 << 23, "C_mult": 2}, r"needs C \* C_mult\*\*2 up to 2\^24"),

@@ -74,7 +74,6 @@ def test_without_a_launcher_there_is_one_process() -> None:
     with distributed.job() as here:
         assert (here.rank, here.size) == (0, 1)
         assert (distributed.rank(), distributed.world_size()) == (0, 1)
-        assert distributed.mine([1, 2, 3]) == [1, 2, 3]
         assert distributed.gather_objects("x") == ["x"]
         assert distributed.broadcast_object("x") == "x"
         distributed.barrier()

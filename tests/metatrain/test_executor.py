@@ -14,9 +14,8 @@ import ghn_fast
 from ghn_fast.deepnets import ArchItem, Genotype, NetworkConfig
 from ghn_fast.metatrain.cuda_graphs import GraphCache
 from ghn_fast.metatrain.exact_batch_norm import batch_norm
-from ghn_fast.metatrain.executor import Executor, network_seed
-from ghn_fast.metatrain.functional_networks import SeededDropout, Skeleton, SkeletonCache
-from networks import Tied
+from ghn_fast.metatrain.executor import Executor, views
+from ghn_fast.utils.seeds import derive_seed
 from tolerances import assert_close
 
 
@@ -124,52 +123,15 @@ def test_loss_scale_is_taken_out_again() -> None:
     assert_close(scaled.gradient, plain.gradient, context="gradient")
 
 
-def test_modules_are_built_at_first_sight_only() -> None:
-    executor = Executor()
-    for _ in range(3):
-        run(executor, ["convolutions", "attention", "convolutions"])
-    assert executor.cache.built == 3
-    assert len(executor.cache) == 3
-
-
-def test_cache_forgets_what_was_not_used_for_longest() -> None:
-    cache = SkeletonCache(2, torch.device("cpu"))
-    sizes = {"num_classes": 10, "image_size": 16}
-    for name in ("convolutions", "attention", "convolutions", "no norm"):
-        cache.give_back(*cache.take(ARCHITECTURES[name], **sizes))
-    assert (cache.built, len(cache)) == (3, 2)
-    cache.give_back(*cache.take(ARCHITECTURES["convolutions"], **sizes))
-    assert cache.built == 3
-    cache.take(ARCHITECTURES["attention"], **sizes)
-    assert cache.built == 4
-    with pytest.raises(ValueError, match="capacity: got -1"):
-        SkeletonCache(-1, torch.device("cpu"))
-
-
-def test_shared_parameters_are_bound_everywhere() -> None:
-    with torch.device("meta"):
-        network = Tied()
-    skeleton = Skeleton(network, torch.device("cpu"))
-    values = {name: torch.randn(p.shape) for name, p in Tied().named_parameters()}
-    skeleton.bind(list(values), list(values.values()))
-    assert network.first.weight is network.second.weight is values["first.weight"]
-    reference = Tied()
-    reference.load_state_dict({**values, "second.weight": values["first.weight"]})
-    images = torch.randn(2, 3, 8, 8)
-    assert_close(network(images), reference(images))
-    with pytest.raises(ValueError, match="names: got 'third', which Tied"):
-        skeleton.bind(["third"], [torch.zeros(1)])
-
-
-def test_dropout_keeps_the_mean() -> None:
-    dropout = SeededDropout(0.25).train()
-    dropout.generator = torch.Generator().manual_seed(3)
-    x = torch.ones(20_000)
-    y = dropout(x)
-    assert_close(y.unique(), [0.0, 4 / 3])
-    # compared by hand: a share of random draws, within six standard deviations.
-    assert float((y == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
-    assert dropout.eval()(x) is x
+def test_views_are_pieces_with_gaps() -> None:
+    flat = torch.arange(20.0)[2:]
+    first, second, third = views(flat, [(2, 3), (), (1, 2, 2, 1)], [0, 8, 10])
+    assert torch.equal(first, torch.arange(2.0, 8.0).view(2, 3))
+    assert second == 10
+    assert torch.equal(third, torch.arange(12.0, 16.0).view(1, 2, 2, 1))
+    assert all(view.is_contiguous() for view in (first, second, third))
+    first.zero_()
+    assert flat[:7].tolist() == [0.0] * 6 + [8.0]
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 5, 7), (64, 8, 32, 32), (2, 5, 1, 1)])
@@ -191,7 +153,7 @@ def test_batch_norm_is_exact(shape: tuple[int, ...]) -> None:
 
 
 def test_seeds_depend_on_every_number() -> None:
-    seeds = {network_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
+    seeds = {derive_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
     assert len(seeds) == 125
     assert all(0 <= seed < 2**63 for seed in seeds)
 

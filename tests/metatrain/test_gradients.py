@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ghn_fast.metatrain.gradients import GradientBuffer, _buckets
+from ghn_fast.metatrain.gradients import GradientBuffer
 from tolerances import assert_close
 
 
@@ -41,14 +41,3 @@ def test_clipping_is_that_of_torch() -> None:
         for parameter, clone in zip(model.parameters(), clones, strict=True):
             assert_close(parameter.grad, clone.grad)
         assert buffer.stats.tolist() == [1e9] * 3
-
-
-def test_buckets_cover_everything_once() -> None:
-    sizes = [5, 1, 1, 9, 2]
-    for least in (1, 3, 6, 100):
-        buckets, owner = _buckets(sizes, least)
-        assert [first for first, _ in buckets] == [0, *(last for _, last in buckets[:-1])]
-        assert buckets[-1][1] == sum(sizes)
-        assert all(last - first >= least for first, last in buckets[:-1])
-        ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
-        assert all(buckets[b][0] < end <= buckets[b][1] for b, end in zip(owner, ends, strict=True))

@@ -14,12 +14,11 @@ import pytest
 import torch
 
 import ghn_fast
-from ghn_fast.metatrain import TrainConfig, read_config, train
+from ghn_fast.metatrain import TrainConfig, train
 from ghn_fast.metatrain import run as run_module
-from ghn_fast.metatrain.functional_networks import Skeleton
+from ghn_fast.metatrain.candidates import FunctionalNetwork
 from ghn_fast.metatrain.metrics import JsonLines, read_lines, read_metrics
 from ghn_fast.metatrain.resume import list_checkpoints
-from tolerances import assert_close
 
 TINY = TrainConfig(
     dataset="digits",
@@ -176,18 +175,18 @@ def test_full_disk_on_the_way_is_told_and_survived(
 def test_planted_architectures_are_skipped_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str, reason: str
 ) -> None:
-    bind, count = Skeleton.bind, [0]
+    run, count = FunctionalNetwork.__call__, [0]
 
-    def planted(self: Skeleton, names: Any, tensors: Any) -> None:
-        bind(self, names, tensors)
+    def planted(self: FunctionalNetwork, parameters: Any, images: Any) -> Any:
         count[0] += 1
         if count[0] == 3:
             if trouble == "memory":
                 raise torch.OutOfMemoryError("planted")
-            for tensor in tensors:
+            for tensor in parameters.values():
                 tensor.data.fill_(torch.nan)
+        return run(self, parameters, images)
 
-    monkeypatch.setattr(Skeleton, "bind", planted)
+    monkeypatch.setattr(FunctionalNetwork, "__call__", planted)
     result = train(TINY, tmp_path)
     assert (result.step, result.interrupted) == (4, False)
     assert [line["skipped"] for line in read_metrics(tmp_path)] == [0, 0, 1, 0]
@@ -203,10 +202,10 @@ def test_planted_architectures_are_skipped_and_named(
 def test_too_many_skipped_architectures_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def out_of_memory(self: Skeleton, names: Any, tensors: Any) -> None:
+    def out_of_memory(self: FunctionalNetwork, parameters: Any, images: Any) -> None:
         raise torch.OutOfMemoryError("planted")
 
-    monkeypatch.setattr(Skeleton, "bind", out_of_memory)
+    monkeypatch.setattr(FunctionalNetwork, "__call__", out_of_memory)
     monkeypatch.setattr(run_module, "SKIP_WINDOW", 3)
     with pytest.raises(RuntimeError, match="max_skip_rate: 3 of the last 3 architectures"):
         train(TINY, tmp_path)
@@ -225,6 +224,18 @@ def test_periodic_evaluation_is_resumed_too(tmp_path: Path) -> None:
     ]
     assert found[0] == found[1]
     assert [(line[0], line[2]) for line in found[0]] == [(2, 2), (4, 2)]
+
+
+@pytest.mark.parametrize("pool_size", [0, 3])
+def test_numbers_do_not_depend_on_graph_workers(tmp_path: Path, pool_size: int) -> None:
+    settings = {**TINY.to_dict(), "pool_size": pool_size}
+    train(TrainConfig.from_dict(settings), tmp_path / "whole")
+    for workers, step in ((1, 1), (3, 3)):
+        with pytest.raises(Killed):
+            config = TrainConfig.from_dict({**settings, "graph_workers": workers})
+            train(config, tmp_path / "killed", on_step=killed_at(step))
+    train(TrainConfig.from_dict({**settings, "graph_workers": 2}), tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
 def test_pool_of_architectures_is_resumed_too(tmp_path: Path) -> None:
@@ -304,72 +315,3 @@ def test_starting_weights(reference: Path, tmp_path: Path) -> None:
     for name, value in weights(reference).items():
         # compared by hand: steps of 1e-12 must not show, where the table would let 1e-5 pass.
         torch.testing.assert_close(weights(tmp_path / "run")[name], value, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"meta_batch": 0}, "meta_batch: got 0"),
-        ({"lr": -1.0}, "lr: got -1.0"),
-        ({"lr": float("nan")}, "lr: got nan"),
-        ({"schedule": "linear"}, "schedule: got 'linear', needs one of multistep, cosine"),
-        ({"steps": 3, "epochs": 2}, "got both"),
-        ({"max_channels": 8}, "min_channels"),
-        ({"precision": "fp8"}, "precision: got 'fp8', needs one of float32, bf16, fp16"),
-        ({"hypernetwork": "no"}, "hypernetwork: got 'no', needs one of sharded, replicated"),
-        ({"pool_size": 4}, "pool_size: got 4, needs 0 or at least the meta-batch of 8"),
-        ({"max_skip_rate": 1.5}, r"max_skip_rate: got 1\.5"),
-        ({"checkpoint_minutes": 0}, r"checkpoint_minutes: got 0\.0, needs a positive"),
-        ({"parallel_networks": 0}, "parallel_networks: got 0"),
-        ({"learning_rate": 1}, "unknown setting 'learning_rate'"),
-        ({"batch_size": "many"}, "batch_size: got 'many', needs an integer"),
-        ({"batch_size": True}, "batch_size: got True, needs an integer"),
-        ({"normalize": "false"}, "normalize: got 'false', needs true or false"),
-        ({"milestones": 0.5}, "milestones: got 0.5, needs a list"),
-        ({"steps": 1.5}, r"steps: got 1\.5, needs an integer or nothing"),
-        ({"dataset": 5}, "dataset: got 5, needs a text"),
-    ],
-)
-def test_bad_settings(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainConfig.from_dict(changes)
-
-
-def test_learning_rate() -> None:
-    config = TrainConfig(lr=1.0)
-    rates = [config.learning_rate(step, 300) for step in (0, 199, 200, 250, 299)]
-    assert_close(rates, [1.0, 1.0, 0.1, 0.01, 0.01])
-    cosine = TrainConfig(lr=1.0, schedule="cosine", warmup_steps=10)
-    assert_close(cosine.learning_rate(0, 100), 0.1)
-    assert_close(cosine.learning_rate(50, 100), 0.5)
-    # compared by hand: a bound, for the rate has to end near zero.
-    assert cosine.learning_rate(99, 100) < 1e-3
-
-
-def test_epochs_count_passes_over_the_images() -> None:
-    assert TrainConfig(epochs=3).total_steps(704) == 2112
-    assert TrainConfig().total_steps(704) == 300 * 704
-    assert TrainConfig(steps=7).total_steps(704) == 7
-
-
-def test_config_files(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text("hid: 16\nmilestones: [0.5]\n")
-    assert TrainConfig.from_dict(read_config(path)).milestones == (0.5,)
-    path.write_text("lr: 1e-3\nweight_decay: 0\n")
-    assert TrainConfig.from_dict(read_config(path)).lr == 1e-3
-    path.write_text("")
-    assert read_config(path) == {}
-    path.write_text("- 1\n")
-    with pytest.raises(ValueError, match="needs settings as 'name: value'"):
-        read_config(path)
-    with pytest.raises(FileNotFoundError, match="no such configuration file"):
-        read_config(tmp_path / "none.yaml")
-
-
-def test_recipes_are_valid() -> None:
-    folder = Path(__file__).parents[2] / "configs"
-    recipes = sorted(folder.glob("*.yaml"))
-    assert recipes
-    for recipe in recipes:
-        TrainConfig.from_dict(read_config(recipe))

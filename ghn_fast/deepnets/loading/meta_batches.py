@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
-from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -18,7 +17,6 @@ from ghn_fast.deepnets.architectures.genotype import NetworkConfig
 from ghn_fast.deepnets.architectures.spec import LARGE_IMAGE
 from ghn_fast.deepnets.loading.items import ArchItem
 from ghn_fast.deepnets.loading.splits import ArchSequence
-from ghn_fast.graph.batch import GraphBatch
 
 MAX_NODES: Final = 2200
 """Largest number of nodes of a meta-batch, as published."""
@@ -29,20 +27,10 @@ _FC_STEP = 64
 _SMALL_FC = 4
 # Draws that replace a meta-batch with too many nodes before giving up.
 _ATTEMPTS = 1000
+# How many meta-batches each worker is ahead.
+_AHEAD = 2
 
 _ORDER, _REPLACEMENT, _WIDTHS = range(3)
-
-
-class MetaBatch(list[ArchItem]):
-    """The architectures of a step, and their graphs put together for message passing."""
-
-    @cached_property
-    def graphs(self) -> GraphBatch:
-        """The graphs with distances and schedule; the same objects as the items' ``graph``.
-
-        In memory on the CPU, page-locked if the loader was asked for that.
-        """
-        return GraphBatch([item.graph for item in self])
 
 
 def meta_batches(
@@ -56,9 +44,7 @@ def meta_batches(
     num_classes: int = 10,
     num_ch: tuple[int, int] = (32, 128),
     workers: int = 0,
-    prefetch: int = 2,
-    pin_memory: bool = False,
-) -> Iterator[MetaBatch]:
+) -> Iterator[list[ArchItem]]:
     """Meta-batches of architectures with sampled widths, without end.
 
     Step ``k`` is a pure function of ``(seed, k)``: a run that goes on with ``start_step=k`` sees
@@ -72,7 +58,8 @@ def meta_batches(
     With ``workers``, threads of that number prepare the coming meta-batches, graphs included, while
     the caller is busy with the last one. (Threads and not processes: the compiled back end derives
     graphs without holding the interpreter's lock, and nothing has to be copied between processes.)
-    What comes does not depend on their number.
+    What comes does not depend on their number. It pays where a graph takes milliseconds: read from
+    a file in the published layout, or derived without the compiled extension.
 
     Args:
         nets: The architectures.
@@ -85,9 +72,6 @@ def meta_batches(
         num_ch: Least and largest number of channels, see :func:`sample_width`.
         workers: Number of threads that prepare meta-batches ahead; 0 makes each when it is asked
             for, and its graphs when they are.
-        prefetch: How many meta-batches each worker is ahead.
-        pin_memory: Whether to put what a GPU needs of the graphs into page-locked memory, from
-            where it is copied without waiting. Needs ``workers`` and a CUDA GPU.
 
     Returns:
         Lists of items whose ``config`` has the sampled widths; their ``graph`` and ``build()`` are
@@ -99,18 +83,16 @@ def meta_batches(
     arguments = {"meta_batch": (meta_batch, 1), "max_nodes": (max_nodes, 1)}
     arguments |= {"image_size": (image_size, 1), "num_classes": (num_classes, 1)}
     arguments |= {"seed": (seed, 0), "start_step": (start_step, 0)}
-    arguments |= {"workers": (workers, 0), "prefetch": (prefetch, 1)}
+    arguments |= {"workers": (workers, 0)}
     for name, (value, least) in arguments.items():
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: got {value!r}, needs an integer of at least {least}")
     if len(nets) == 0:
         raise ValueError("nets: got no architectures, needs at least one")
     _check_limit(nets, min(meta_batch, len(nets)), max_nodes)
-    if pin_memory and not workers:
-        raise ValueError("pin_memory: got true without workers, needs at least one")
     batches = _MetaBatches(nets, meta_batch, seed, max_nodes, image_size, num_classes, num_ch)
     if workers:
-        return batches.run_ahead(start_step, workers, workers * prefetch, pin_memory)
+        return batches.run_ahead(start_step, workers)
     return batches.run(start_step)
 
 
@@ -183,40 +165,38 @@ class _MetaBatches:
         self._orders: dict[int, npt.NDArray[np.intp]] = {}
         self._lock = threading.Lock()
 
-    def run(self, step: int) -> Iterator[MetaBatch]:
+    def run(self, step: int) -> Iterator[list[ArchItem]]:
         while True:
             yield self.step(step)
             step += 1
 
-    def run_ahead(self, step: int, workers: int, ahead: int, pin: bool) -> Iterator[MetaBatch]:
-        pending: deque[Future[MetaBatch]] = deque()
+    def run_ahead(self, step: int, workers: int) -> Iterator[list[ArchItem]]:
+        pending: deque[Future[list[ArchItem]]] = deque()
         pool = ThreadPoolExecutor(workers, "meta-batches")
         try:
             while True:
-                while len(pending) < ahead:
+                while len(pending) < _AHEAD * workers:
                     # The back end that is chosen here holds in the worker, too.
                     run = copy_context().run
-                    pending.append(pool.submit(run, self._prepared, step + len(pending), pin))
+                    pending.append(pool.submit(run, self._with_graphs, step + len(pending)))
                 yield pending.popleft().result()
                 step += 1
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepared(self, step: int, pin: bool) -> MetaBatch:
+    def _with_graphs(self, step: int) -> list[ArchItem]:
         batch = self.step(step)
-        if pin:
-            batch.graphs.pin_memory()
-        else:
-            _ = batch.graphs
+        for item in batch:
+            _ = item.graph  # which keeps it
         return batch
 
-    def step(self, step: int) -> MetaBatch:
+    def step(self, step: int) -> list[ArchItem]:
         """The meta-batch of a step."""
         items = self._fitting(self._indices(step))
         if items is None:
             items = self._replacement(step, len(self._indices(step)))
         rng = self._rng(_WIDTHS, step)
-        result = MetaBatch()
+        result = []
         for item in items:
             if item.config is None:
                 raise ValueError(f"nets: {item.name} is not made of cells, so it has no widths")

@@ -1,0 +1,199 @@
+"""Functional networks of DeepNets-1M: values and gradients of the module, over all its variants."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ghn_fast
+from ghn_fast.deepnets import ArchItem, Genotype, NetworkConfig, SampledNets
+from ghn_fast.deepnets.architectures.genotype import PRIMITIVES, VIT_CONFIG
+from ghn_fast.deepnets.architectures.network import Network
+from ghn_fast.deepnets.architectures.spec import is_connected
+from ghn_fast.metatrain.candidates import FunctionalNetwork, ModuleNetwork
+from ghn_fast.metatrain.functional_networks import dropout
+from ghn_fast.metatrain.precision import autocast
+from networks import Tied
+from random_configs import random_config
+from tolerances import assert_close
+
+CPU = torch.device("cpu")
+
+
+class Seeded(nn.Module):
+    """Dropout from a generator, in the place of ``nn.Dropout``."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, 0.5, self.generator)
+
+
+def module_of(config: NetworkConfig, image_size: int, generator: torch.Generator) -> Network:
+    network = Network(config, 10, image_size).train()
+    layers = network.classifier
+    for position, layer in enumerate(layers):
+        if isinstance(layer, nn.Dropout):
+            layers[position] = Seeded(generator)
+    return network
+
+
+def results(
+    network: Any, values: dict[str, Tensor], images: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Logits, and gradients of a loss with respect to the parameters."""
+    leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
+    logits = network(leaves, images)
+    loss = F.cross_entropy(logits.float(), torch.arange(len(images)))
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return logits.detach(), found
+
+
+def assert_same_network(
+    config: NetworkConfig,
+    image_size: int,
+    *,
+    dtype: torch.dtype = torch.float64,
+    channels_last: bool = True,
+) -> None:
+    """Compare with the module, whose attention is spelled out and whose dropout is exchanged.
+
+    In double precision: the sign of a value near zero decides about the gradient behind a ReLU, and
+    in single precision it depends on rounding.
+    """
+    ours = FunctionalNetwork(config, 10, image_size, CPU)
+    generator = torch.Generator()
+    module = module_of(config, image_size, generator).to(dtype)
+    values = {name: p.detach() for name, p in module.named_parameters()}
+    images = torch.randn(4, 3, image_size, image_size, dtype=dtype)
+    if channels_last:
+        images = images.to(memory_format=torch.channels_last)
+
+    def reference(leaves: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(module, leaves, (x,))
+
+    assert ours.generator is not None
+    ours.generator.manual_seed(3)
+    have = results(ours, values, images)
+    generator.manual_seed(3)
+    want = results(reference, values, images)
+    assert_close(have[0], want[0], context="ghn", name=str(config))
+    largest = max(float(g.abs().max()) for g in want[1] if g is not None)
+    for name, one, other in zip(values, have[1], want[1], strict=True):
+        assert (one is None) == (other is None), name
+        if one is not None and other is not None:
+            # Gradients of single elements can be sums that cancel, and the loss is computed in
+            # single precision.
+            scale = max(float(other.abs().max()), 1e-3 * largest)
+            message = f"gradient of {name} in {config}"
+            assert_close(one.float(), other.float(), context="gradient", scale=scale, name=message)
+
+
+def test_random_configurations(seeded: int) -> None:
+    rng, count, used = random.Random(seeded), 0, set()
+    while count < 25:
+        config = random_config(rng, max_cells=4)
+        if not is_connected(config):
+            continue
+        count += 1
+        used |= set(config.genotype.primitives())
+        large = not config.is_vit and config.glob_avg and rng.random() < 0.15
+        size = 64 if large else rng.choice((8, 9, 12))
+        assert_same_network(config, size, channels_last=rng.random() < 0.5)
+    assert used == set(PRIMITIVES)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test", "wide", "deep", "dense", "bnfree"])
+def test_every_split(split: str) -> None:
+    item = SampledNets(split, 2, seed=5)[1]
+    config = replace(item.config_for(8), C=16, fc_dim=16)
+    assert_same_network(config, 8)
+
+
+@pytest.mark.parametrize("image_size", [12, 32])
+def test_vision_transformer(image_size: int) -> None:
+    assert_same_network(replace(VIT_CONFIG, C=24), image_size)
+
+
+@pytest.mark.parametrize("norm", ["bnorm", None])
+def test_autocast_is_near(norm: str | None) -> None:
+    genes = tuple((name, k % 2) for k, name in enumerate(("conv_3x3", "sep_conv_3x3", "cse")))
+    genotype = Genotype((*genes, ("msa", 0)), (2, 3), (*genes, ("skip_connect", 1)), (2, 3))
+    config = NetworkConfig(genotype=genotype, n_cells=3, C=16, norm=norm, fc_layers=1)
+    ours = FunctionalNetwork(config, 10, 16, CPU)
+    module = module_of(config, 16, torch.Generator())
+    values = {name: p.detach() for name, p in module.named_parameters()}
+    images = torch.randn(8, 3, 16, 16).to(memory_format=torch.channels_last)
+    with autocast("bf16", CPU):
+        have = ours(values, images)
+        want = torch.func.functional_call(module, values, (images,))
+    assert have.dtype == want.dtype
+    assert_close(have, want, context="ghn", dtype=torch.bfloat16)
+
+
+def test_only_parameters_of_the_graph_are_read() -> None:
+    """Layers that no path uses have parameters, but nobody predicts them."""
+
+    class Recording(dict[str, Tensor]):
+        read: set[str]
+
+        def __getitem__(self, name: str) -> Tensor:
+            self.read.add(name)
+            return super().__getitem__(name)
+
+    ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 5, 5)))
+    for item in SampledNets("train", 6, seed=2):
+        (tensors,) = ghn.predict_tensors([item.graph_for(10, 16)])
+        tensors = Recording(tensors)
+        tensors.read = set()
+        FunctionalNetwork(item.config_for(16), 10, 16, CPU)(tensors, torch.randn(2, 3, 16, 16))
+        assert tensors.read == set(tensors)
+
+
+def test_missing_parameter_is_named() -> None:
+    config = SampledNets("train", 1, seed=2)[0].config
+    assert config is not None
+    with pytest.raises(KeyError, match=r"stem0?\."):
+        FunctionalNetwork(config, 10, 16, CPU)({}, torch.randn(2, 3, 16, 16))
+
+
+def test_dropout_keeps_the_mean() -> None:
+    x = torch.ones(20_000)
+    y = dropout(x, 0.25, torch.Generator().manual_seed(3))
+    assert y.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert float((y == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(dropout(x, 0.25, torch.Generator().manual_seed(3)), y)
+    torch.manual_seed(1)
+    z = dropout(x, 0.25, None)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(x, 0.25, None), z)
+
+
+def test_structures_have_keys() -> None:
+    items = SampledNets("train", 2, seed=2)
+    one, again, other = (
+        FunctionalNetwork(item.config_for(16), 10, 16, CPU).key
+        for item in (items[0], ArchItem(7, "same", items[0].config), items[1])
+    )
+    assert one == again != other
+    assert FunctionalNetwork(items[0].config_for(16), 10, 32, CPU).key != one
+
+
+def test_shared_parameters_are_named_once() -> None:
+    with torch.device("meta"):
+        network = ModuleNetwork(Tied())
+    values = {name: torch.randn(p.shape) for name, p in Tied().named_parameters()}
+    reference = Tied()
+    reference.load_state_dict({**values, "second.weight": values["first.weight"]})
+    images = torch.randn(2, 3, 8, 8)
+    assert_close(network(values, images), reference(images))
+    with pytest.raises(ValueError, match="names: got 'third', which Tied"):
+        network({**values, "third": torch.zeros(1)}, images)
