@@ -45,17 +45,22 @@ def reference(edges: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
     return torch.cat(shifted)
 
 
+def check_edge_rows(rows: Tensor, name: str) -> None:
+    """Raise TypeError or ValueError unless a tensor is one of rows (from, to, distance)."""
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
+        got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"{name}: got {got}, needs an int64 tensor")
+    if rows.device.type != "cpu":
+        raise ValueError(f"{name}: got a tensor on {rows.device}, needs it on the CPU")
+    if rows.ndim != 2 or rows.shape[1] != 3:
+        raise ValueError(f"{name}: got shape {tuple(rows.shape)}, needs (M, 3)")
+
+
 def _check(edges: Sequence[Tensor], offsets: Sequence[int]) -> None:
     if not edges:
         raise ValueError("edges: got no tensors, needs one per graph")
     for index, rows in enumerate(edges):
-        if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
-            got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-            raise TypeError(f"edges[{index}]: got {got}, needs an int64 tensor")
-        if rows.device.type != "cpu":
-            raise ValueError(f"edges[{index}]: got a tensor on {rows.device}, needs it on the CPU")
-        if rows.ndim != 2 or rows.shape[1] != 3:
-            raise ValueError(f"edges[{index}]: got shape {tuple(rows.shape)}, needs (M, 3)")
+        check_edge_rows(rows, f"edges[{index}]")
     if len(offsets) != len(edges) + 1:
         raise ValueError(
             f"offsets: got {len(offsets)} numbers, needs {len(edges) + 1}, one more than graphs"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ghn_fast.ops.backend import extension_problem
+from ghn_fast.ops.collate_edges import check_edge_rows
 
 
 class SweepPlan(NamedTuple):
@@ -233,13 +234,7 @@ def plan_sweep(sources: Tensor, targets: Tensor, distances: Tensor, levels: Tens
 
 
 def _check(edges: Tensor, offsets: list[int]) -> None:
-    if not isinstance(edges, Tensor) or edges.dtype != torch.int64:
-        got = edges.dtype if isinstance(edges, Tensor) else type(edges).__name__
-        raise TypeError(f"edges: got {got}, needs an int64 tensor")
-    if edges.device.type != "cpu":
-        raise ValueError(f"edges: got a tensor on {edges.device}, needs it on the CPU")
-    if edges.ndim != 2 or edges.shape[1] != 3:
-        raise ValueError(f"edges: got shape {tuple(edges.shape)}, needs (M, 3)")
+    check_edge_rows(edges, "edges")
     if not offsets or offsets[0] != 0 or sorted(offsets) != list(offsets):
         raise ValueError(f"offsets: got {offsets}, needs numbers that ascend from 0")
 

@@ -189,6 +189,20 @@ def test_opcheck() -> None:
 
 
 @pytest.mark.extension
+def test_compiles_as_one_graph() -> None:
+    config = CONFIGS["small"]
+    rows, nodes = random_groups(config, 2, 20)
+    weights, numbers = weights_of(*decoders(config)), group_numbers(rows)
+
+    def run(x: Tensor) -> list[Tensor]:
+        return [2 * blocks for blocks in decode_blocks(x, nodes, numbers, weights)]
+
+    x = torch.randn(20, config.hid)
+    found = torch.compile(run, fullgraph=True, backend="eager")(x)
+    assert all(torch.equal(a, b) for a, b in zip(found, run(x), strict=True))
+
+
+@pytest.mark.extension
 def test_what_is_compiled() -> None:
     config = CONFIGS["small"]
     weights = weights_of(*decoders(config))
