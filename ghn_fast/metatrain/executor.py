@@ -375,9 +375,16 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
+# What the allocators of torch, the C++ library, oneDNN and CUDA's libraries say.
+_OUT_OF_MEMORY = (
+    *("can't allocate", "not enough memory", "bad_alloc", "out of memory"),
+    *("could not create a primitive", "could not create a memory", "could not execute a primitive"),
+    *("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"),
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory did not suffice, on a GPU or a CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error)
-    return any(words in text for words in ("can't allocate", "not enough memory", "bad_alloc"))
+    return any(words in str(error) for words in _OUT_OF_MEMORY)

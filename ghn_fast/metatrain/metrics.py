@@ -42,6 +42,7 @@ class JsonLines:
 
     def write(self, values: dict[str, Any]) -> None:
         """Append a line."""
+        self._open_again_if_removed(values["step"])
         self._pending += _line(values).encode()
         try:
             self.flush()
@@ -54,6 +55,20 @@ class JsonLines:
                     RuntimeWarning,
                     stacklevel=2,
                 )
+
+    def _open_again_if_removed(self, step: int) -> None:
+        """Begin the file anew if somebody has removed it: what is written to it would be lost."""
+        if os.fstat(self._file.fileno()).st_nlink:
+            return
+        warnings.warn(
+            f"{self.path} was removed while the run goes on; it begins anew with step {step}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        self._file.close()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed in close()
+        self._end = 0
 
     def flush(self, *, sync: bool = False) -> None:
         """Write what is pending.
@@ -101,10 +116,11 @@ class RunLog:
         self.evaluations = JsonLines(run / EVALUATIONS_FILE, start_step)
         self.skipped = JsonLines(run / SKIPPED_FILE, start_step)
         self._board: Any = None
+        self._folder = run / "tensorboard"
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
+            self._board = SummaryWriter(str(self._folder), purge_step=start_step + 1)
         except OSError as error:
             self._without_board(error)
 
@@ -145,6 +161,8 @@ class RunLog:
         if self._board is None:
             return
         try:
+            # Its thread appends to a file in there, and ends if somebody has removed the folder.
+            self._folder.mkdir(parents=True, exist_ok=True)
             for name, value in values.items():
                 if name != "step" and value is not None:
                     self._board.add_scalar(prefix + name, value, values["step"])

@@ -30,6 +30,7 @@ from ghn_fast.metatrain.resume import Saver, list_checkpoints, read_checkpoint, 
 from ghn_fast.metatrain.step import MetaTrainer, StepResult
 from ghn_fast.utils import distributed
 from ghn_fast.utils.files import write_atomically
+from ghn_fast.utils.locks import FolderLock
 from ghn_fast.utils.signals import stop_requests
 from ghn_fast.vision import ImageSplits, load_images, train_batches
 
@@ -76,7 +77,8 @@ def train(config: TrainConfig, out: Path, *, on_step: OnStep | None = None) -> R
             rank 0 only.
 
     Raises:
-        ValueError: If ``out`` holds a run with other settings, or a setting is not valid.
+        ValueError: If ``out`` holds a run with other settings, or one that is going on in another
+            process; or if a setting is not valid.
         RuntimeError: If too many architectures had to be skipped (``max_skip_rate``).
         OSError: If the last checkpoint cannot be saved.
     """
@@ -122,7 +124,7 @@ def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
     finally:
         trainer.close()
         if files is not None:
-            files.log.close()
+            files.close()
     if files is not None:
         newest = files.saver.newest
     return RunResult(run.step, total, run.step < total, newest)
@@ -264,9 +266,10 @@ class _Files:
     """
 
     def __init__(self, config: TrainConfig, out: Path, step: int, newest: Path | None) -> None:
+        self.config, self.out = config, out
         out.mkdir(parents=True, exist_ok=True)
-        settings = json.dumps(config.to_dict(), indent=2) + "\n"
-        write_atomically(out / SETTINGS_FILE, settings)
+        self.lock = FolderLock(out)
+        self._write_settings()
         self.log = RunLog(out, step)
         self.saver = Saver(
             out,
@@ -276,6 +279,16 @@ class _Files:
             step=step,
             newest=newest,
         )
+
+    def close(self) -> None:
+        """Close all files and let the folder go."""
+        self.log.close()
+        self.lock.release()
+
+    def _write_settings(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        settings = json.dumps(self.config.to_dict(), indent=2) + "\n"
+        write_atomically(self.out / SETTINGS_FILE, settings)
 
     def record(
         self, metrics: dict[str, Any], architectures: Sequence[Any], result: StepResult
@@ -297,7 +310,13 @@ class _Files:
             self.save(step, trainer)
 
     def save(self, step: int, trainer: MetaTrainer, *, last: bool = False) -> None:
-        """Save a checkpoint; the lines up to it are written before it is."""
+        """Save a checkpoint; the lines up to it are written before it is.
+
+        Settings that somebody has removed are written again: without them a run that is continued
+        could not compare its own.
+        """
+        if not (self.out / SETTINGS_FILE).is_file():
+            self._write_settings()
         self.saver.save(
             step,
             trainer.ghn,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+
+_all: weakref.WeakSet[BoundedCache[Any, Any]] = weakref.WeakSet()
 
 
 class BoundedCache(Generic[K, V]):
@@ -34,6 +39,10 @@ class BoundedCache(Generic[K, V]):
         self.hits = 0
         self.misses = 0
         self._entries: OrderedDict[K, V] = OrderedDict()
+        self._unlock()
+        _all.add(self)
+
+    def _unlock(self) -> None:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -71,3 +80,12 @@ class BoundedCache(Generic[K, V]):
         with self._lock:
             self._entries.clear()
             self.hits = self.misses = 0
+
+
+def _unlock_all() -> None:
+    """Open the locks in a child process, whose one thread would wait for those of its parent."""
+    for cache in _all:
+        cache._unlock()
+
+
+os.register_at_fork(after_in_child=_unlock_all)

@@ -19,6 +19,7 @@ from ghn_fast.metatrain import run as run_module
 from ghn_fast.metatrain.candidates import FunctionalNetwork
 from ghn_fast.metatrain.metrics import JsonLines, read_lines, read_metrics
 from ghn_fast.metatrain.resume import list_checkpoints
+from ghn_fast.utils.locks import FolderLock
 
 TINY = TrainConfig(
     dataset="digits",
@@ -315,3 +316,25 @@ def test_starting_weights(reference: Path, tmp_path: Path) -> None:
     for name, value in weights(reference).items():
         # compared by hand: steps of 1e-12 must not show, where the table would let 1e-5 pass.
         torch.testing.assert_close(weights(tmp_path / "run")[name], value, rtol=0, atol=1e-9)
+
+
+def test_a_folder_that_another_run_holds_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    lock = FolderLock(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"process \d+ on .* is writing into it"):
+        train(TINY, tmp_path / "run")
+    lock.release()
+
+
+def test_a_folder_that_is_removed_is_written_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def remove(metrics: dict[str, Any], total: int) -> None:
+        if metrics["step"] == 1:
+            shutil.rmtree(run)
+
+    with pytest.warns(RuntimeWarning, match=r"metrics.jsonl was removed .* anew with step 2"):
+        train(TINY, run, on_step=remove)
+    assert [line["step"] for line in read_metrics(run)] == list(range(2, 1 + TINY.steps))
+    assert (run / "train.json").is_file()
+    assert list_checkpoints(run)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 
@@ -62,3 +65,21 @@ def test_threads_share_it() -> None:
     assert wrong == []
     assert len(cache) == 8
     assert cache.hits + cache.misses == 8000
+
+
+def test_a_child_process_can_use_a_cache_that_was_locked() -> None:
+    cache: BoundedCache[int, int] = BoundedCache(2)
+    cache.keep(1, 1)
+    with cache._lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if cache.get(1) == 1 else 1)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child waits for a lock that nobody will open")
