@@ -335,6 +335,6 @@ def test_a_folder_that_is_removed_is_written_again(tmp_path: Path) -> None:
 
     with pytest.warns(RuntimeWarning, match=r"metrics.jsonl was removed .* anew with step 2"):
         train(TINY, run, on_step=remove)
-    assert [line["step"] for line in read_metrics(run)] == list(range(2, 1 + TINY.steps))
+    assert [line["step"] for line in read_metrics(run)] == [2, 3, 4]
     assert (run / "train.json").is_file()
     assert list_checkpoints(run)
