@@ -124,9 +124,9 @@ def _capture(
             torch.enable_grad(),
             _random_state(),
             shadow.classes.unchanged(),
-            recorder,
         ):
-            output = shadow.module(*args, **kwargs)
+            with recorder:
+                output = shadow.module(*args, **kwargs)
             outputs = recorder.final(output)
     except Exception as error:
         if not closely and isinstance(error, ValuesNeededError):
