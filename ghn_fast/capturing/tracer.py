@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_map
 
 from ghn_fast.capturing.known import KnownValues, constructors, meta_like
 from ghn_fast.capturing.raw import RawOp, RawParam
-from ghn_fast.capturing.specials import SPECIALS, recover
+from ghn_fast.capturing.recover import recover
+from ghn_fast.capturing.specials import SPECIALS
 from ghn_fast.capturing.tensors import tensors_in
 
 Rule = Callable[..., Any]
