@@ -20,12 +20,12 @@ from torch.utils._pytree import tree_map
 
 from ghn_fast.capturing.assemble import graph_from_nodes
 from ghn_fast.capturing.contract import contract
-from ghn_fast.capturing.inputs import ExampleInputs, InputShape
+from ghn_fast.capturing.input_types import ExampleInputs, InputShape
+from ghn_fast.capturing.known import ValuesNeededError
 from ghn_fast.capturing.op_shapes import RULES
 from ghn_fast.capturing.raw import NodeGraph, RawOp, RawParam, linearise, order_nodes
 from ghn_fast.capturing.roles import assign_roles
 from ghn_fast.capturing.shadow import LazyParameterError, Shadow
-from ghn_fast.capturing.specials import ValuesNeededError
 from ghn_fast.capturing.tracer import Recorder
 from ghn_fast.capturing.words import explain_failure, explain_partial
 from ghn_fast.graph.arch_graph import ArchGraph
@@ -125,9 +125,9 @@ def _capture(
             torch.enable_grad(),
             _random_state(),
             shadow.classes.unchanged(),
-            recorder,
         ):
-            output = shadow.module(*args, **kwargs)
+            with recorder:
+                output = shadow.module(*args, **kwargs)
             outputs = recorder.final(output)
     except Exception as error:
         if not closely and isinstance(error, ValuesNeededError):

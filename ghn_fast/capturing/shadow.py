@@ -138,27 +138,38 @@ class Shadow:
                 f"model: parameter '{name}' has no shape yet; run the network once before"
             )
         shape = tuple(parameter.shape)
-        first = self._place(name, parameter)
+        is_plain = (
+            type(parameter) is nn.Parameter
+            and parameter.layout is torch.strided
+            and parameter.is_contiguous()
+            and parameter.is_floating_point()
+        )
+        first = self._place(name, parameter, is_plain)
         if first != name:
             self.aliases[name] = first
             self._tensors[id(parameter)] = self._metas[first]
             self._kept.append(parameter)
             return
-        meta = _parameter_like(parameter)
+        if is_plain:
+            dtype = parameter.dtype
+            meta = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+        else:
+            meta = _parameter_like(parameter)
         if self.dtype is None and meta.is_floating_point():
             self.dtype = parameter.dtype
         self._tensors[id(parameter)] = self._metas[name] = meta
         self._kept.append(parameter)
-        reason = _obstacle(parameter)
+        reason = None if is_plain else _obstacle(parameter)
         if reason is None:
             description = describe_parameter(module, attribute, name, shape)
         else:
             description = RawParam(name, shape, None, reason=reason)
         self.params[name] = self.by_id[id(meta)] = description
 
-    def _place(self, name: str, parameter: Tensor) -> str:
+    def _place(self, name: str, parameter: Tensor, is_plain: bool) -> str:
         """Name of the first parameter that lies at the same place in memory."""
-        if type(parameter) is not nn.Parameter or parameter.layout is not torch.strided:
+        plain = is_plain or type(parameter) is nn.Parameter
+        if not plain or parameter.layout is not torch.strided:
             return name
         start = parameter.data_ptr()
         if start == 0:
@@ -169,7 +180,7 @@ class Shadow:
             if same and parameter.dtype == other.dtype:
                 return first
         size = parameter.nbytes
-        if not parameter.is_contiguous():
+        if not is_plain:
             extents = zip(parameter.shape, parameter.stride(), strict=True)
             size = (1 + sum((n - 1) * step for n, step in extents)) * parameter.element_size()
         self._extents.append((start, start + size, name))

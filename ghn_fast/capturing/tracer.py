@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ghn_fast.capturing.known import KnownValues, constructors, meta_like
 from ghn_fast.capturing.raw import RawOp, RawParam
-from ghn_fast.capturing.specials import SPECIALS, recover
+from ghn_fast.capturing.recover import recover
+from ghn_fast.capturing.specials import SPECIALS
 from ghn_fast.capturing.tensors import tensors_in
 
 Rule = Callable[..., Any]
@@ -341,16 +343,14 @@ def _kinds(values: Any) -> int:
         kind = type(value)
         if kind in _PLAIN:
             continue
-        if isinstance(value, Tensor):
+        if kind is Tensor or kind is Parameter or isinstance(value, Tensor):
             found |= _META if value.is_meta else _REAL
-        elif kind in (tuple, list):
+        elif isinstance(value, (tuple, list)):
             found |= _kinds(value)
         elif kind is slice:
             found |= _kinds((value.start, value.stop, value.step))
         elif isinstance(value, Mapping):
             found |= _kinds(value.values())
-        elif isinstance(value, (tuple, list)):
-            found |= _kinds(value)
     return found
 
 
