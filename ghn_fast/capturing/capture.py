@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_map
 
 from ghn_fast.capturing.assemble import graph_from_nodes
 from ghn_fast.capturing.contract import contract
+from ghn_fast.capturing.inputs import Inputs, from_parameters
 from ghn_fast.capturing.op_shapes import RULES
-from ghn_fast.capturing.raw import NodeGraph, RawOp, RawParam, linearise, order_nodes
-from ghn_fast.capturing.roles import assign_roles
+from ghn_fast.capturing.raw import NodeGraph, RawParam, linearise, order_nodes
+from ghn_fast.capturing.roles import assign_roles, needs_roles
 from ghn_fast.capturing.shadow import LazyParameterError, Shadow
 from ghn_fast.capturing.tracer import Recorder, tensors_in
 from ghn_fast.graph.arch_graph import ArchGraph
@@ -109,9 +110,11 @@ def _capture(
     how: Mapping[str, bool],
 ) -> ArchGraph:
     recorder = Recorder(RULES, shadow.stand_in, **how)
-    args, kwargs = _inputs(shapes, example_inputs, shadow.dtype or torch.get_default_dtype())
+    inputs = Inputs()
+    dtype = shadow.dtype or torch.get_default_dtype()
+    args, kwargs = _inputs(shapes, example_inputs, dtype, inputs)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), _random_state(), recorder:
+        with torch.inference_mode(False), torch.enable_grad(), _random_state(), recorder, inputs.mode():
             output = shadow.module(*args, **kwargs)
     except Exception as error:
         if how["always_grad"] and "leaf Variable that requires grad" in str(error):
@@ -120,13 +123,14 @@ def _capture(
             raise _Again("constants") from error
         raise CaptureError(_explain(model, shadow, args, kwargs, error)) from error
     outputs = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
-    if not outputs:
+    roots, ops = from_parameters(*recorder.read(outputs, shadow.by_id, inputs.nodes))
+    if not roots:
         raise CaptureError(
             f"model: the output of {type(model).__name__} depends on no parameter, needs a tensor "
             "(or a tuple, list or dict with one) computed from parameters"
         )
-    roots, ops = recorder.read(outputs, shadow.by_id)
-    if any(param.open for param in shadow.params.values()) or _has_computed_weights(ops):
+    inputs.mark(ops)
+    if needs_roles(ops, shadow.params.values()):
         assign_roles(ops)
     nodes = contract(order_nodes(linearise(*roots)))
     return graph_from_nodes(
@@ -153,18 +157,22 @@ def _check_shapes(input_shape: Any) -> list[tuple[int, ...]]:
 
 
 def _inputs(
-    shapes: Sequence[tuple[int, ...]] | None, example_inputs: Any, dtype: torch.dtype
+    shapes: Sequence[tuple[int, ...]] | None,
+    example_inputs: Any,
+    dtype: torch.dtype,
+    inputs: Inputs,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the forward pass."""
     if shapes is not None:
         # A batch of one: with more images reshapes turn into copies, which look like attention.
-        return tuple(torch.empty(1, *shape, dtype=dtype, device="meta") for shape in shapes), {}
+        return tuple(inputs.features((1, *shape), dtype) for shape in shapes), {}
 
     def on_meta(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        kind = dtype if value.is_floating_point() else value.dtype
-        return torch.empty(value.shape, dtype=kind, device="meta")
+        if value.is_floating_point():
+            return inputs.features(value.shape, dtype)
+        return inputs.follow(torch.empty(value.shape, dtype=value.dtype, device="meta"))
 
     if isinstance(example_inputs, Mapping):
         return (), {name: tree_map(on_meta, value) for name, value in example_inputs.items()}
@@ -194,22 +202,6 @@ def _random_state() -> Iterator[None]:
 
 def _same_state(first: Any, second: Any) -> bool:
     return first[2:] == second[2:] and bool((first[1] == second[1]).all())
-
-
-def _has_computed_weights(ops: Sequence[RawOp]) -> bool:
-    """Whether the weight of a convolution or linear layer may be computed from parameters."""
-    for op in ops:
-        if op.kind == "Convolution":
-            weight = op.inputs[1]
-        elif op.kind in ("Addmm", "Mm"):
-            weight = op.inputs[-1]
-            if type(weight) is RawOp and weight.kind == "T":
-                weight = weight.inputs[0]
-        else:
-            continue
-        if type(weight) is RawOp:
-            return True
-    return False
 
 
 def _skipped(nodes: NodeGraph, params: Mapping[str, RawParam]) -> dict[str, str]:

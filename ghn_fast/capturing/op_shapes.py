@@ -62,7 +62,7 @@ def _conv(dims: int) -> Rule:
             shape.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
         if min(shape) < 1:
             return None
-        detail = (groups, holes, steps, False)
+        detail = (groups, holes, steps, False, kernel)
         sources = (edge(input), edge(weight), edge(bias))
         return recorder.record("Convolution", sources, shape, input, detail=detail)
 
@@ -198,11 +198,17 @@ def _binary(kind: str, *, in_place: bool = False) -> Rule:
         if shape is None or strides is None:
             return None
         sources = (edge(input), edge(other))
+        if len(tensors) == 2:
+            detail: Any = (like.shape, other.shape)
+        else:
+            detail = other if like is input else input
         if not in_place:
-            return recorder.record(kind, sources, shape, like, strides=strides or None)
+            return recorder.record(
+                kind, sources, shape, like, detail=detail, strides=strides or None
+            )
         if tuple(shape) != tuple(input.shape) or input.grad_fn is None or input._is_view():
             return None
-        return recorder.record_in_place(kind, sources, input)
+        return recorder.record_in_place(kind, sources, input, detail=detail)
 
     return rule
 
