@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ghn_fast.capturing.op_shapes_linear import (
     attention,
+    grouped_product,
     linear,
     multi_head_attention,
     recurrent,
@@ -278,6 +279,8 @@ def _table() -> dict[Any, Rule]:
         F.normalize: normalize,
         F.scaled_dot_product_attention: attention,
         F.multi_head_attention_forward: multi_head_attention,
+        torch._grouped_mm: grouped_product,
+        F.grouped_mm: grouped_product,
         torch.cat: cat,
         torch.roll: roll,
         torch.Tensor.roll: roll,

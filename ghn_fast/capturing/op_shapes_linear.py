@@ -48,6 +48,30 @@ def _product(source: Any, transposed: Any, bias: Tensor | None) -> tuple[str, tu
     return "Addmm", (edge(bias), source, transposed)
 
 
+def grouped_product(
+    recorder: Recorder,
+    input: Tensor,
+    weight: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """A product for each of several groups of rows; PyTorch's shape function wants bfloat16."""
+    tracked = input.requires_grad or weight.requires_grad
+    if not tracked or bias is not None or input.shape[-1] != weight.shape[-2]:
+        return None
+    if input.dim() == 2 and weight.dim() == 2:
+        groups: tuple[int, ...] = () if offs is None else (offs.shape[0],)
+        shape = (*groups, input.shape[0], weight.shape[-1])
+    elif input.dim() == 3 and weight.dim() == 3:
+        shape = (*input.shape[:2], weight.shape[-1])
+    else:
+        shape = (input.shape[-2], weight.shape[-1])
+    like = input if out_dtype is None else torch.empty((), dtype=out_dtype, device="meta")
+    sources = (edge(input), edge(weight))
+    return recorder.record("GroupedMm", sources, shape, like, detail=input.shape[-1])
+
+
 def attention(
     recorder: Recorder,
     query: Tensor,

@@ -83,6 +83,8 @@ class DerivedGraph(ArchGraph):
             aliases={},
             full_shapes={},
             fan_ins={},
+            gains={},
+            offsets=frozenset(),
         )
         return graph
 
