@@ -18,6 +18,7 @@ def graph_from_nodes(
     virtual_edges: int,
     skipped: Mapping[str, str] | None = None,
     aliases: Mapping[str, str] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> ArchGraph:
     """Finish an architecture graph: node types, shapes, names and distances.
 
@@ -74,6 +75,7 @@ def graph_from_nodes(
         fan_ins,
         gains,
         frozenset(offsets),
+        notes,
     )
 
 

@@ -22,13 +22,18 @@ from ghn_fast.capturing.contract import contract
 from ghn_fast.capturing.inputs import Inputs, from_parameters
 from ghn_fast.capturing.op_shapes import RULES
 from ghn_fast.capturing.raw import NodeGraph, RawParam, linearise, order_nodes
-from ghn_fast.capturing.roles import assign_roles, needs_roles
+from ghn_fast.capturing.roles import assign_roles, needs_roles, normalises
 from ghn_fast.capturing.shadow import LazyParameterError, Shadow
 from ghn_fast.capturing.tracer import Recorder, tensors_in
 from ghn_fast.graph.arch_graph import ArchGraph
 
 _DEFAULT_SHAPE = (3, 224, 224)
 _UNREACHED = "not on a path from the input to the output"
+_NOT_NORMALISED = (
+    "no layer of the network normalises features: predicted blocks repeat, so that sums over them "
+    "are larger or smaller than those over independent weights, layer by layer, and outputs may be "
+    "orders of magnitude outside of the range that training expects"
+)
 
 
 class CaptureError(ValueError):
@@ -114,7 +119,13 @@ def _capture(
     dtype = shadow.dtype or torch.get_default_dtype()
     args, kwargs = _inputs(shapes, example_inputs, dtype, inputs)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), _random_state(), recorder, inputs.mode():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            _random_state(),
+            recorder,
+            inputs.mode(),
+        ):
             output = shadow.module(*args, **kwargs)
     except Exception as error:
         if how["always_grad"] and "leaf Variable that requires grad" in str(error):
@@ -130,14 +141,16 @@ def _capture(
             "(or a tuple, list or dict with one) computed from parameters"
         )
     inputs.mark(ops)
+    depends = None
     if needs_roles(ops, shadow.params.values()):
-        assign_roles(ops)
+        depends = assign_roles(ops)
     nodes = contract(order_nodes(linearise(*roots)))
     return graph_from_nodes(
         nodes,
         virtual_edges=virtual_edges,
         skipped=_skipped(nodes, shadow.params),
         aliases=shadow.aliases,
+        notes=() if normalises(ops, depends) else (_NOT_NORMALISED,),
     )
 
 

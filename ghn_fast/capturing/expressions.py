@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, Literal
 
 from ghn_fast.capturing.dependence import NORMS
+from ghn_fast.capturing.inputs import READS_BY_INDEX
 from ghn_fast.capturing.raw import RawOp, RawParam
 
 Use = Literal["weight", "scale", "shift"]
@@ -23,9 +24,8 @@ Tril Triu Unbind Unflatten UnsafeSplit UnsafeView Unsqueeze View
 """
 STRUCTURAL = frozenset(_VIEWS_AND_COPIES.split())
 """Operations that keep the elements of their first operand, or some of them."""
-JOINS = frozenset(
-    "BlockDiag Cat CopySlices MaskedFill SelectScatter SliceScatter Stack Where".split()
-)
+_JOINS = "BlockDiag Cat CopySlices MaskedFill SelectScatter SliceScatter Stack Where"
+JOINS = frozenset(_JOINS.split())
 """Operations whose result is made of the elements of all operands."""
 # What weight standardisation, low-rank updates and the like are made of.
 _WEIGHT_ARITHMETIC = "Add Addcmul Addmm Baddbmm Bmm Div Mean Mm Mul Neg Rsub Sub Sum"
@@ -41,7 +41,7 @@ _MIXED = (
     "features meet sums over it (by {op}) and not its elements: predicted values are not meant "
     "for that"
 )
-_COMPLEMENT = "a mixing factor, whose complement is used as well"
+COMPLEMENT = "a mixing factor, whose complement is used as well"
 _LINEAR = frozenset(("Mm", "Bmm", "Addmm", "Baddbmm", "Mv", "Mean", "Sum", "Convolution"))
 
 
@@ -130,8 +130,10 @@ def _combine(op: RawOp, use: Use, found: dict[int, Expression]) -> Expression:
             inputs.append(found[id(item)])
     inputs = [i for i in inputs if i.parts or i.behind or i.beside]
     kind = op.kind
-    if kind in STRUCTURAL or kind in JOINS:
-        return _join(inputs, is_row=kind in ("Select", "Unbind"))
+    # Rows that are matrices are weights of experts, which features choose from.
+    chosen = use == "weight" and kind in READS_BY_INDEX
+    if kind in STRUCTURAL or kind in JOINS or chosen:
+        return _join(inputs, is_row=chosen or kind in ("Select", "Unbind"))
     number = op.detail if isinstance(op.detail, (int, float)) else None
     if kind in ("Mul", "Div", "Neg") and len(inputs) == 1:
         if number and kind != "Neg" and not (kind == "Div" and not _is_first(op)):
@@ -144,7 +146,7 @@ def _combine(op: RawOp, use: Use, found: dict[int, Expression]) -> Expression:
         if kind == "Add" or (kind == "Sub" and _is_first(op)):
             return _join(inputs, is_offset=number is None or abs(number) > 0.5)
         if kind in ("Sub", "Rsub"):
-            return _hide(inputs, _COMPLEMENT)
+            return _hide(inputs, COMPLEMENT)
     if kind in ("Add", "Mul") or (use == "weight" and kind in WEIGHT_ARITHMETIC):
         return _main(inputs)
     # The first function is the reason, not what follows it.

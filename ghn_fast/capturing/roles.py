@@ -13,17 +13,12 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 from ghn_fast.capturing.dependence import NORMS, PRODUCTS, Dependence, cut_closed
-from ghn_fast.capturing.expressions import JOINS, analyse, close
+from ghn_fast.capturing.expressions import COMPLEMENT, JOINS, analyse, close
 from ghn_fast.capturing.inputs import READS_BY_INDEX
 from ghn_fast.capturing.raw import RawOp, RawParam
 from ghn_fast.capturing.vectors import take_norm, take_scale, take_shift, take_token
-from ghn_fast.capturing.weights import kernel_behind, make_weight, take_product
+from ghn_fast.capturing.weights import TABLE, kernel_behind, make_weight, take_product
 
-_TABLE = (
-    "a table that is read by index: rows stand for distances or symbols, and predicted blocks, "
-    "which repeat, would make different ones equal; its initial values keep them apart"
-)
-_TIED_TABLE = _TABLE + " (a layer has the same table as its weight, which keeps them, too)"
 _LOGITS = (
     "a table of summands of attention weights, one per pair of positions: predicted blocks, which "
     "repeat, would make distant positions equal; near its initial values attention follows content"
@@ -31,10 +26,11 @@ _LOGITS = (
 _SLOPE = "the slope of a PReLU, whose initial value makes the activation what it is"
 _NUMBER = "a single number, whose initial value has a meaning of its own"
 _DIVISOR = "features are divided by it: a predicted one may be close to zero"
-_MIXING = "a mixing factor, whose complement is used as well"
 _OPERAND = "features meet it in {op}, and no rule says what it is there"
 _SUMMANDS = {"Add": (0, 1), "Sub": (0, 1), "Rsub": (0, 1), "Addcmul": (0,), "Addcdiv": (0,)}
 _FACTORS = {"Mul": (0, 1), "Addcmul": (1, 2), "Addcdiv": (1,), "Div": (0,)}
+
+_NORMALISING = frozenset((*NORMS, "LinalgVectorNorm", "Norm", "Rsqrt", "Std", "Var", "VarMean"))
 
 
 def needs_roles(ops: Sequence[RawOp], params: Iterable[RawParam]) -> bool:
@@ -65,7 +61,17 @@ def _is_unusual(op: RawOp) -> bool:
     return kind in READS_BY_INDEX
 
 
-def assign_roles(ops: Sequence[RawOp]) -> None:
+def normalises(ops: Sequence[RawOp], depends: Dependence | None) -> bool:
+    """Whether any operation normalises features.
+
+    Args:
+        ops: All operations of a network.
+        depends: What depends on features; ``None`` where weights are parameters as they are.
+    """
+    return any(op.kind in _NORMALISING and (depends is None or depends(op)) for op in ops)
+
+
+def assign_roles(ops: Sequence[RawOp]) -> Dependence:
     """Find out what open parameters are, in place.
 
     Weights, scales and shifts that are computed from parameters (weight normalisation and
@@ -74,11 +80,16 @@ def assign_roles(ops: Sequence[RawOp]) -> None:
 
     Args:
         ops: All operations of a network.
+
+    Returns:
+        What depends on features.
     """
     depends = Dependence(ops)
     for op in depends.order:
         if op.kind in READS_BY_INDEX:
             _take_table(op, depends)
+        elif op.kind == "Rsub" and not depends(op):
+            _take_complement(op)
     for op in depends.order:
         if not depends(op):
             continue
@@ -92,6 +103,7 @@ def assign_roles(ops: Sequence[RawOp]) -> None:
                 if isinstance(item, (RawOp, RawParam)) and not depends(item):
                     _take_operand(op, place, item, depends)
     cut_closed(ops)
+    return depends
 
 
 def _take_table(op: RawOp, depends: Dependence) -> None:
@@ -104,17 +116,24 @@ def _take_table(op: RawOp, depends: Dependence) -> None:
         # Rows that are matrices are weights of experts.
         if param.is_settled or len(param.shape) > 2:
             continue
-        close(param, _TABLE)
+        close(param, TABLE)
+
+
+def _take_complement(op: RawOp) -> None:
+    """A vector m of which 1 - m is used mixes two things."""
+    item = op.inputs[0]
+    if type(item) is RawParam and item.open and len([n for n in item.shape if n > 1]) <= 1:
+        close(item, COMPLEMENT)
 
 
 def _take_operand(op: RawOp, place: int, item: RawOp | RawParam, depends: Dependence) -> None:
     """An operand that depends on parameters alone meets features."""
     kind = op.kind
     if place in _FACTORS.get(kind, ()):
-        if not take_scale(op, place, depends):
+        if not take_scale(op, place, item):
             _take_modulated(op, item, depends)
     elif place in _SUMMANDS.get(kind, ()):
-        take_shift(op, place, depends)
+        take_shift(op, place, item, depends)
     elif kind in JOINS or kind.startswith(("IndexPut", "MaskedScatter")):
         if type(item) is RawParam:
             # A node of its own beside the concatenation.
@@ -133,7 +152,7 @@ def _reason(op: RawOp, place: int) -> str:
     if op.kind.startswith("Prelu"):
         return _SLOPE
     if op.kind == "Lerp" and place == 2:
-        return _MIXING
+        return COMPLEMENT
     if op.kind == "Div":
         return _DIVISOR
     return _OPERAND.format(op=op.kind)

@@ -1,8 +1,8 @@
-"""Scales, shifts and tokens: parameters that features are multiplied by, added to or joined with."""
+"""Scales, shifts and tokens: parameters that features are multiplied by, added to, joined with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -24,16 +24,15 @@ _TOKENS = (
 )
 _NUMBER = "a single number, whose initial value has a meaning of its own"
 _NUMBERS = "single numbers that are read one at a time, whose initial values have a meaning"
-_SCALE_AND_SHIFT = "one norm layer reads it as scale and as shift, and one prediction cannot be both"
+_SCALE_AND_SHIFT = "a norm layer reads it as scale and as shift: one prediction cannot be both"
 # Operations between a summand and the softmax that it enters, at most.
 _FARTHEST = 6
 
 Shape = tuple[int, ...]
 
 
-def take_scale(op: RawOp, place: int, depends: Dependence) -> bool:
+def take_scale(op: RawOp, place: int, item: RawOp | RawParam) -> bool:
     """Features are multiplied by an operand of ``op``; whether that settled what it is."""
-    item = op.inputs[place]
     expression = analyse(item, "scale")
     used = _shape_at(op, place)
     parts = expression.parts
@@ -47,9 +46,9 @@ def take_scale(op: RawOp, place: int, depends: Dependence) -> bool:
     return True
 
 
-def take_shift(op: RawOp, place: int, depends: Dependence) -> None:
+def take_shift(op: RawOp, place: int, item: RawOp | RawParam, depends: Dependence) -> None:
     """Features are added to an operand of ``op``."""
-    expression = analyse(op.inputs[place], "shift")
+    expression = analyse(item, "shift")
     expression.close_others("shift")
     used = _shape_at(op, place)
     for part in expression.parts:
@@ -92,7 +91,10 @@ def _norm_part(op: RawOp, place: int, depends: Dependence) -> Part | None:
     expression.close_others("scale" if place == 1 else "shift")
     for part in expression.parts[1:]:
         if part.param.open:
-            close(part.param, f"a norm layer reads it together with '{expression.parts[0].param.name}'")
+            close(
+                part.param,
+                f"a norm layer reads it together with '{expression.parts[0].param.name}'",
+            )
     if not expression.parts:
         return None
     part = expression.parts[0]
@@ -156,10 +158,10 @@ def _size(shape: Shape | None) -> int | None:
 
 def _scale_shape(part: Part, used: Shape | None) -> Shape | None:
     """(n,) for a factor with one extent above 1, or rows of such."""
-    shape = _vector(part.param.shape)
+    stored = part.param.shape
+    shape = _vector(stored)
     if shape is None and used is not None and _vector(used) is not None:
-        if part.is_row or prod(part.param.shape) == prod(used):
-            return (prod(part.param.shape),)
+        return (prod(stored),) if part.is_row or prod(stored) == prod(used) else None
     return shape
 
 
@@ -226,18 +228,17 @@ def chain(op: RawOp, place: int, params: Sequence[RawParam]) -> None:
     op.inputs = inputs
 
 
-_SHAPES: dict[str, Callable[[Any], Any]] = {
-    "Select": lambda d: [
-        n for i, n in enumerate(d._saved_self_sym_sizes) if i != d._saved_dim % len(d._saved_self_sym_sizes)
-    ],
-}
-
-
 def _shape_at(op: RawOp, place: int) -> Shape | None:
     """Shape of an operand where it meets features, ``None`` where the record does not say it."""
     item = op.inputs[place]
     if type(item) is RawParam:
         return item.shape
+    if (
+        type(item) is RawOp
+        and item.kind == "Expand"
+        and hasattr(item.detail, "_saved_self_sym_sizes")
+    ):
+        return tuple(item.detail._saved_self_sym_sizes)
     detail = op.detail
     if isinstance(detail, tuple):
         return tuple(detail[place]) if len(detail) == 2 else None
@@ -246,10 +247,11 @@ def _shape_at(op: RawOp, place: int) -> Shape | None:
         saved = getattr(detail, f"_saved_{names[place]}", None)
         if saved is not None:
             return tuple(saved.shape)
-    shape_of = _SHAPES.get(item.kind)
-    if shape_of is None or isinstance(item.detail, tuple) or item.detail is None:
-        return None
-    return tuple(shape_of(item.detail))
+    if type(item) is RawOp and item.kind == "Select":
+        sizes = list(item.detail._saved_self_sym_sizes)
+        del sizes[item.detail._saved_dim % len(sizes)]
+        return tuple(sizes)
+    return None
 
 
 def _vector(shape: Shape) -> Shape | None:

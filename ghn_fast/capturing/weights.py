@@ -11,6 +11,11 @@ from ghn_fast.capturing.expressions import STRUCTURAL, WEIGHT_ARITHMETIC, Part, 
 from ghn_fast.capturing.raw import RawOp, RawParam
 from ghn_fast.capturing.vectors import make_bias, take_token
 
+TABLE = (
+    "a table that is read by index: rows stand for distances or symbols, and predicted blocks, "
+    "which repeat, would make different ones equal; its initial values keep them apart"
+)
+_TIED_TABLE = f"{TABLE} (it is the weight of a layer as well, which keeps it, too)"
 _CONVOLUTIONS = ("Convolution", "DeformConv2D")
 _WEIGHTS = ("conv", "sep_conv", "dil_conv")
 # Operations between a weight that features change and its product, at most.
@@ -76,7 +81,8 @@ def _rebuild(
     biases: Sequence[RawParam],
 ) -> None:
     """Let a product read its main parameters and biases, one after the other."""
-    kind, inputs = op.kind, list(op.inputs)
+    kind = op.kind
+    inputs: list[Any] = list(op.inputs)
     following: list[Any] = list(biases)
     if len(mains) > 1 and place is not None:
         if bias_place is not None and bias_place < len(inputs):
@@ -87,7 +93,7 @@ def _rebuild(
         for main in mains:
             inputs[place] = _operand(kind, item, main)
             products.append(RawOp(kind, tuple(inputs)))
-        kind, inputs = "Cat", products
+        kind, inputs = "Cat", list(products)
     else:
         if mains and place is not None:
             inputs[place] = _operand(kind, inputs[place], mains[0])
@@ -133,6 +139,8 @@ def make_weight(part: Part, product: Product) -> None:
     The class of a layer may have said already that a parameter is a weight.
     """
     param = part.param
+    if param.reason == TABLE:
+        param.reason = _TIED_TABLE
     if param.is_settled or not (param.open or param.node_type in _WEIGHTS):
         return
     param.is_settled = True
@@ -164,9 +172,7 @@ def _set_gain(param: RawParam, factor: float, product: Product) -> None:
         param.gain = gain
 
 
-def _predicted_shape(
-    shape: tuple[int, ...], kernel: tuple[int, ...] | None
-) -> tuple[int, ...]:
+def _predicted_shape(shape: tuple[int, ...], kernel: tuple[int, ...] | None) -> tuple[int, ...]:
     if kernel is None:
         # A vector yields one output.
         return (prod(shape[:-1]), shape[-1])
@@ -184,7 +190,14 @@ def _predicted_shape(
 
 
 def _product_of(op: RawOp, place: int) -> Product:
-    if op.kind in _CONVOLUTIONS:
+    item = op.inputs[place]
+    if op.kind == "DeformConv2D" and isinstance(item, (RawOp, RawParam)):
+        # Its record has no shapes: the parameter is the kernel.
+        parts = analyse(item, "weight").parts
+        kernel = parts[0].param.shape if parts and len(parts[0].param.shape) == 4 else (0,) * 4
+        fan_in = prod(kernel[1:]) or None
+        return Product(kernel if fan_in else None, fan_in, "conv", False, False)
+    if op.kind == "Convolution":
         return _convolution(op)
     if op.kind == "Trilinear":
         weight = tuple(op.detail._saved_i2.shape)
@@ -198,7 +211,7 @@ def _convolution(op: RawOp) -> Product:
     node_type = "conv"
     if groups > 1:
         node_type = "dil_conv" if min(dilation) > 1 else "sep_conv"
-    taps = prod(kernel[2:])
+    taps: float = prod(kernel[2:])
     channels = kernel[1]
     if transposed:
         # Each output element gets in / groups channels times the taps that meet it.
@@ -255,7 +268,7 @@ def _kernel_behind(op: RawOp, depends: Dependence, *, mixed: bool) -> Product | 
     stack, seen = [op], {id(op)}
     while stack and len(seen) < _FARTHEST:
         for reader, place in depends.readers(stack.pop()):
-            if reader.kind in _CONVOLUTIONS and place == 1:
+            if reader.kind == "Convolution" and place == 1:
                 return _convolution(reader)
             if not mixed and reader.kind in ("Bmm", "Baddbmm"):
                 return _product_of(reader, place)

@@ -65,6 +65,7 @@ class ArchGraph:
         fan_ins: Name to fan-in of the weights whose shape does not say it.
         gains: Name to :attr:`Target.gain` of the weights whose shape does not say it.
         offsets: Names of scales that are stored as their difference from one.
+        notes: What users of predicted parameters should know about the network, as sentences.
     """
 
     op_types: Tensor
@@ -79,6 +80,7 @@ class ArchGraph:
     fan_ins: Mapping[str, int] = field(default_factory=dict)
     gains: Mapping[str, float] = field(default_factory=dict)
     offsets: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def plan(self) -> GraphPlan | None:

@@ -13,6 +13,10 @@ from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.hypernet.batch_statistics import named_modules, norm_layers
 
 _NOT_IN_GRAPH = "the graph has no node for it"
+_FROZEN = (
+    "frozen (requires_grad=False, other parameters are trainable): its values are meant to stay; "
+    "frozen='predict' predicts it as well"
+)
 
 
 @dataclass
@@ -26,12 +30,14 @@ class PredictionReport:
             in total.
         batch_statistics: Names of the BatchNorm layers that normalise with batch statistics from
             now on, because running statistics are not predicted.
+        warnings: Why predicted parameters may not work in this network, as sentences.
     """
 
     predicted: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     batch_statistics: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def check_graph(model: nn.Module, graph: ArchGraph) -> None:
@@ -81,6 +87,38 @@ def find_destinations(
             out[index] = param
             report.predicted.append(name)
     return out
+
+
+def check_frozen(frozen: str) -> None:
+    """Check what a caller wants to be done with frozen parameters.
+
+    Raises:
+        ValueError: If it is neither ``"keep"`` nor ``"predict"``.
+    """
+    if frozen not in ("keep", "predict"):
+        raise ValueError(f"frozen: got {frozen!r}, needs 'keep' or 'predict'")
+
+
+def keep_frozen(model: nn.Module, out: list[Tensor | None], report: PredictionReport) -> None:
+    """Leave frozen parameters out of a prediction, in place.
+
+    A parameter with ``requires_grad=False`` in a network that has trainable ones is fixed by design
+    (Sobel filters, the integral weights of YOLO). In a wholly frozen network nothing is special.
+
+    Args:
+        model: The network.
+        out: The destinations (:func:`find_destinations`); those of frozen parameters go.
+        report: Their names move from ``predicted`` to ``skipped``.
+    """
+    frozen = {id(t): place for place, t in enumerate(out) if t is not None and not t.requires_grad}
+    if not frozen or not any(parameter.requires_grad for parameter in model.parameters()):
+        return
+    for name, parameter in _named_parameters(model):
+        place = frozen.get(id(parameter))
+        if place is not None:
+            out[place] = None
+            report.skipped[name] = _FROZEN
+    report.predicted = [name for name in report.predicted if name not in report.skipped]
 
 
 @dataclass(frozen=True)

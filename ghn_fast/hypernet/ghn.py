@@ -17,8 +17,10 @@ from ghn_fast.hypernet.batch_statistics import use_batch_statistics
 from ghn_fast.hypernet.bind import (
     PredictionReport,
     bind,
+    check_frozen,
     check_graph,
     find_destinations,
+    keep_frozen,
     warn_skipped,
 )
 from ghn_fast.hypernet.config import GHNConfig
@@ -66,10 +68,11 @@ class GHN(nn.Module):
         *,
         input_shape: Any = None,
         example_inputs: Any = None,
+        frozen: str = "keep",
     ) -> nn.Module:
         """Fill the parameters of a network in place and return it; see :meth:`predict`."""
         inputs = (input_shape, example_inputs)
-        report = self._predict(model, graph, inputs, batch_statistics=True, head=True)
+        report = self._predict(model, graph, inputs, frozen, batch_statistics=True, head=True)
         warn_skipped(report)
         return model
 
@@ -82,6 +85,7 @@ class GHN(nn.Module):
         example_inputs: Any = None,
         batch_statistics: bool = True,
         head: bool = True,
+        frozen: str = "keep",
     ) -> PredictionReport:
         """Fill the parameters of a network in place and report what was done.
 
@@ -98,6 +102,9 @@ class GHN(nn.Module):
                 :func:`ghn_fast.track_running_statistics` switches back.
             head: Whether to predict the classifier at the graph's end, too; without it weight and
                 bias of the classifier keep their values, for fine-tuning on other classes.
+            frozen: What is done with parameters that have ``requires_grad=False`` in a network with
+                trainable ones: ``"keep"`` leaves their values, ``"predict"`` predicts them as well.
+                In a wholly frozen network all are predicted.
 
         Returns:
             The report: names predicted, names skipped with the reason, seconds by stage.
@@ -105,10 +112,10 @@ class GHN(nn.Module):
         Raises:
             TypeError: If ``model`` is not a module or ``graph`` not an architecture graph.
             CaptureError: If the graph cannot be captured.
-            ValueError: If ``graph`` belongs to another network.
+            ValueError: If ``graph`` belongs to another network, or ``frozen`` is not valid.
         """
         inputs = (input_shape, example_inputs)
-        report = self._predict(model, graph, inputs, batch_statistics, head)
+        report = self._predict(model, graph, inputs, frozen, batch_statistics, head)
         warn_skipped(report)
         return report
 
@@ -186,12 +193,13 @@ class GHN(nn.Module):
         example_inputs: Any = None,
         batch_statistics: bool = True,
         head: bool = True,
+        frozen: str = "keep",
         cuda_graph: bool = True,
     ) -> Predictor:
         """Prepare repeated prediction for one network, while the hypernetwork changes.
 
         Args:
-            model, graph, input_shape, example_inputs, batch_statistics, head: As in
+            model, graph, input_shape, example_inputs, batch_statistics, head, frozen: As in
                 :meth:`predict`.
             cuda_graph: Whether to replay a CUDA graph where that is possible.
 
@@ -208,6 +216,7 @@ class GHN(nn.Module):
             graph,
             batch_statistics=batch_statistics,
             head=head,
+            frozen=frozen,
             cuda_graph=cuda_graph,
         )
 
@@ -242,15 +251,20 @@ class GHN(nn.Module):
         model: nn.Module,
         graph: ArchGraph | None,
         inputs: tuple[Any, Any],
+        frozen: str,
         batch_statistics: bool,
         head: bool,
     ) -> PredictionReport:
+        check_frozen(frozen)
         report = PredictionReport()
         clock = Clock(report.seconds)
         graph, ours, structure = self._graph_of(model, graph, inputs)
         prepared = prepare(self, graph, head, keep=ours)
         clock.lap("capture")
         out, norms = self._destinations(model, graph, prepared, structure, head, report)
+        if frozen == "keep":
+            keep_frozen(model, out, report)
+        report.warnings = list(graph.notes)
         clock.lap("bind")
         run_prepared(self, prepared, out, clock)
         if batch_statistics:

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.hypernet.batch_statistics import use_batch_statistics
-from ghn_fast.hypernet.bind import Binding, PredictionReport, find_destinations
+from ghn_fast.hypernet.bind import (
+    Binding,
+    PredictionReport,
+    check_frozen,
+    find_destinations,
+    keep_frozen,
+)
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.expand import decode, plan_decoding
 from ghn_fast.ops.expand_params import expand_params_into
@@ -117,7 +123,7 @@ class Predictor:
         ghn: The hypernetwork.
         model: The network.
         graph: Its architecture graph.
-        batch_statistics, head: As in :meth:`GHN.predict`.
+        batch_statistics, head, frozen: As in :meth:`GHN.predict`.
         cuda_graph: Whether to replay a CUDA graph where that is possible.
 
     Attributes:
@@ -132,12 +138,15 @@ class Predictor:
         *,
         batch_statistics: bool = True,
         head: bool = True,
+        frozen: str = "keep",
         cuda_graph: bool = True,
     ) -> None:
+        check_frozen(frozen)
         self.model = model
         self.graph = graph
         self.batch_statistics = batch_statistics
         self.head = head
+        self.frozen = frozen
         self._ghn = ghn
         self._prepared = prepare(ghn, graph, head, keep=False)
         self._device = ghn.device
@@ -177,6 +186,9 @@ class Predictor:
     def _destinations(self, report: PredictionReport) -> list[Tensor | None]:
         out = find_destinations(self.model, self.graph, self._prepared.names, report)
         explain_head(self.graph, self.head, report)
+        report.warnings = list(self.graph.notes)
+        if self.frozen == "keep":
+            keep_frozen(self.model, out, report)
         return out
 
     def _can_replay(self, out: list[Tensor | None]) -> bool:

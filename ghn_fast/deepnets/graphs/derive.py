@@ -85,6 +85,7 @@ class DerivedGraph(ArchGraph):
             fan_ins={},
             gains={},
             offsets=frozenset(),
+            notes=(),
         )
         return graph
 
