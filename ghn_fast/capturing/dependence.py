@@ -57,9 +57,15 @@ class Dependence:
         self._features: dict[int, bool] = {}
         self._readers: dict[int, list[tuple[RawOp, int]]] | None = None
         self.order: list[RawOp] = list(_in_order(ops))
+        # Inputs that cannot be followed (in objects of own classes) look like constants.
+        unseen = not any(INPUT in op.inputs for op in ops)
         for op in self.order:
             op.kind = _NAMED.get(type(op.detail).__name__, op.kind)
-            self._features[id(op)] = any(map(self, op.inputs)) or _applies_layer(op)
+            self._features[id(op)] = (
+                any(map(self, op.inputs))
+                or _applies_layer(op)
+                or (unseen and op.kind in PRODUCTS and None in op.inputs[:2])
+            )
 
     def __call__(self, item: Any) -> bool:
         """Whether an operand depends on features."""

@@ -201,3 +201,48 @@ def test_output_of_the_input_alone() -> None:
 
     with pytest.raises(CaptureError, match="depends on no parameter"):
         capture(Alone(), (3, 8, 8))
+
+
+class Box:
+    """Inputs in an object that nothing knows."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+def test_inputs_that_cannot_be_followed() -> None:
+    class Boxed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.scale = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.ones(6))
+            self.out = nn.Linear(6, 3)
+
+        def forward(self, box: Box) -> Tensor:
+            return self.out(box.x @ self.weight * self.scale)
+
+    found = roles(Boxed(), example_inputs=(Box(torch.zeros(2, 8)),))
+    assert found["weight"] == ("conv", 8) and found["scale"] == ("ln", None)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda table, ids: table[ids],
+        lambda table, ids: table.index_select(0, ids.flatten())[None],
+        lambda table, ids: F.embedding((ids + 1).clamp(max=8), table),
+        lambda table, ids: F.embedding_bag(ids, table)[:, None],
+        lambda table, ids: table.gather(0, ids.mT.expand(7, 16))[None],
+    ],
+)
+def test_rows_that_the_input_chooses_are_features(read: Any) -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(50, 16))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return read(self.weight, ids)  # type: ignore[no-any-return]
+
+    found = roles(Behind(Table()), example_inputs=IDS)
+    assert "table" in found["front.weight"]
+    assert found["norm.weight"] == found["blocks.1.gamma"] == ("ln", None)
