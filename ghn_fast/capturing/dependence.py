@@ -35,9 +35,7 @@ NORMS = {
 }
 """Of each normalisation, whose scale and shift are at places 1 and 2, the node type."""
 
-_NAMED = {
-    "GeneratedBackwardFor_torchvision_deform_conv2d_defaultBackward": "DeformConv2D",
-}
+_DEFORM = "GeneratedBackwardFor_torchvision_deform_conv2d"
 
 
 class Dependence:
@@ -60,7 +58,8 @@ class Dependence:
         # Inputs that cannot be followed (in objects of own classes) look like constants.
         unseen = not any(INPUT in op.inputs for op in ops)
         for op in self.order:
-            op.kind = _NAMED.get(type(op.detail).__name__, op.kind)
+            if op.kind == "Generated" and type(op.detail).__name__.startswith(_DEFORM):
+                op.kind = "DeformConv2D"
             self._features[id(op)] = (
                 any(map(self, op.inputs))
                 or _applies_layer(op)

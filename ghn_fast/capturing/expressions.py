@@ -42,6 +42,10 @@ _MIXED = (
     "for that"
 )
 COMPLEMENT = "a mixing factor, whose complement is used as well"
+_SCALED = (
+    "it is multiplied by a tensor of one number, whose value is not read: the initial value is "
+    "chosen for that"
+)
 _LINEAR = frozenset(("Mm", "Bmm", "Addmm", "Baddbmm", "Mv", "Mean", "Sum", "Convolution"))
 
 
@@ -138,6 +142,8 @@ def _combine(op: RawOp, use: Use, found: dict[int, Expression]) -> Expression:
     if kind in ("Mul", "Div", "Neg") and len(inputs) == 1:
         if number and kind != "Neg" and not (kind == "Div" and not _is_first(op)):
             return _join(inputs, factor=number if kind == "Mul" else 1 / number)
+        if use == "weight" and _constant_is_number(op):
+            return _hide(inputs, _SCALED)
         if kind != "Div" or _is_first(op):
             return _join(inputs)
     if use == "shift" and kind in ("Add", "Sub", "Rsub"):
@@ -151,6 +157,17 @@ def _combine(op: RawOp, use: Use, found: dict[int, Expression]) -> Expression:
         return _main(inputs)
     # The first function is the reason, not what follows it.
     return _hide(inputs, (_MIXED if kind in _LINEAR else _TRANSFORMED).format(op=kind))
+
+
+def _constant_is_number(op: RawOp) -> bool:
+    """Whether the constant operand of a product is a tensor of one element."""
+    place = next((i for i, item in enumerate(op.inputs) if item is None), None)
+    if place is None:
+        return False
+    if isinstance(op.detail, tuple):
+        return len(op.detail) == 2 and prod(op.detail[place]) == 1
+    saved = getattr(op.detail, "_saved_other" if place else "_saved_self", None)
+    return saved is not None and saved.numel() == 1
 
 
 def _is_first(op: RawOp) -> bool:

@@ -140,17 +140,17 @@ def from_parameters(
     alone: set[int] = set()
 
     def is_alone(op: RawOp) -> bool:
-        return INPUT in op.inputs and not any(
+        return not any(
             type(i) is RawParam or (type(i) is RawOp and id(i) not in alone) for i in op.inputs
         )
 
-    waiting = [op for op in ops if is_alone(op)]
+    waiting = [op for op in ops if INPUT in op.inputs and is_alone(op)]
     while waiting:
         alone.update(map(id, waiting))
         for op in ops:
             if id(op) not in alone and any(id(i) in alone for i in op.inputs):
                 op.inputs = [INPUT if id(i) in alone else i for i in op.inputs]
-        waiting = [op for op in ops if id(op) not in alone and is_alone(op)]
+        waiting = [op for op in ops if INPUT in op.inputs and id(op) not in alone and is_alone(op)]
     return (
         [op for op in roots if type(op) is RawOp and id(op) not in alone],
         [op for op in ops if id(op) not in alone] if alone else list(ops),

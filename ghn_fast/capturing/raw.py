@@ -220,7 +220,7 @@ def linearise(*outputs: RawOp) -> NodeGraph:
     graph = NodeGraph(nodes)
     for op in visited:
         start = entry[id(op)]
-        if INPUT in op.inputs and op.kind in _JOINS:
+        if op.kind in _JOINS and INPUT in op.inputs:
             graph.joined.append(start)
         for item in op.inputs:
             if type(item) is RawOp:

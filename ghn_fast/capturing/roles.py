@@ -30,6 +30,7 @@ _OPERAND = "features meet it in {op}, and no rule says what it is there"
 _SUMMANDS = {"Add": (0, 1), "Sub": (0, 1), "Rsub": (0, 1), "Addcmul": (0,), "Addcdiv": (0,)}
 _FACTORS = {"Mul": (0, 1), "Addcmul": (1, 2), "Addcdiv": (1,), "Div": (0,)}
 
+_TELLING = frozenset(("Convolution", "Addmm", "Mm", *NORMS, *READS_BY_INDEX))
 _NORMALISING = frozenset((*NORMS, "LinalgVectorNorm", "Norm", "Rsqrt", "Std", "Var", "VarMean"))
 
 
@@ -42,7 +43,7 @@ def needs_roles(ops: Sequence[RawOp], params: Iterable[RawParam]) -> bool:
             param.node_type is None and param.reason is None and param.name not in shifts
         ):
             return True
-    return any(map(_is_unusual, ops))
+    return any(_is_unusual(op) for op in ops if op.kind in _TELLING)
 
 
 def _is_unusual(op: RawOp) -> bool:

@@ -296,6 +296,19 @@ def test_weights_times_a_number_are_scaled_once(divide: bool) -> None:
     assert found["3.weight"] == pytest.approx(2.0)
 
 
+def test_weights_times_an_unread_number_are_kept() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.out = par(8, 8), nn.Linear(8, 3)
+            self.register_buffer("scale", torch.tensor(0.35))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.linear(x, self.w * self.scale))
+
+    assert "one number" in roles(Scaled(), input_shape=(8,))["w"]
+
+
 class Grouped(nn.Linear):
     def __init__(self) -> None:
         super().__init__(8, 3)
