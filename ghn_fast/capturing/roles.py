@@ -36,13 +36,17 @@ _NORMALISING = frozenset((*NORMS, "LinalgVectorNorm", "Norm", "Rsqrt", "Std", "V
 
 def needs_roles(ops: Sequence[RawOp], params: Iterable[RawParam]) -> bool:
     """Whether the classes of the layers do not say of all parameters what they are."""
-    params = list(params)
-    shifts = {param.shift_name for param in params}
+    shifts, untyped = set(), set()
     for param in params:
-        if param.open or (
-            param.node_type is None and param.reason is None and param.name not in shifts
-        ):
+        if param.open:
             return True
+        if param.shift_name is not None:
+            shifts.add(param.shift_name)
+        elif param.node_type is None and param.reason is None:
+            untyped.add(param.name)
+    # A shift that no scale's node yields has a node of its own.
+    if not untyped <= shifts:
+        return True
     return any(_is_unusual(op) for op in ops if op.kind in _TELLING)
 
 

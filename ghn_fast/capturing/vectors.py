@@ -104,7 +104,9 @@ def _norm_part(op: RawOp, place: int, depends: Dependence) -> Part | None:
         if shape is None and part.is_row:
             shape = (prod(param.shape),)
         if shape is None:
-            close(param, f"a norm layer's parameter of shape {param.shape} has no node type")
+            what = "scale" if place == 1 else "shift"
+            needs = f"of shape {param.shape} cannot be predicted, needs one dimension"
+            close(param, f"a {what} {needs}")
             return None
         param.predicted_shape = shape
         if place == 1:
