@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ghn_fast.capturing.known import KnownValues, constructors, meta_like
-from ghn_fast.capturing.raw import RawOp, RawParam
+from ghn_fast.capturing.raw import RawInput, RawOp, RawParam
 from ghn_fast.capturing.recover import recover
 from ghn_fast.capturing.specials import SPECIALS
 from ghn_fast.capturing.tensors import tensors_in
@@ -250,10 +250,12 @@ class Recorder(TorchFunctionMode):
         self.steps[output.grad_fn] = Step(kind, sources, kernel, keepdim, detail)
         return output
 
-    def record_in_place(self, kind: str, sources: Sequence[Any], tensor: Tensor) -> Tensor:
+    def record_in_place(
+        self, kind: str, sources: Sequence[Any], tensor: Tensor, *, detail: Any = None
+    ) -> Tensor:
         """Write an operation down that changes ``tensor``, which is not a view."""
         torch.relu_(tensor)
-        self.steps[tensor.grad_fn] = Step(kind, sources)
+        self.steps[tensor.grad_fn] = Step(kind, sources, detail=detail)
         return tensor
 
     def step(self, kind: str, *sources: Any, detail: Any = None) -> Key:
@@ -263,18 +265,22 @@ class Recorder(TorchFunctionMode):
         return key
 
     def read(
-        self, outputs: Sequence[Tensor], params: Mapping[int, RawParam]
-    ) -> tuple[list[RawOp], list[RawOp]]:
+        self,
+        outputs: Sequence[Tensor],
+        params: Mapping[int, RawParam],
+        inputs: Mapping[Any, RawInput],
+    ) -> tuple[list[Any], list[RawOp]]:
         """The operations behind output tensors.
 
         Args:
             outputs: Tensors of the forward pass.
             params: Description of each meta parameter, by its ``id``.
+            inputs: Autograd node of each tensor of the input.
 
         Returns:
             The operation of each output, and all operations.
         """
-        ops: dict[Any, RawOp] = {}
+        ops: dict[Any, Any] = dict(inputs)
         found: list[tuple[RawOp, Sequence[Any]]] = []
         steps = self.steps
         inside = self._inside()
