@@ -18,6 +18,7 @@ def graph_from_nodes(
     virtual_edges: int,
     skipped: Mapping[str, str] | None = None,
     aliases: Mapping[str, str] | None = None,
+    notes: tuple[str, ...] = (),
     partial: str | None = None,
 ) -> ArchGraph:
     """Finish an architecture graph: node types, shapes, names and distances.
@@ -33,6 +34,8 @@ def graph_from_nodes(
     shift_names: dict[int, str] = {}
     full_shapes: dict[str, tuple[int, ...]] = {}
     fan_ins: dict[str, int] = {}
+    gains: dict[str, float] = {}
+    offsets: set[str] = set()
     owned: set[str] = set()
     for index, node in enumerate(nodes.kept()):
         kind, shape, name = _describe(node)
@@ -46,6 +49,10 @@ def graph_from_nodes(
                 full_shapes[name] = node.param.shape
             if node.param.fan_in is not None:
                 fan_ins[name] = node.param.fan_in
+            if node.param.gain is not None:
+                gains[name] = node.param.gain
+            if node.param.is_offset:
+                offsets.add(name)
         types.append(kind)
         shapes.append(shape)
         names.append(name)
@@ -67,7 +74,10 @@ def graph_from_nodes(
         dict(aliases or {}),
         full_shapes,
         fan_ins,
-        partial=partial,
+        gains,
+        frozenset(offsets),
+        notes,
+        partial,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ghn_fast.capturing.capture import capture
-from ghn_fast.capturing.inputs import ExampleInputs, InputShape
+from ghn_fast.capturing.input_types import ExampleInputs, InputShape
 from ghn_fast.capturing.structure import Structure, structure_of
 from ghn_fast.graph.arch_graph import ArchGraph
 

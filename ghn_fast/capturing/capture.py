@@ -20,18 +20,25 @@ from torch.utils._pytree import tree_map
 
 from ghn_fast.capturing.assemble import graph_from_nodes
 from ghn_fast.capturing.contract import contract
-from ghn_fast.capturing.inputs import ExampleInputs, InputShape
+from ghn_fast.capturing.input_types import ExampleInputs, InputShape
+from ghn_fast.capturing.inputs import Inputs, from_parameters
+from ghn_fast.capturing.known import ValuesNeededError
 from ghn_fast.capturing.op_shapes import RULES
-from ghn_fast.capturing.raw import NodeGraph, RawOp, RawParam, linearise, order_nodes
-from ghn_fast.capturing.roles import assign_roles
+from ghn_fast.capturing.raw import NodeGraph, RawParam, linearise, order_nodes
+from ghn_fast.capturing.roles import assign_roles, needs_roles, normalises
 from ghn_fast.capturing.shadow import LazyParameterError, Shadow
-from ghn_fast.capturing.specials import ValuesNeededError
+from ghn_fast.capturing.tensors import tensors_in
 from ghn_fast.capturing.tracer import Recorder
 from ghn_fast.capturing.words import explain_failure, explain_partial
 from ghn_fast.graph.arch_graph import ArchGraph
 
 _DEFAULT_SHAPE = (3, 224, 224)
 _UNREACHED = "not on a path from the input to the output"
+_NOT_NORMALISED = (
+    "no layer of the network normalises features: predicted blocks repeat, so that sums over them "
+    "are larger or smaller than those over independent weights, layer by layer, and outputs may be "
+    "orders of magnitude outside of the range that training expects"
+)
 
 
 class CaptureError(ValueError):
@@ -116,8 +123,9 @@ def _capture(
     closely: bool = False,
 ) -> ArchGraph:
     recorder = Recorder(RULES, shadow.parameter, known=shadow.known, keep_results=closely)
+    inputs = Inputs()
     dtype = shadow.dtype or torch.get_default_dtype()
-    args, kwargs = _inputs(shapes, example_inputs, dtype, shadow)
+    args, kwargs = _inputs(shapes, example_inputs, dtype, shadow, inputs)
     partial = None
     try:
         with (
@@ -125,9 +133,9 @@ def _capture(
             torch.enable_grad(),
             _random_state(),
             shadow.classes.unchanged(),
-            recorder,
         ):
-            output = shadow.module(*args, **kwargs)
+            with recorder, inputs.mode():
+                output = shadow.module(*args, **kwargs)
             outputs = recorder.final(output)
     except Exception as error:
         if not closely and isinstance(error, ValuesNeededError):
@@ -137,19 +145,21 @@ def _capture(
         if not outputs:
             raise CaptureError(message) from error
         partial = explain_partial(shadow, error)
-    if not outputs:
-        raise CaptureError(
-            f"model: the output of {type(model).__name__} depends on no parameter, needs a tensor "
-            "(or a tuple, list or dict with one) computed from parameters"
-        )
     if partial is None:
         outputs = recorder.choices_before(outputs, shadow.by_id) + outputs
         if recorder.assumed:
             partial = f"it was assumed {', and '.join(recorder.assumed)}"
     try:
-        roots, ops = recorder.read(outputs, shadow.by_id)
-        if any(param.open for param in shadow.params.values()) or _has_computed_weights(ops):
-            assign_roles(ops)
+        roots, ops = from_parameters(*recorder.read(outputs, shadow.by_id, inputs.nodes))
+        if not roots:
+            raise CaptureError(
+                f"model: the output of {type(model).__name__} depends on no parameter, needs a "
+                "tensor (or a tuple, list or dict with one) computed from parameters"
+            )
+        inputs.mark(ops)
+        depends = None
+        if needs_roles(ops, shadow.params.values()):
+            depends = assign_roles(ops)
         nodes = contract(order_nodes(linearise(*roots)))
         skipped = _skipped(nodes, shadow.params)
         if not closely and _UNREACHED in skipped.values():
@@ -159,9 +169,10 @@ def _capture(
             virtual_edges=virtual_edges,
             skipped=skipped,
             aliases=shadow.aliases,
+            notes=() if normalises(ops, depends) else (_NOT_NORMALISED,),
             partial=partial,
         )
-    except _LookCloserError:
+    except (_LookCloserError, CaptureError):
         raise
     except Exception as error:
         raise CaptureError(
@@ -209,19 +220,23 @@ def _inputs(
     example_inputs: Any,
     dtype: torch.dtype,
     shadow: Shadow,
+    inputs: Inputs,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the forward pass."""
     if shapes is not None:
         # A batch of one: with more images reshapes turn into copies, which look like attention.
-        return tuple(torch.empty(1, *shape, dtype=dtype, device="meta") for shape in shapes), {}
+        return tuple(inputs.features((1, *shape), dtype) for shape in shapes), {}
 
     def given(value: Any) -> Any:
         if not isinstance(value, Tensor):
-            return shadow.copy(value)
+            made = shadow.copy(value)
+            for tensor in tensors_in(made):
+                inputs.follow(tensor)
+            return made
         if value.is_floating_point() or value.is_complex():
             kind = dtype if value.is_floating_point() else value.dtype
-            return torch.empty(value.shape, dtype=kind, device="meta")
-        return shadow.known.copy(value)
+            return inputs.features(value.shape, kind)
+        return inputs.follow(shadow.known.copy(value))
 
     if isinstance(example_inputs, Mapping):
         return (), {name: tree_map(given, value) for name, value in example_inputs.items()}
@@ -251,22 +266,6 @@ def _random_state() -> Iterator[None]:
 
 def _same_state(first: Any, second: Any) -> bool:
     return first[2:] == second[2:] and bool((first[1] == second[1]).all())
-
-
-def _has_computed_weights(ops: Sequence[RawOp]) -> bool:
-    """Whether the weight of a convolution or linear layer may be computed from parameters."""
-    for op in ops:
-        if op.kind == "Convolution":
-            weight = op.inputs[1]
-        elif op.kind in ("Addmm", "Mm"):
-            weight = op.inputs[-1]
-            if type(weight) is RawOp and weight.kind == "T":
-                weight = weight.inputs[0]
-        else:
-            continue
-        if type(weight) is RawOp:
-            return True
-    return False
 
 
 def _skipped(nodes: NodeGraph, params: Mapping[str, RawParam]) -> dict[str, str]:

@@ -60,7 +60,7 @@ class Copier:
     def __call__(self, value: Any) -> Any:
         """The copy of a value; the value itself where nothing of it can change."""
         kind = type(value)
-        if kind in PLAIN:
+        if kind in PLAIN or (kind is tuple and _all_plain(value)):
             return value
         if id(value) in self._done:
             return self._done[id(value)]
@@ -69,9 +69,7 @@ class Copier:
         # By its type: a proxy of a weak reference says that it is what it refers to.
         if issubclass(kind, nn.Module):
             return self._module(value)
-        if kind is tuple and all(type(item) in PLAIN for item in value):
-            return value
-        if kind is list and all(type(item) in PLAIN for item in value):
+        if kind is list and _all_plain(value):
             return self._keep(value, value.copy())
         make = _MAKERS.get(kind)
         if make is not None:
@@ -314,6 +312,10 @@ class _Unread:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _all_plain(values: Any) -> bool:
+    return PLAIN.issuperset(map(type, values))
 
 
 def _blank(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Values that are known while a forward pass runs on meta tensors.
+"""Values that are known while a forward pass runs on meta tensors, and those that are not.
 
 What depends on neither features nor parameters (constants, masks, positions, small buffers, integer
 inputs) is computed for real, on CPU tensors that the recorder owns. As soon as features or
@@ -19,6 +19,38 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 MOST_ELEMENTS = 1 << 22
 """Tensors with more elements have no values: known values must not fill the memory."""
 _FEW_ELEMENTS = 1 << 11
+
+
+class ValuesNeededError(RuntimeError):
+    """The forward pass asks for the value of a tensor that depends on features or parameters."""
+
+
+class UnsupportedError(RuntimeError):
+    """The forward pass does something that a capture cannot follow; the message says what."""
+
+
+def values_needed(recorder: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    raise ValuesNeededError(
+        f"{_name(func)} asks for values of a tensor that depends on features or parameters"
+    )
+
+
+def _name(func: Any) -> str:
+    name = str(getattr(func, "__name__", func))
+    return _READERS.get(name, f"'{name}'")
+
+
+_READERS = {
+    "__bool__": "a condition",
+    "__int__": "int()",
+    "__float__": "float()",
+    "__index__": "an index",
+    "__contains__": "'in'",
+    "item": "'.item()'",
+    "tolist": "'.tolist()'",
+    "numpy": "'.numpy()'",
+    "__array__": "NumPy",
+}
 
 
 class KnownValues:
@@ -158,6 +190,11 @@ def meta_like(tensor: Tensor) -> Tensor:
     if type(tensor) is Tensor and _is_wrapped(tensor):
         return torch.empty_like(tensor, device="meta")
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def as_meta(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a meta tensor in its place."""
+    return tensor if tensor.is_meta else meta_like(tensor)
 
 
 def zeros_like_without_memory(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 from torch import nn
 
@@ -17,7 +18,8 @@ def describe_parameter(
 ) -> RawParam:
     """Describe a parameter for the architecture graph, as far as its layer says what it is.
 
-    What other parameters are is found out from their use (:mod:`ghn_fast.capturing.roles`). A layer
+    What other parameters are is found out from their use (:mod:`ghn_fast.capturing.roles`), as is
+    what a parameter is whose shape is not that of its layer (subclasses may do anything). A layer
     defined elsewhere may declare the node types of its own parameters by a class attribute
     ``ghn_node_types``, a mapping from attribute name to a name in ``NODE_TYPES``.
 
@@ -36,11 +38,32 @@ def describe_parameter(
                 f"{type(module).__name__}.ghn_node_types[{attribute!r}]: got "
                 f"{declared[attribute]!r}, needs one of {', '.join(PARAMETER_TYPES)}"
             )
-        return RawParam(name, shape, declared[attribute])
+        return _declared(name, shape, declared[attribute])
     for layer, describe in _LAYERS:
         if isinstance(module, layer) and attribute in ("weight", "bias"):
-            return describe(module, attribute, name, shape)
+            if len(shape) == (_WEIGHT_DIMS.get(layer, 1) if attribute == "weight" else 1):
+                return describe(module, attribute, name, shape)
+            break
     return RawParam(name, shape, None, is_open=True)
+
+
+def _declared(name: str, shape: tuple[int, ...], node_type: str) -> RawParam:
+    """A parameter whose class declares its node type, if its shape can be predicted as such."""
+    param = RawParam(name, shape, node_type, is_settled=True)
+    extents = [size for size in shape if size > 1]
+    if node_type in ("bias", "bn", "ln"):
+        fits = len(extents) <= 1
+        param.predicted_shape = (prod(shape),)
+    elif node_type == "pos_enc":
+        fits = len(shape) == 4
+    else:
+        fits = 2 <= len(shape) <= 5
+        if len(shape) == 5:
+            param.predicted_shape = (shape[0], shape[1] * shape[2], *shape[3:])
+    if not fits:
+        reason = f"its class declares it as '{node_type}', which a shape of {shape} does not fit"
+        return RawParam(name, shape, None, reason=reason, is_settled=True)
+    return param
 
 
 def _conv(module: nn.Module, attribute: str, name: str, shape: tuple[int, ...]) -> RawParam:
@@ -64,17 +87,7 @@ def _norm(
     def describe(module: nn.Module, attribute: str, name: str, shape: tuple[int, ...]) -> RawParam:
         if attribute == "bias":
             # The node of the scale yields the shift, too.
-            reason = None
-            if len(shape) != 1:
-                reason = f"a shift of shape {shape} cannot be predicted, needs one dimension"
-            return RawParam(name, shape, None, reason=reason)
-        if len(shape) != 1:
-            return RawParam(
-                name,
-                shape,
-                None,
-                reason=f"a scale of shape {shape} cannot be predicted, needs one dimension",
-            )
+            return RawParam(name, shape, None)
         shift = None
         if getattr(module, "bias", None) is not None:
             shift = name.removesuffix("weight") + "bias"
@@ -89,3 +102,4 @@ _LAYERS: tuple[tuple[type[nn.Module], Callable[..., RawParam]], ...] = (
     (nn.BatchNorm2d, _norm("bn")),
     (nn.LayerNorm, _norm("ln")),
 )
+_WEIGHT_DIMS = {nn.Conv2d: 4, nn.Linear: 2}

@@ -64,7 +64,7 @@ def _conv(dims: int) -> Rule:
             shape.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
         if min(shape) < 1:
             return None
-        detail = (groups, holes, steps, False)
+        detail = (groups, holes, steps, False, kernel)
         sources = (edge(input), edge(weight), edge(bias))
         return recorder.record("Convolution", sources, shape, input, detail=detail)
 
@@ -200,11 +200,17 @@ def _binary(kind: str, *, in_place: bool = False) -> Rule:
         if shape is None or strides is None:
             return None
         sources = (edge(input), edge(other))
+        if len(tensors) == 2:
+            detail: Any = (like.shape, other.shape)
+        else:
+            detail = other if like is input else input
         if not in_place:
-            return recorder.record(kind, sources, shape, like, strides=strides or None)
+            return recorder.record(
+                kind, sources, shape, like, detail=detail, strides=strides or None
+            )
         if tuple(shape) != tuple(input.shape) or input.grad_fn is None or input._is_view():
             return None
-        return recorder.record_in_place(kind, sources, input)
+        return recorder.record_in_place(kind, sources, input, detail=detail)
 
     return rule
 
@@ -275,6 +281,8 @@ def _table() -> dict[Any, Rule]:
         F.scaled_dot_product_attention: attention,
         torch._grouped_mm: grouped_product,
         F.multi_head_attention_forward: multi_head_attention,
+        torch._grouped_mm: grouped_product,
+        F.grouped_mm: grouped_product,
         torch.cat: cat,
         torch.roll: roll,
         torch.Tensor.roll: roll,

@@ -57,14 +57,21 @@ def grouped_product(
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """Rows of the input times one of several matrices each (mixtures of experts)."""
-    if not (is_floating(input) and is_floating(weight) and input.dim() == 2 and weight.dim() == 3):
+    """A product for each of several groups of rows; PyTorch's shape function wants bfloat16."""
+    if not (is_floating(input) and is_floating(weight)) or bias is not None:
         return None
-    if bias is not None or input.shape[1] != weight.shape[1]:
+    if input.shape[-1] != weight.shape[-2]:
         return None
-    shape = (input.shape[0], weight.shape[2])
+    if input.dim() == 2 and weight.dim() == 2:
+        groups: tuple[int, ...] = () if offs is None else (offs.shape[0],)
+        shape = (*groups, input.shape[0], weight.shape[-1])
+    elif input.dim() == 3 and weight.dim() == 3:
+        shape = (*input.shape[:2], weight.shape[-1])
+    else:
+        shape = (input.shape[-2], weight.shape[-1])
+    like = input if out_dtype is None else torch.empty((), dtype=out_dtype, device="meta")
     sources = (edge(input), edge(weight))
-    return recorder.record("Bmm", sources, shape, input, detail=input.shape[1])
+    return recorder.record("GroupedMm", sources, shape, like, detail=input.shape[-1])
 
 
 def attention(

@@ -16,6 +16,15 @@ from typing import Any
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX
 
 
+class RawInput:
+    """What an operation reads of the network's inputs, or of what is computed of them alone."""
+
+    __slots__ = ()
+
+
+INPUT = RawInput()
+
+
 class RawParam:
     """A parameter tensor that an operation reads.
 
@@ -29,18 +38,25 @@ class RawParam:
         shift_name: For the scale of a norm layer, the name of the shift that its node yields, too.
         reason: Why a parameter without ``node_type`` gets none; shown to users.
         is_open: Whether its use is to decide what it is.
+        is_settled: Whether its use changes nothing any more, as where the class of its layer
+            declares what it is.
 
-    :mod:`ghn_fast.capturing.roles` sets two more where the use of a parameter says so:
+    :mod:`ghn_fast.capturing.roles` sets more where the use of a parameter says so:
 
     Attributes:
         predicted_shape: Shape that is predicted, elements in the order of the parameter:
             (n,) for a scale or shift, two to four dimensions (out, in, h, w) otherwise.
         fan_in: Number of input elements per output element, where the shape does not say it.
+        gain: See :class:`ghn_fast.graph.Target`.
+        is_offset: Whether it is the difference of a scale from one.
     """
 
     __slots__ = (
         "fan_in",
+        "gain",
         "is_linear_weight",
+        "is_offset",
+        "is_settled",
         "name",
         "node_type",
         "open",
@@ -60,6 +76,7 @@ class RawParam:
         shift_name: str | None = None,
         reason: str | None = None,
         is_open: bool = False,
+        is_settled: bool = False,
     ) -> None:
         self.name = name
         self.shape = shape
@@ -70,6 +87,9 @@ class RawParam:
         self.open = is_open
         self.predicted_shape = shape
         self.fan_in: int | None = None
+        self.gain: float | None = None
+        self.is_settled = is_settled
+        self.is_offset = False
 
 
 class RawOp:
@@ -77,15 +97,16 @@ class RawOp:
 
     Args:
         kind: Name of the operation in autograd without its suffix, for example ``Convolution``.
-        inputs: Operations and parameters that it reads, in the order in which autograd keeps them.
+        inputs: Operations and parameters that it reads, in the order in which autograd keeps them;
+            ``INPUT`` for features that no parameter has met, ``None`` for constants.
         kernel: Kernel size ``(h, w)`` of a pooling operation.
         keepdim: Whether a mean keeps the dimensions that it averages over; ``None`` if not a mean
             over dimensions.
 
     Attributes:
-        detail: Of a convolution (groups, dilation, stride, transposed), of a product the number of
-            terms in its sums, or autograd's record, which has them; see
-            :mod:`ghn_fast.capturing.roles`.
+        detail: Of a convolution (groups, dilation, stride, transposed, shape of the kernel), of a
+            product the number of terms in its sums, of arithmetic with a number that number, with
+            a tensor the shapes of both; or autograd's record, which has them.
     """
 
     __slots__ = ("detail", "inputs", "keepdim", "kernel", "kind")
@@ -93,7 +114,7 @@ class RawOp:
     def __init__(
         self,
         kind: str,
-        inputs: Sequence[RawOp | RawParam | None] = (),
+        inputs: Sequence[RawOp | RawParam | RawInput | None] = (),
         *,
         kernel: tuple[int, int] | None = None,
         keepdim: bool | None = None,
@@ -118,14 +139,16 @@ class NodeGraph:
     """Nodes with their predecessors and successors, and the order of those that are left.
 
     Nodes are numbered by their position in ``nodes`` for good; ``order`` lists the numbers of the
-    nodes of the graph, and only it changes when nodes are sorted, inserted or removed.
+    nodes of the graph, and only it changes when nodes are sorted, inserted or removed. ``joined``
+    lists nodes in which the network's input meets other features.
     """
 
-    __slots__ = ("nodes", "order", "preds", "succs")
+    __slots__ = ("joined", "nodes", "order", "preds", "succs")
 
     def __init__(self, nodes: list[RawNode]) -> None:
         self.nodes = nodes
         self.order = list(range(len(nodes)))
+        self.joined: list[int] = []
         self.preds: list[set[int]] = [set() for _ in nodes]
         self.succs: list[set[int]] = [set() for _ in nodes]
 
@@ -197,6 +220,8 @@ def linearise(*outputs: RawOp) -> NodeGraph:
     graph = NodeGraph(nodes)
     for op in visited:
         start = entry[id(op)]
+        if op.kind in _JOINS and INPUT in op.inputs:
+            graph.joined.append(start)
         for item in op.inputs:
             if type(item) is RawOp:
                 graph.connect(leaving[id(item)], start)
@@ -220,6 +245,9 @@ def order_nodes(graph: NodeGraph) -> NodeGraph:
     Raises:
         ValueError: If the operations form a cycle.
     """
+    entrance = graph.add(RawNode(None, None, "input"))
+    for index in graph.joined:
+        graph.connect(entrance, index)
     for index, node in enumerate(graph.nodes):
         if node.param is None or not node.param.is_linear_weight:
             continue
@@ -231,7 +259,6 @@ def order_nodes(graph: NodeGraph) -> NodeGraph:
             graph.connect(index, reader)
 
     sources = [index for index, preds in enumerate(graph.preds) if not preds]
-    entrance = graph.add(RawNode(None, None, "input"))
     for source in sources:
         graph.connect(entrance, source)
 
@@ -284,6 +311,8 @@ def node_type_of_kind(kind: str) -> int | None:
     return None if name is None else NODE_TYPE_INDEX[name]
 
 
+# Operations that become nodes where several branches meet.
+_JOINS = ("Add", "Cat", "Sub")
 _KIND_TO_TYPE = {
     "input": "input",
     "Mean": "glob_avg",

@@ -70,8 +70,7 @@ class Shadow:
         self._first_name: dict[int, str] = {}
         self._metas: dict[str, Tensor] = {}
         self._tensors: dict[int, Tensor] = {}
-        self._places: dict[int, tuple[str, Tensor]] = {}
-        self._extents: list[tuple[int, int, str]] = []
+        self._places: dict[tuple[Any, ...], str] = {}
         self._statistics: dict[tuple[Any, ...], Tensor] = {}
         self._modules: dict[int, nn.Module] = {}
         self._no_hooks: OrderedDict[int, Any] = OrderedDict()
@@ -82,7 +81,6 @@ class Shadow:
         # Ids stay valid as long as what they stand for lives.
         self._kept: list[Any] = []
         self._name_parameters(model)
-        self._find_overlaps()
         self.module = self._shadow(model)
 
     def name_of(self, module: object) -> str | None:
@@ -138,18 +136,28 @@ class Shadow:
                 f"model: parameter '{name}' has no shape yet; run the network once before"
             )
         shape = tuple(parameter.shape)
+        is_plain = (
+            type(parameter) is nn.Parameter
+            and parameter.layout is torch.strided
+            and parameter.is_contiguous()
+            and parameter.is_floating_point()
+        )
         first = self._place(name, parameter)
         if first != name:
             self.aliases[name] = first
             self._tensors[id(parameter)] = self._metas[first]
             self._kept.append(parameter)
             return
-        meta = _parameter_like(parameter)
+        if is_plain:
+            dtype = parameter.dtype
+            meta = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+        else:
+            meta = _parameter_like(parameter)
         if self.dtype is None and meta.is_floating_point():
             self.dtype = parameter.dtype
         self._tensors[id(parameter)] = self._metas[name] = meta
         self._kept.append(parameter)
-        reason = _obstacle(parameter)
+        reason = None if is_plain else _obstacle(parameter)
         if reason is None:
             description = describe_parameter(module, attribute, name, shape)
         else:
@@ -157,35 +165,14 @@ class Shadow:
         self.params[name] = self.by_id[id(meta)] = description
 
     def _place(self, name: str, parameter: Tensor) -> str:
-        """Name of the first parameter that lies at the same place in memory."""
+        """Name of the first parameter that is the same view of the same memory."""
         if type(parameter) is not nn.Parameter or parameter.layout is not torch.strided:
             return name
         start = parameter.data_ptr()
         if start == 0:
             return name
-        first, other = self._places.setdefault(start, (name, parameter))
-        if first != name:
-            same = parameter.shape == other.shape and parameter.stride() == other.stride()
-            if same and parameter.dtype == other.dtype:
-                return first
-        size = parameter.nbytes
-        if not parameter.is_contiguous():
-            extents = zip(parameter.shape, parameter.stride(), strict=True)
-            size = (1 + sum((n - 1) * step for n, step in extents)) * parameter.element_size()
-        self._extents.append((start, start + size, name))
-        return name
-
-    def _find_overlaps(self) -> None:
-        """Parameters that share a part of their memory cannot all be predicted."""
-        self._extents.sort()
-        end, owner = 0, ""
-        for start, stop, name in self._extents:
-            if start < end:
-                param = self.params[name]
-                param.node_type, param.open = None, False
-                param.reason = f"a part of its memory belongs to '{owner}' as well"
-            if stop > end:
-                end, owner = stop, name
+        view = (start, parameter.shape, parameter.stride(), parameter.dtype, parameter.device)
+        return self._places.setdefault(view, name)
 
     def _shadow(self, module: nn.Module) -> nn.Module:
         found = self._modules.get(id(module))
@@ -393,9 +380,4 @@ def _obstacle(parameter: Tensor) -> str | None:
         return f"it is of type {str(parameter.dtype).removeprefix('torch.')}, not floating-point"
     if type(parameter).__module__.startswith("torch.distributed"):
         return f"it is a {type(parameter).__name__}, of which this process holds a part"
-    if not parameter.is_contiguous() and any(
-        size > 1 and step == 0
-        for size, step in zip(parameter.shape, parameter.stride(), strict=True)
-    ):
-        return "it is expanded: several of its elements are one place in memory"
     return None

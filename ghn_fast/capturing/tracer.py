@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ghn_fast.capturing.known import KnownValues, constructors, meta_like
-from ghn_fast.capturing.raw import RawOp, RawParam
-from ghn_fast.capturing.specials import SPECIALS, recover
+from ghn_fast.capturing.raw import RawInput, RawOp, RawParam
+from ghn_fast.capturing.recover import recover
+from ghn_fast.capturing.specials import SPECIALS
 from ghn_fast.capturing.tensors import tensors_in
 
 Rule = Callable[..., Any]
@@ -248,10 +250,12 @@ class Recorder(TorchFunctionMode):
         self.steps[output.grad_fn] = Step(kind, sources, kernel, keepdim, detail)
         return output
 
-    def record_in_place(self, kind: str, sources: Sequence[Any], tensor: Tensor) -> Tensor:
+    def record_in_place(
+        self, kind: str, sources: Sequence[Any], tensor: Tensor, *, detail: Any = None
+    ) -> Tensor:
         """Write an operation down that changes ``tensor``, which is not a view."""
         torch.relu_(tensor)
-        self.steps[tensor.grad_fn] = Step(kind, sources)
+        self.steps[tensor.grad_fn] = Step(kind, sources, detail=detail)
         return tensor
 
     def step(self, kind: str, *sources: Any, detail: Any = None) -> Key:
@@ -261,18 +265,22 @@ class Recorder(TorchFunctionMode):
         return key
 
     def read(
-        self, outputs: Sequence[Tensor], params: Mapping[int, RawParam]
-    ) -> tuple[list[RawOp], list[RawOp]]:
+        self,
+        outputs: Sequence[Tensor],
+        params: Mapping[int, RawParam],
+        inputs: Mapping[Any, RawInput],
+    ) -> tuple[list[Any], list[RawOp]]:
         """The operations behind output tensors.
 
         Args:
             outputs: Tensors of the forward pass.
             params: Description of each meta parameter, by its ``id``.
+            inputs: Autograd node of each tensor of the input.
 
         Returns:
             The operation of each output, and all operations.
         """
-        ops: dict[Any, RawOp] = {}
+        ops: dict[Any, Any] = dict(inputs)
         found: list[tuple[RawOp, Sequence[Any]]] = []
         steps = self.steps
         inside = self._inside()
@@ -341,16 +349,14 @@ def _kinds(values: Any) -> int:
         kind = type(value)
         if kind in _PLAIN:
             continue
-        if isinstance(value, Tensor):
+        if kind is Tensor or kind is Parameter or isinstance(value, Tensor):
             found |= _META if value.is_meta else _REAL
-        elif kind in (tuple, list):
+        elif isinstance(value, (tuple, list)):
             found |= _kinds(value)
         elif kind is slice:
             found |= _kinds((value.start, value.stop, value.step))
         elif isinstance(value, Mapping):
             found |= _kinds(value.values())
-        elif isinstance(value, (tuple, list)):
-            found |= _kinds(value)
     return found
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ghn_fast.capturing.known import UnsupportedError, ValuesNeededError
 from ghn_fast.capturing.shadow import Shadow
-from ghn_fast.capturing.specials import UnsupportedError, ValuesNeededError
 from ghn_fast.capturing.tensors import tensors_in
 
 # What PyTorch, and assertions of layers, say if an input has another size than a layer expects.

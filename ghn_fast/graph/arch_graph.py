@@ -23,12 +23,15 @@ class Target:
         node: Index of the node.
         name: Name of the parameter in the network.
         shape: Shape of the parameter.
-        row: 0 for weights and scales, 1 for shifts and biases; selects the row of 1-D predictions.
+        row: 0 for weights and scales, 1 for shifts, biases and differences from one; selects the
+            row of 1-D predictions.
         head: Whether the classifier's own head predicts it (weight and bias at the graph's end).
         predicted_shape: Shape that is predicted, elements in the order of the parameter: (n,) for
             scales, shifts and biases, (out, in), (out, in, h) or (out, in, h, w) for weights.
         fan_in: Input elements per output element of a weight, ``None`` for the product of all
             extents of ``predicted_shape`` but the first.
+        gain: Variance of a weight times its fan-in, ``None`` for what its shape says (1 for kernels
+            with one input channel and for those wider than high, 2 otherwise).
     """
 
     node: int
@@ -38,6 +41,7 @@ class Target:
     head: bool
     predicted_shape: tuple[int, ...]
     fan_in: int | None = None
+    gain: float | None = None
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -79,6 +83,9 @@ class ArchGraph:
         aliases: Further names of shared parameters, to the name that is predicted.
         full_shapes: Name to shape of the parameters whose shape is not the one in ``shapes``.
         fan_ins: Name to fan-in of the weights whose shape does not say it.
+        gains: Name to :attr:`Target.gain` of the weights whose shape does not say it.
+        offsets: Names of scales that are stored as their difference from one.
+        notes: What users of predicted parameters should know about the network, as sentences.
         partial: What the graph leaves out or assumes of the forward pass, ``None`` for nothing.
     """
 
@@ -92,6 +99,9 @@ class ArchGraph:
     aliases: Mapping[str, str] = field(default_factory=dict)
     full_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     fan_ins: Mapping[str, int] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=dict)
+    offsets: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
     partial: str | None = None
 
     @property
@@ -126,8 +136,9 @@ class ArchGraph:
             is_matrix = len(shape) == 2
             head = (node == last and (is_bias or is_matrix)) or (node == before and is_matrix)
             full = self.full_shapes.get(name, shape)
-            fan_in = self.fan_ins.get(name)
-            result.append(Target(node, name, full, int(is_bias), head, shape, fan_in))
+            row = int(is_bias or name in self.offsets)
+            fan_in, gain = self.fan_ins.get(name), self.gains.get(name)
+            result.append(Target(node, name, full, row, head, shape, fan_in, gain))
             if node in shift_names:
                 result.append(Target(node, shift_names[node], full, 1, False, shape))
         return tuple(result)

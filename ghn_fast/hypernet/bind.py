@@ -76,6 +76,7 @@ def finish(destinations: Destinations, clock: Clock, *, batch_statistics: bool) 
         seconds,
         changed,
         destinations.graph.partial,
+        list(destinations.graph.notes),
     )
 
 

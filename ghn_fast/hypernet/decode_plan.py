@@ -151,8 +151,8 @@ def _normalisation(target: Target, is_position: bool, config: GHNConfig) -> tupl
         return (Kind.SHIFT if target.row else Kind.SCALE), 1.0
     # Depthwise and wide kernels (1x7) are not followed by a ReLU in the networks of DeepNets-1M.
     no_relu = len(shape) > 2 and (shape[1] == 1 or shape[2] < shape[3])
-    fan_in = target.fan_in or prod(shape[1:])
-    return Kind.WEIGHT, ((1.0 if no_relu else 2.0) / fan_in) ** 0.5
+    gain = (1.0 if no_relu else 2.0) if target.gain is None else target.gain
+    return Kind.WEIGHT, (gain / (target.fan_in or prod(shape[1:]))) ** 0.5
 
 
 def _pad(shape: tuple[int, ...]) -> Shape4:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ghn_fast.capturing.cache import cached_capture
-from ghn_fast.capturing.inputs import ExampleInputs, InputShape
+from ghn_fast.capturing.input_types import ExampleInputs, InputShape
 from ghn_fast.capturing.structure import Structure
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.hypernet import pipeline

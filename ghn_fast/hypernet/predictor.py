@@ -69,7 +69,10 @@ class Predictor:
         self._find()
         found = self._destinations
         self.report = PredictionReport(
-            list(found.predicted), dict(found.skipped), partial=graph.partial
+            list(found.predicted),
+            dict(found.skipped),
+            partial=graph.partial,
+            warnings=list(graph.notes),
         )
 
     def __call__(self) -> PredictionReport:

@@ -20,6 +20,7 @@ class PredictionReport:
             now on, because running statistics are not predicted.
         partial: What the prediction leaves out or assumes of the forward pass: that it looks at
             values of features behind the last parameter, for instance; ``None`` for nothing.
+        warnings: Why predicted parameters may not work in this network, as sentences.
     """
 
     predicted: list[str] = field(default_factory=list)
@@ -27,6 +28,7 @@ class PredictionReport:
     seconds: dict[str, float] = field(default_factory=dict)
     batch_statistics: list[str] = field(default_factory=list)
     partial: str | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def warn_skipped(self) -> None:
         """Warn about parameters that keep their values, all in one warning at the caller's line."""

@@ -86,7 +86,7 @@ def pair() -> dict[str, torch.Tensor]:
 
 
 def image(size: int = 32, channels: int = 3) -> Callable[[], dict[str, torch.Tensor]]:
-    return lambda: {"pixel_values": torch.zeros(1, channels, size, size)}
+    return lambda: {"pixel_values": torch.randn(2, channels, size, size)}
 
 
 def speech() -> dict[str, torch.Tensor]:
@@ -94,7 +94,7 @@ def speech() -> dict[str, torch.Tensor]:
 
 
 def both(size: int = 32) -> Callable[[], dict[str, torch.Tensor]]:
-    return lambda: {**tokens(), "pixel_values": torch.zeros(1, 3, size, size)}
+    return lambda: {**tokens(), "pixel_values": torch.randn(2, 3, size, size)}
 
 
 # Architecture: class of the network, its configuration, and the inputs.
@@ -253,7 +253,7 @@ ZOO: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, Any]]]] = 
                   {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_blocks": 1,
                    "num_self_attends_per_block": 2, "num_self_attention_heads": 4,
                    "num_cross_attention_heads": 1, "image_size": 32},
-                  lambda: {"inputs": torch.zeros(1, 3, 32, 32)}),
+                  lambda: {"inputs": torch.randn(2, 3, 32, 32)}),
     "poolformer": ("PoolFormerForImageClassification", "PoolFormerConfig", PYRAMID, image(64)),
     "pvt": ("PvtForImageClassification", "PvtConfig",
             {"image_size": 64, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 1],
