@@ -25,8 +25,10 @@ from ghn_fast.capturing.inputs import Inputs, from_parameters
 from ghn_fast.capturing.known import ValuesNeededError
 from ghn_fast.capturing.op_shapes import RULES
 from ghn_fast.capturing.raw import NodeGraph, RawParam, linearise, order_nodes
+from ghn_fast.capturing.recover import recover
 from ghn_fast.capturing.roles import assign_roles, needs_roles, normalises
 from ghn_fast.capturing.shadow import LazyParameterError, Shadow
+from ghn_fast.capturing.specials import SPECIALS
 from ghn_fast.capturing.tensors import tensors_in
 from ghn_fast.capturing.tracer import Recorder
 from ghn_fast.capturing.words import explain_failure, explain_partial
@@ -122,7 +124,14 @@ def _capture(
     *,
     closely: bool = False,
 ) -> ArchGraph:
-    recorder = Recorder(RULES, shadow.parameter, known=shadow.known, keep_results=closely)
+    recorder = Recorder(
+        RULES,
+        shadow.parameter,
+        specials=SPECIALS,
+        recover=recover,
+        known=shadow.known,
+        keep_results=closely,
+    )
     inputs = Inputs()
     dtype = shadow.dtype or torch.get_default_dtype()
     args, kwargs = _inputs(shapes, example_inputs, dtype, shadow, inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from ghn_fast.capturing.known import MOST_ELEMENTS, as_meta, values_needed
 from ghn_fast.capturing.selections import nms
 from ghn_fast.capturing.tensors import edge, tensors_in
-
-if TYPE_CHECKING:
-    from ghn_fast.capturing.tracer import Recorder
+from ghn_fast.capturing.tracer import Recorder
 
 
 def recover(

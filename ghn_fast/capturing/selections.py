@@ -7,16 +7,14 @@ features decide, all elements are assumed to be chosen, and the recorder remembe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ghn_fast.capturing.known import as_meta, values_needed
 from ghn_fast.capturing.tensors import edge
-
-if TYPE_CHECKING:
-    from ghn_fast.capturing.tracer import Recorder
+from ghn_fast.capturing.tracer import Recorder
 
 
 def all_places(recorder: Recorder, shape: Sequence[int]) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ of features, which is not there (``item``); some yield a tensor whose size depen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +24,7 @@ from ghn_fast.capturing.known import (
     zeros_like_without_memory,
 )
 from ghn_fast.capturing.tensors import edge, tensors_in
-
-if TYPE_CHECKING:
-    from ghn_fast.capturing.tracer import Recorder
+from ghn_fast.capturing.tracer import Recorder
 
 Special = Callable[..., Any]
 """Takes the recorder, a function, its arguments and keyword arguments; ``NotImplemented`` leaves it

@@ -20,8 +20,6 @@ from torch.utils._pytree import tree_map
 
 from ghn_fast.capturing.known import KnownValues, constructors, meta_like
 from ghn_fast.capturing.raw import RawInput, RawOp, RawParam
-from ghn_fast.capturing.recover import recover
-from ghn_fast.capturing.specials import SPECIALS
 from ghn_fast.capturing.tensors import tensors_in
 
 Rule = Callable[..., Any]
@@ -56,6 +54,8 @@ class Recorder(TorchFunctionMode):
     Args:
         rules: Rule of each function, by the function.
         stand_in: Tensor that stands for one of the network's: meta for a parameter, or ``None``.
+        specials: What is done in the place of a function (:mod:`ghn_fast.capturing.specials`).
+        recover: What is done about one that fails (:mod:`ghn_fast.capturing.recover`).
         known: The known values, if there are some before the pass begins.
         keep_results: Whether to remember all results, for a pass that does not come to its end.
 
@@ -68,6 +68,8 @@ class Recorder(TorchFunctionMode):
         rules: Mapping[Any, Rule],
         stand_in: Callable[[Tensor], Tensor | None],
         *,
+        specials: Mapping[Any, Callable[..., Any]],
+        recover: Callable[..., Any],
         known: KnownValues | None = None,
         keep_results: bool = False,
     ) -> None:
@@ -78,6 +80,8 @@ class Recorder(TorchFunctionMode):
         self.results: list[Tensor] | None = [] if keep_results else None
         self._choices: list[Tensor] = []
         self._rules = rules
+        self._specials = specials
+        self._recover = recover
         self._stand_in = stand_in
         # What functions of autograd that run without gradients compute inside: see _hide.
         self._hidden: dict[int, tuple[Tensor, Any]] = {}
@@ -134,7 +138,7 @@ class Recorder(TorchFunctionMode):
                 return self.known.run(func, args, kwargs)
         if self._hidden:
             args, kwargs = tree_map(self._shown, (args, kwargs or {}))
-        special = SPECIALS.get(func)
+        special = self._specials.get(func)
         if special is not None:
             result = special(self, func, args, kwargs or {})
             if result is not NotImplemented:
@@ -173,7 +177,7 @@ class Recorder(TorchFunctionMode):
             if "leaf Variable that requires grad" in str(error):
                 return args[0]  # a parameter that changes in place goes on being the parameter
             given = (args, kwargs or {}) if given is None else given
-            return recover(self, func, args, kwargs or {}, given, error)
+            return self._recover(self, func, args, kwargs or {}, given, error)
 
     def _without_tensors(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if func in constructors():

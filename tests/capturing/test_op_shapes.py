@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from ghn_fast.capturing import capture
 from ghn_fast.capturing.op_shapes import RULES
+from ghn_fast.capturing.recover import recover
+from ghn_fast.capturing.specials import SPECIALS
 from ghn_fast.capturing.tracer import Recorder
 from graphs import assert_same_graph
 from networks import Branches, Shared, SmallCNN, Tied
@@ -118,12 +120,17 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def recorder(rules: dict) -> Recorder:
+    """A recorder of a network that holds no tensors."""
+    return Recorder(rules, lambda tensor: tensor, specials=SPECIALS, recover=recover)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_shapes_by_rule_are_right(case: str) -> None:
     def run(rules: dict) -> Tensor:
         x = torch.empty(1, 8, 9, 12, device="meta", requires_grad=True) * 1
         w = torch.empty(8, 8, 3, 3, device="meta", requires_grad=True)
-        with Recorder(rules, lambda tensor: tensor):
+        with recorder(rules):
             return CASES[case](x, w)
 
     ours, theirs = run(RULES), run({})
@@ -134,7 +141,7 @@ def test_shapes_by_rule_are_right(case: str) -> None:
 
 def test_wrong_shapes_raise_as_in_pytorch() -> None:
     x = torch.empty(1, 8, 9, 12, device="meta", requires_grad=True) * 1
-    with Recorder(RULES, lambda tensor: tensor):
+    with recorder(RULES):
         with pytest.raises(RuntimeError):
             F.conv2d(x, torch.empty(4, 5, 3, 3))
         with pytest.raises(RuntimeError):

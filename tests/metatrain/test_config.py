@@ -11,6 +11,7 @@ import pytest
 
 from ghn_fast.metatrain import TrainConfig, read_config
 from ghn_fast.metatrain.config import PLACES, DataConfig, parse_settings
+from tolerances import assert_close
 
 FLAT = Path(__file__).with_name("flat_configs")
 RECIPES = Path(__file__).parents[2] / "configs"
@@ -47,12 +48,12 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
 
 def test_learning_rate() -> None:
     config = TrainConfig(lr=1.0)
-    assert [config.learning_rate(step, 300) for step in (0, 199, 200, 250, 299)] == pytest.approx(
-        [1, 1, 0.1, 0.01, 0.01]
-    )
+    rates = [config.learning_rate(step, 300) for step in (0, 199, 200, 250, 299)]
+    assert_close(rates, [1.0, 1.0, 0.1, 0.01, 0.01])
     cosine = TrainConfig(lr=1.0, schedule="cosine", warmup_steps=10)
-    assert cosine.learning_rate(0, 100) == pytest.approx(0.1)
-    assert cosine.learning_rate(50, 100) == pytest.approx(0.5)
+    assert_close(cosine.learning_rate(0, 100), 0.1)
+    assert_close(cosine.learning_rate(50, 100), 0.5)
+    # compared by hand: a bound, for the rate has to end near zero.
     assert cosine.learning_rate(99, 100) < 1e-3
 
 

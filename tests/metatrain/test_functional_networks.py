@@ -168,7 +168,8 @@ def test_missing_parameter_is_named() -> None:
 def test_dropout_keeps_the_mean() -> None:
     x = torch.ones(20_000)
     y = dropout(x, 0.25, torch.Generator().manual_seed(3))
-    assert y.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert_close(y.unique(), [0.0, 4 / 3])
+    # compared by hand: a share of random draws, within six standard deviations.
     assert float((y == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert torch.equal(dropout(x, 0.25, torch.Generator().manual_seed(3)), y)
     torch.manual_seed(1)
