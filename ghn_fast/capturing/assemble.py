@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from ghn_fast.capturing.raw import NodeGraph, RawNode, node_type_of_kind
-from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.arch_graph import ArchGraph, notes_of_types
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
 from ghn_fast.ops.shortest_distances import shortest_distances
 
@@ -18,12 +18,13 @@ def graph_from_nodes(
     virtual_edges: int,
     skipped: Mapping[str, str] | None = None,
     aliases: Mapping[str, str] | None = None,
-    notes: tuple[str, ...] = (),
+    notes: tuple[str, ...] | None = None,
     partial: str | None = None,
 ) -> ArchGraph:
     """Finish an architecture graph: node types, shapes, names and distances.
 
-    A parameter that several operations read is predicted at the first of its nodes.
+    A parameter that several operations read is predicted at the first of its nodes. Without
+    ``notes``, the node types say what there is to note.
 
     Raises:
         ValueError: If ``virtual_edges`` is below 1.
@@ -63,8 +64,9 @@ def graph_from_nodes(
         for target in sorted(place[succ] for succ in nodes.succs[number])
     ]
     edges = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    op_types = torch.tensor(types, dtype=torch.int64)
     return ArchGraph(
-        torch.tensor(types, dtype=torch.int64),
+        op_types,
         shortest_distances(edges, len(types), virtual_edges),
         tuple(shapes),
         tuple(names),
@@ -76,7 +78,7 @@ def graph_from_nodes(
         fan_ins,
         gains,
         frozenset(offsets),
-        notes,
+        notes_of_types(op_types) if notes is None else notes,
         partial,
     )
 

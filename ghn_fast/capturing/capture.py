@@ -32,15 +32,10 @@ from ghn_fast.capturing.specials import SPECIALS
 from ghn_fast.capturing.tensors import tensors_in
 from ghn_fast.capturing.tracer import Recorder
 from ghn_fast.capturing.words import explain_failure, explain_partial
-from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.arch_graph import NOT_NORMALISED, ArchGraph
 
 _DEFAULT_SHAPE = (3, 224, 224)
 _UNREACHED = "not on a path from the input to the output"
-_NOT_NORMALISED = (
-    "no layer of the network normalises features: predicted blocks repeat, so that sums over them "
-    "are larger or smaller than those over independent weights, layer by layer, and outputs may be "
-    "orders of magnitude outside of the range that training expects"
-)
 
 
 class CaptureError(ValueError):
@@ -178,7 +173,7 @@ def _capture(
             virtual_edges=virtual_edges,
             skipped=skipped,
             aliases=shadow.aliases,
-            notes=() if normalises(ops, depends) else (_NOT_NORMALISED,),
+            notes=() if normalises(ops, depends) else (NOT_NORMALISED,),
             partial=partial,
         )
     except (_LookCloserError, CaptureError):

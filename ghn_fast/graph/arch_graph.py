@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ghn_fast.graph.node_types import NODE_TYPES
+from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
 from ghn_fast.ops.gated_gnn_plan import GraphPlan
 from ghn_fast.ops.shortest_distances import shortest_distances
 from ghn_fast.utils.deferred import Deferred
@@ -62,6 +62,19 @@ class _Edges:
         graph.__dict__["edges"] = value
 
 
+NOT_NORMALISED = (
+    "no layer of the network normalises features: predicted blocks repeat, so that sums over them "
+    "are larger or smaller than those over independent weights, layer by layer, and outputs may be "
+    "orders of magnitude outside of the range that training expects"
+)
+
+
+def notes_of_types(op_types: Tensor) -> tuple[str, ...]:
+    """The notes on a network in which nothing but layers with nodes normalises features."""
+    norms = (NODE_TYPE_INDEX["bn"], NODE_TYPE_INDEX["ln"])
+    return () if any(bool((op_types == norm).any()) for norm in norms) else (NOT_NORMALISED,)
+
+
 @dataclass(frozen=True, eq=False)
 class ArchGraph:
     """Computational graph of a network: node types, shapes, names, and edges with distances.
@@ -101,7 +114,7 @@ class ArchGraph:
     fan_ins: Mapping[str, int] = field(default_factory=dict)
     gains: Mapping[str, float] = field(default_factory=dict)
     offsets: frozenset[str] = frozenset()
-    notes: tuple[str, ...] = ()
+    notes: Deferred[tuple[str, ...]] = Deferred(tuple)
     partial: str | None = None
 
     @property

@@ -27,7 +27,7 @@ import torch
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
 from ghn_fast.deepnets.graphs.build import build_graph
 from ghn_fast.deepnets.graphs.derive import UNREACHED
-from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.arch_graph import ArchGraph, notes_of_types
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
 from ghn_fast.ops.shortest_distances import shortest_distances
 
@@ -119,8 +119,9 @@ def graph_from_rows(
         edges = torch.from_numpy(triples.astype(np.int64, copy=False))
     types = [_node_type(row.primitive) for row in rows]
     names = [_full_name(kind, row) for kind, row in zip(types, rows, strict=True)]
+    op_types = torch.tensor([NODE_TYPE_INDEX[kind] for kind in types], dtype=torch.int64)
     return ArchGraph(
-        torch.tensor([NODE_TYPE_INDEX[kind] for kind in types], dtype=torch.int64),
+        op_types,
         edges,
         tuple(_POOL_SHAPE if kind in _POOLING else None for kind in types),
         tuple(names),
@@ -130,6 +131,7 @@ def graph_from_rows(
             if kind in ("bn", "ln")
         },
         virtual_edges,
+        notes=notes_of_types(op_types),
     )
 
 
@@ -212,6 +214,7 @@ def with_shapes(graph: ArchGraph, parameters: Mapping[str, tuple[int, ...]]) -> 
         graph.virtual_edges,
         {name: UNREACHED for name in parameters if name not in reached},
         graph.aliases,
+        notes=graph.notes,
     )
 
 
@@ -230,6 +233,7 @@ def in_order(graph: ArchGraph, order: Sequence[int]) -> ArchGraph:
         graph.virtual_edges,
         graph.skipped,
         graph.aliases,
+        notes=graph.notes,
     )
 
 

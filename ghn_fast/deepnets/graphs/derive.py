@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
 from ghn_fast.deepnets.architectures.record import encode
-from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.arch_graph import ArchGraph, notes_of_types
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
 from ghn_fast.ops.backend import resolve
 from ghn_fast.ops.deepnets_graph import deepnets_graph
@@ -63,6 +63,9 @@ class _Arrays(NamedTuple):
             parameter_name(code) if code >= 0 else NODE_TYPES[kind]
             for code, kind in zip(codes, self.types.tolist(), strict=True)
         )
+
+    def notes(self) -> tuple[str, ...]:
+        return notes_of_types(self.types)
 
     def shapes(self) -> tuple[tuple[int, ...] | None, ...]:
         return tuple(
@@ -136,6 +139,7 @@ def derive_graph(
         made.shift_names,
         virtual_edges,
         made.skipped,
+        notes=made.notes,
     )
 
 
