@@ -194,7 +194,10 @@ class Shadow:
         state = dict(module.__dict__)
         for key in state.keys() - _OWN:
             value = state[key]
-            if type(value) not in PLAIN:
+            if not (
+                type(value) in PLAIN
+                or (type(value) is tuple and PLAIN.issuperset(map(type, value)))
+            ):
                 state[key] = self.copy(value)
         for key, value in self.classes.of(type(module)):
             state.setdefault(key, value)
@@ -202,7 +205,7 @@ class Shadow:
             key: None if value is None else self._tensors[id(value)]
             for key, value in module._parameters.items()
         }
-        state["_buffers"] = self._buffers(module)
+        state["_buffers"] = self._buffers(module) if module._buffers else {}
         state["_modules"] = {
             key: None if child is None else self._shadow(child)
             for key, child in module._modules.items()

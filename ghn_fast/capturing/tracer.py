@@ -90,6 +90,14 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         if torch.is_grad_enabled():
+            rule = self._rules.get(func)
+            if rule is not None and self.results is None and not self._hidden:
+                # The way of nearly all operations of a plain network.
+                kinds = _kinds(args) | (_kinds(kwargs.values()) if kwargs else 0)
+                if kinds == _META:
+                    result = self._by_rule(rule, args, kwargs)
+                    if result is not None:
+                        return result
             result = self.run(func, args, kwargs)
         else:
             # Inference mode, or within a function of autograd (a checkpoint, for instance).
@@ -158,14 +166,9 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Run a function on meta tensors alone; ``given`` are its arguments with known values."""
         rule = self._rules.get(func)
-        if rule is not None and torch._C._functorch.peek_interpreter_stack() is None:
-            try:
-                result = rule(self, *args, **kwargs) if kwargs else rule(self, *args)
-            except TypeError:
-                # Arguments that the rule does not know; PyTorch takes them, or explains.
-                result = None
-            if result is not None:
-                return result
+        result = None if rule is None else self._by_rule(rule, args, kwargs)
+        if result is not None:
+            return result
         if kwargs:
             if "device" in kwargs:
                 kwargs = {**kwargs, "device": "meta"}
@@ -178,6 +181,15 @@ class Recorder(TorchFunctionMode):
                 return args[0]  # a parameter that changes in place goes on being the parameter
             given = (args, kwargs or {}) if given is None else given
             return self._recover(self, func, args, kwargs or {}, given, error)
+
+    def _by_rule(self, rule: Rule, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return None
+        try:
+            return rule(self, *args, **kwargs) if kwargs else rule(self, *args)
+        except TypeError:
+            # Arguments that the rule does not know; PyTorch takes them, or explains.
+            return None
 
     def _without_tensors(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if func in constructors():
