@@ -15,8 +15,10 @@
 // the weights is summed image by image over a fixed number of parts, then over these in double
 // precision: the same bits for any number of threads.
 #include <ATen/Parallel.h>
+#include <ATen/ops/conv2d.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <cstring>
@@ -24,6 +26,7 @@
 #include "../common/checks.h"
 #include "depthwise_conv2d_axis.h"
 #include "depthwise_conv2d_kernels.h"
+#include "isa.h"
 
 namespace ghn {
 namespace {
@@ -304,8 +307,7 @@ class WeightGradient {
     const int64_t fit = kScratch / (width_ * kernels_.lanes);
     band_ = std::clamp<int64_t>((fit - span) / s_.rows.stride + 1, 1, s_.rows.out);
     x_block_ = ((band_ - 1) * s_.rows.stride + span) * width_ * kernels_.lanes;
-    grad_block_ = band_ * s_.columns.out * kernels_.lanes;
-    group_ = std::clamp<int64_t>(2 * kScratch / (x_block_ + grad_block_), 1, blocks_);
+    group_ = std::clamp<int64_t>(kScratch / x_block_, 1, blocks_);
   }
 
   void run(const T* grad, const T* x, T* to) const {
@@ -315,7 +317,7 @@ class WeightGradient {
                              divide_up(s_.images, parts_);
     const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(products, 1));
     at::parallel_for(0, parts_ * groups, grain, [&](int64_t begin, int64_t end) {
-      const at::Tensor scratch = at::zeros({group_ * (x_block_ + grad_block_)}, at::kFloat);
+      const at::Tensor scratch = at::zeros({group_ * x_block_}, at::kFloat);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t part = task / groups, first = task % groups * group_;
         float* to_part = sums.data_ptr<float>() + (part * blocks_ + first) * s_.taps() * lanes;
@@ -339,28 +341,47 @@ class WeightGradient {
     const int64_t rows = std::min(band_, s_.rows.out - row);
     const int64_t origin = row * s_.rows.stride - s_.rows.padding;
     const int64_t x_rows = (rows - 1) * s_.rows.stride + (s_.rows.taps - 1) * s_.rows.dilation + 1;
-    float* grad_scratch = scratch + group_ * x_block_;
     fill_x(x, image, c, channels, origin, x_rows, scratch);
-    const int64_t size = s_.columns.out * s_.channels;
-    kernels_.fill(grad + (image * s_.rows.out + row) * size + c,
-                  grad + s_.images * s_.rows.out * size, s_.channels, rows * s_.columns.out,
-                  channels, grad_scratch, grad_block_);
-    const int64_t taps = s_.taps(), calls = divide_up(taps, DepthwiseKernels<T>::kMostTaps);
+    const int64_t pixel = (image * s_.rows.out + row) * s_.columns.out;
+    const int64_t end = s_.images * s_.rows.out * s_.columns.out * s_.channels;
+    DepthwiseSums<T> call;
+    call.columns = s_.columns.out;
+    call.x_row = s_.rows.stride * width_ * lanes;
+    call.x_step = s_.columns.stride * lanes;
     for (int64_t b = 0; b * lanes < channels; ++b) {
-      for (int64_t call = 0; call < calls; ++call) {
-        const int64_t begin = call * taps / calls, end = (call + 1) * taps / calls;
-        // Rows of which no tap reads anything but zeros are left out.
-        const int64_t top = begin / s_.columns.taps * s_.rows.dilation + origin;
-        const int64_t bottom = (end - 1) / s_.columns.taps * s_.rows.dilation + origin;
-        const int64_t from = std::max<int64_t>(0, divide_up(-bottom, s_.rows.stride));
-        const int64_t to = std::min(rows, divide_up(s_.rows.in - top, s_.rows.stride));
-        if (from >= to) continue;
-        const int64_t x_row = s_.rows.stride * width_ * lanes;
-        kernels_.gradient(offsets_.data() + begin, int(end - begin),
-                          scratch + b * x_block_ + from * x_row, x_row, s_.columns.stride * lanes,
-                          grad_scratch + b * grad_block_ + from * s_.columns.out * lanes, to - from,
-                          s_.columns.out, sums + (b * taps + begin) * lanes);
+      const int64_t at = pixel * s_.channels + c + b * lanes;
+      const int64_t last = at + (rows * s_.columns.out - 1) * s_.channels + lanes;
+      std::vector<T> copy;  // where the last vector would end beyond the gradient
+      if (last > end) {
+        copy.resize(size_t(rows * s_.columns.out * lanes), T(0.0f));
+        for (int64_t i = 0; i < rows * s_.columns.out; ++i) {
+          std::copy_n(grad + at + i * s_.channels, channels - b * lanes, copy.data() + i * lanes);
+        }
       }
+      call.grad_step = copy.empty() ? s_.channels : lanes;
+      call.grad_row = s_.columns.out * call.grad_step;
+      add_block(call, copy.empty() ? grad + at : copy.data(), scratch + b * x_block_, origin, rows,
+                sums + b * s_.taps() * lanes);
+    }
+  }
+
+  void add_block(DepthwiseSums<T> call, const T* grad, const float* x, int64_t origin, int64_t rows,
+                 float* sums) const {
+    const int64_t taps = s_.taps(), calls = divide_up(taps, DepthwiseKernels<T>::kMostTaps);
+    for (int64_t i = 0; i < calls; ++i) {
+      const int64_t begin = i * taps / calls, end = (i + 1) * taps / calls;
+      // Rows of which no tap reads anything but zeros are left out.
+      const int64_t top = begin / s_.columns.taps * s_.rows.dilation + origin;
+      const int64_t bottom = (end - 1) / s_.columns.taps * s_.rows.dilation + origin;
+      const int64_t from = std::max<int64_t>(0, divide_up(-bottom, s_.rows.stride));
+      const int64_t to = std::min(rows, divide_up(s_.rows.in - top, s_.rows.stride));
+      call.offsets = offsets_.data() + begin;
+      call.num_taps = int(end - begin);
+      call.rows = to - from;
+      call.x = x + from * call.x_row;
+      call.grad = grad + from * call.grad_row;
+      call.sums = sums + begin * kernels_.lanes;
+      if (from < to) kernels_.gradient(call);
     }
   }
 
@@ -407,8 +428,27 @@ class WeightGradient {
   const int64_t width_;  // columns of x with the zeros around it
   std::vector<int64_t> offsets_;
   int64_t band_;  // output rows that are summed up together
-  int64_t x_block_, grad_block_, group_;
+  int64_t x_block_, group_;
 };
+
+// Whether oneDNN's kernel is the faster one: it reads the images where they lie, which pays where
+// there is more to do than to call it. Its outputs, too, are sums in the order of the taps.
+bool better_by_torch(const Shapes& s, at::ScalarType type) {
+  // Without the instructions, or where zeros are most of what a kernel sees, it is a plain loop.
+  const bool fits = s.rows.padding <= s.rows.in && s.columns.padding <= s.columns.in;
+  const bool fast = isa() == Isa::avx512 || (isa() == Isa::avx2 && type == at::kFloat);
+  constexpr int64_t kEnough = int64_t(1) << 16;
+  return fast && fits && s.images * s.channels * s.rows.out * s.columns.out >= kEnough;
+}
+
+at::Tensor by_torch(const at::Tensor& x, const at::Tensor& weight, const Shapes& s) {
+  // This call is below autocast, which must not change its types.
+  const c10::impl::ExcludeDispatchKeyGuard guard(c10::autocast_dispatch_keyset);
+  return at::conv2d(x, weight, {}, {s.rows.stride, s.columns.stride},
+                    {s.rows.padding, s.columns.padding}, {s.rows.dilation, s.columns.dilation},
+                    s.channels)
+      .contiguous(at::MemoryFormat::ChannelsLast);
+}
 
 template <class F>
 void with_type(at::ScalarType type, F f) {
@@ -426,6 +466,7 @@ at::Tensor depthwise_conv2d_cpu(const at::Tensor& x, const at::Tensor& weight,
   const at::Tensor out = channels_last({s.images, s.channels, s.rows.out, s.columns.out}, x);
   if (out.numel() == 0) return out;
   const at::Tensor from = x.contiguous(at::MemoryFormat::ChannelsLast);
+  if (better_by_torch(s, x.scalar_type())) return by_torch(from, weight, s);
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const Convolution<T> convolution(s.rows, s.columns, s.images, s.channels, weight);
@@ -445,6 +486,17 @@ at::Tensor depthwise_conv2d_grad_input_cpu(const at::Tensor& grad, const at::Ten
   const at::Tensor out = channels_last({s.images, s.channels, height, width}, grad);
   if (out.numel() == 0) return out;
   const at::Tensor from = grad.contiguous(at::MemoryFormat::ChannelsLast);
+  if (s.rows.stride == 1 && s.columns.stride == 1) {
+    // A convolution with the kernels turned around.
+    Shapes turned{s.images, s.channels, transposed(s.rows), transposed(s.columns)};
+    for (Axis* axis : {&turned.rows, &turned.columns}) {
+      axis->padding = axis->dilation * (axis->taps - 1) - axis->padding;
+    }
+    const bool padded = turned.rows.padding >= 0 && turned.columns.padding >= 0;
+    if (padded && better_by_torch(turned, grad.scalar_type())) {
+      return by_torch(from, weight.flip({2, 3}), turned);
+    }
+  }
   with_type(grad.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const Convolution<T> convolution(transposed(s.rows), transposed(s.columns), s.images,

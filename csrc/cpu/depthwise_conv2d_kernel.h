@@ -94,29 +94,27 @@ struct Depthwise {
   }
 
   template <int... P>
-  static void sum_taps(std::integer_sequence<int, P...>, const int64_t* offsets, const float* x,
-                       int64_t row, int64_t step, const float* grad, int64_t rows,
-                       int64_t columns, float* sums) {
-    V sum[] = {Floats::load(sums + P * W)...};
-    for (int64_t i = 0; i < rows; ++i, x += row) {
-      const float* const at[] = {x + offsets[P]...};
-      for (int64_t j = 0, k = 0; j < columns; ++j, k += step, grad += W) {
-        const V g = Floats::load(grad);
+  static void sum_taps(std::integer_sequence<int, P...>, const DepthwiseSums<T>& s) {
+    V sum[] = {Floats::load(s.sums + P * W)...};
+    for (int64_t i = 0; i < s.rows; ++i) {
+      const float* const at[] = {s.x + i * s.x_row + s.offsets[P]...};
+      const T* grad = s.grad + i * s.grad_row;
+      const int64_t step = s.x_step, grad_step = s.grad_step;
+      for (int64_t j = 0, k = 0; j < s.columns; ++j, k += step, grad += grad_step) {
+        const V g = Memory::load(grad);
         ((sum[P] += Floats::load(at[P] + k) * g), ...);
       }
     }
-    (Floats::store(sums + P * W, sum[P]), ...);
+    (Floats::store(s.sums + P * W, sum[P]), ...);
   }
 
   template <int TAPS = DepthwiseKernels<T>::kMostTaps>
-  static void gradient(const int64_t* offsets, int num_taps, const float* x, int64_t row,
-                       int64_t step, const float* grad, int64_t rows, int64_t columns,
-                       float* sums) {
+  static void gradient(const DepthwiseSums<T>& s) {
     if constexpr (TAPS > 0) {
-      if (num_taps == TAPS) {
-        sum_taps(Indices<TAPS>(), offsets, x, row, step, grad, rows, columns, sums);
+      if (s.num_taps == TAPS) {
+        sum_taps(Indices<TAPS>(), s);
       } else {
-        gradient<TAPS - 1>(offsets, num_taps, x, row, step, grad, rows, columns, sums);
+        gradient<TAPS - 1>(s);
       }
     }
   }

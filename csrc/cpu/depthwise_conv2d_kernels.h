@@ -31,6 +31,22 @@ struct DepthwiseRows {
   int used;
 };
 
+// Sums over pixels, for the gradient of the weights: for t < num_taps
+//
+//     sums[t] += sum over i < rows, j < columns of
+//         grad[i * grad_row + j * grad_step] * x[offsets[t] + i * x_row + j * x_step]
+//
+// All lanes are read and summed, used or not.
+template <class T>
+struct DepthwiseSums {
+  const int64_t* offsets;
+  int num_taps;
+  const float* x;
+  const T* grad;
+  float* sums;
+  int64_t rows, columns, x_row, x_step, grad_row, grad_step;
+};
+
 // T is float or c10::BFloat16.
 template <class T>
 struct DepthwiseKernels {
@@ -46,10 +62,7 @@ struct DepthwiseKernels {
 
   void (*convolve)(const DepthwiseRows<T>& rows);
 
-  // sums[t] += sum over i < rows, j < columns of grad[i][j] * x[offsets[t] + i * row + j * step],
-  // t < num_taps; the gradient's rows are contiguous.
-  void (*gradient)(const int64_t* offsets, int num_taps, const float* x, int64_t row, int64_t step,
-                   const float* grad, int64_t rows, int64_t columns, float* sums);
+  void (*gradient)(const DepthwiseSums<T>& sums);
 };
 
 template <class T>

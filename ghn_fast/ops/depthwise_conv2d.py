@@ -25,8 +25,8 @@ def depthwise_conv2d(
 ) -> Tensor:
     """Convolve each channel of a batch of images with a kernel of its own.
 
-        out[n, c, i, j] = sum over h, w of
-            weight[c, 0, h, w] x[n, c, i stride - padding + h dilation, j stride - padding + w dilation]
+        out[n, c, i, j] = sum over h, w of weight[c, 0, h, w] x[n, c, i', j']
+        i' = i stride - padding + h dilation,    j' = j stride - padding + w dilation
 
     where x is 0 outside of the image. The sums are in float32 also for bfloat16, and rounded once.
 
@@ -43,9 +43,9 @@ def depthwise_conv2d(
         dilation: Distance of the pixels under neighbouring elements of a kernel.
 
     Returns:
-        Images (N, C, H', W') in ``torch.channels_last``, H' = (H + 2 padding - dilation (height - 1)
-        - 1) // stride + 1; empty for an empty batch or no channels. Values and gradients are the
-        same for any number of threads.
+        Images (N, C, H', W') in ``torch.channels_last``, where H' is
+        (H + 2 padding - dilation (height - 1) - 1) // stride + 1; empty for an empty batch or no
+        channels. Values and gradients are the same for any number of threads.
 
     Raises:
         TypeError: If a tensor is not floating point, or the dtypes differ.
@@ -147,9 +147,7 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         if weight is not None:
             grad_x = ops.depthwise_conv2d_grad_input(grad, weight, *ctx.input_size, *ctx.geometry)
         if x is not None:
-            grad_weight = ops.depthwise_conv2d_grad_weight(
-                grad, x, *ctx.kernel_size, *ctx.geometry
-            )
+            grad_weight = ops.depthwise_conv2d_grad_weight(grad, x, *ctx.kernel_size, *ctx.geometry)
     return grad_x, grad_weight, None, None, None
 
 
