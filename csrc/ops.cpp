@@ -65,4 +65,26 @@ TORCH_LIBRARY(ghn_fast, m) {
   // Per graph edges (M_g, 3) of rows (from, to, distance) -> (sum of M_g, 3), nodes shifted by
   // offsets (B + 1).
   m.def("collate_edges(Tensor[] edges, int[] offsets) -> Tensor");
+
+  // x (N, C, H, W), weight (C, 1, height, width), float32 or bfloat16 -> images and their gradients
+  // in channels_last, the weight's gradient contiguous.
+  m.def(
+      "depthwise_conv2d(Tensor x, Tensor weight, int[2] stride, int[2] padding, int[2] dilation)"
+      " -> Tensor");
+  // height, width: of x; and of the weight.
+  m.def(
+      "depthwise_conv2d_grad_input(Tensor grad, Tensor weight, SymInt height, SymInt width,"
+      " int[2] stride, int[2] padding, int[2] dilation) -> Tensor");
+  m.def(
+      "depthwise_conv2d_grad_weight(Tensor grad, Tensor x, SymInt height, SymInt width,"
+      " int[2] stride, int[2] padding, int[2] dilation) -> Tensor");
+
+  // x (N, C, H, W), float32 or bfloat16; weight, bias (C) in float32 or that -> out in
+  // channels_last, mean and invstd (C) in float32. The gradients of weight and bias are float32.
+  m.def(
+      "batch_norm_act(Tensor x, Tensor? weight, Tensor? bias, float eps, bool relu)"
+      " -> (Tensor out, Tensor mean, Tensor invstd)");
+  m.def(
+      "batch_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean,"
+      " Tensor invstd, bool relu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
 }

@@ -1,0 +1,48 @@
+// The inner loops of a batch normalisation, compiled for several instruction sets and chosen at
+// run time.
+#include "batch_norm_act_kernels.h"
+
+#include <type_traits>
+
+#include "isa.h"
+#include "lanes.h"
+
+#define GHN_ISA baseline
+#define GHN_BYTES 16
+#include "batch_norm_act_kernel.h"
+#undef GHN_ISA
+#undef GHN_BYTES
+
+#if defined(GHN_X86)
+GHN_TARGET_AVX2
+#define GHN_ISA avx2
+#define GHN_BYTES 32
+#include "batch_norm_act_kernel.h"
+#undef GHN_ISA
+#undef GHN_BYTES
+GHN_TARGET_END
+
+GHN_TARGET_AVX512
+#define GHN_ISA avx512
+#define GHN_BYTES 64
+#include "batch_norm_act_kernel.h"
+#undef GHN_ISA
+#undef GHN_BYTES
+GHN_TARGET_END
+#endif
+
+namespace ghn {
+
+template <class T>
+BatchNormKernels<T> batch_norm_kernels() {
+#if defined(GHN_X86)
+  if (isa() == Isa::avx512) return avx512::BatchNorm<T>::all();
+  if (isa() == Isa::avx2) return avx2::BatchNorm<T>::all();
+#endif
+  return baseline::BatchNorm<T>::all();
+}
+
+template BatchNormKernels<float> batch_norm_kernels<float>();
+template BatchNormKernels<c10::BFloat16> batch_norm_kernels<c10::BFloat16>();
+
+}  // namespace ghn
