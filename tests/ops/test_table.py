@@ -17,7 +17,10 @@ from ghn_fast.ops import backend, load_all
 ROOT = Path(__file__).resolve().parents[2]
 
 # Schemas that are a part of an op: their names are that of the op and one of these.
-PARTS = ("forward", "backward", "into", "pack", "plan", "plan_to", "plan_edges", "join")
+PARTS = (
+    *("forward", "backward", "grad_input", "grad_weight", "into", "pack", "plan", "plan_to"),
+    *("plan_edges", "join"),
+)
 # Parts that make a plan, which no traced function does: they have no fake kernels.
 MAKE_PLANS = {"pack", "plan", "plan_to", "plan_edges", "join"}
 
@@ -26,12 +29,21 @@ CASES = {"decode_blocks": "decode", "deepnets_graph": "loader"}
 
 ON_HOST = "it runs on the host"
 UNWRITTEN = "nobody has written it"
+CUDNN = "GPUs run what PyTorch has"
 # Back ends that an op does not have, and why; nothing else may be missing.
 MISSING = {
+    ("batch_norm_act", "csrc/cuda"): CUDNN,
+    ("batch_norm_act", "kernels"): CUDNN,
+    ("batch_norm_act", "csrc/tests"): UNWRITTEN,
+    ("batch_norm_act", "benchmark"): UNWRITTEN,
     ("collate_edges", "csrc/cuda"): ON_HOST,
     ("collate_edges", "kernels"): ON_HOST,
     ("decode_blocks", "csrc/cuda"): "GPUs run the decoder's modules, in few large products",
     ("decode_blocks", "kernels"): "GPUs run the decoder's modules, in few large products",
+    ("depthwise_conv2d", "csrc/cuda"): CUDNN,
+    ("depthwise_conv2d", "kernels"): CUDNN,
+    ("depthwise_conv2d", "csrc/tests"): UNWRITTEN,
+    ("depthwise_conv2d", "benchmark"): UNWRITTEN,
     ("deepnets_graph", "reference"): "deepnets/graphs/build.py, for it is built in a room above",
     ("deepnets_graph", "csrc/cuda"): ON_HOST,
     ("deepnets_graph", "kernels"): ON_HOST,
