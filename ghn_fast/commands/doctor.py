@@ -10,7 +10,9 @@ import torch
 from ghn_fast._version import __version__
 from ghn_fast.ops import (  # the ops register themselves
     backend,
+    batch_norm_act,  # noqa: F401
     collate_edges,  # noqa: F401
+    depthwise_conv2d,  # noqa: F401
     gated_gnn,  # noqa: F401
     shortest_distances,  # noqa: F401
 )

@@ -109,6 +109,7 @@ def recorded_calls() -> list[Call]:
         ops.gated_gnn_plan_to(packed, torch.device("cpu"))
         ops.gated_gnn_plan_edges(packed)
         ops.gated_gnn_join([packed, packed])
+        image_calls()
     # Packing is for other devices than the CPU; its arguments are those of the op itself.
     extra = [
         Call(ops.expand_params_pack.default, (call.args[1], call.args[0], call.args[3]))
@@ -119,6 +120,19 @@ def recorded_calls() -> list[Call]:
     missing = set(op_names()) - {call.op._schema.name.partition("::")[2] for call in calls}
     assert not missing, f"no call of {sorted(missing)} was recorded"
     return calls
+
+
+def image_calls() -> None:
+    """Calls of the ops on images, forward and backward, in each type that they take."""
+    from ghn_fast.ops.batch_norm_act import batch_norm_act
+    from ghn_fast.ops.depthwise_conv2d import depthwise_conv2d
+
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(3, 19, 9, 8).to(dtype).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(19, 1, 3, 5).to(dtype).requires_grad_()
+        vectors = torch.randn(2, 19, requires_grad=True)
+        y = depthwise_conv2d(x.requires_grad_(), weight, (2, 1), (1, 2), (1, 1))
+        batch_norm_act(y, vectors[0], vectors[1], 1e-5, True).sum().backward()
 
 
 def op_names() -> list[str]:
