@@ -1,10 +1,11 @@
-// Batch normalisation of channels-last images by the statistics of the batch, with an optional ReLU,
-// on CPU.
+// Batch normalisation of channels-last images by the statistics of the batch, with an optional
+// ReLU, on CPU.
 //
 // Floor: the forward pass reads x for the statistics, reads it again and writes the output; the
-// backward pass reads the gradient and x twice and writes a gradient. In float32 these are 12 and 20
-// bytes per element, in bfloat16 half of that; a dozen flops per element go with them. Nothing but
-// x, the mean and 1 / sqrt(variance + eps) is kept in between: where the ReLU gave 0 is computed anew.
+// backward pass reads the gradient and x twice and writes a gradient. In float32 these are 12 and
+// 20 bytes per element, in bfloat16 half of that; a dozen flops per element go with them. Nothing
+// but x, the mean and 1 / sqrt(variance + eps) is kept in between: where the ReLU gave 0 is
+// computed anew.
 //
 // Statistics are taken of portions of pixels, whose number depends on the shape alone, and put
 // together in double precision: the same bits for any number of threads. A portion is read from
@@ -18,20 +19,20 @@
 #include <numeric>
 #include <optional>
 
-#include "../common/checks.h"
 #include "batch_norm_act_kernels.h"
+#include "images.h"
 
 namespace ghn {
 namespace {
 
-// Rows of a portion. Of what a portion of 64 channels holds, 32 KiB in float32, the statistics are 3 %.
+// Rows of a portion: the statistics are 3 % of what it holds in float32.
 constexpr int64_t kRows = 128;
 // Elements that are worth a thread.
 constexpr int64_t kGrain = int64_t(1) << 15;
 
-// Pixels (pixels, channels) as rows that a kernel takes. Few channels are several pixels to a row, so
-// that vectors are full; each of its columns then has its own sums for a while. The last pixels,
-// which fill no row, are a portion of their own, padded with copies of nothing: see `rest`.
+// Pixels (pixels, channels) as rows that a kernel takes. With few channels there are several pixels
+// to a row, so that vectors are full; each of its columns then has its own sums for a while. The
+// last pixels, which fill no row, are a portion of their own: see Rest.
 struct Rows {
   int64_t pixels, channels, per_row, width, rows, portions;
 
@@ -47,8 +48,8 @@ struct Rows {
   int64_t first(int64_t portion) const { return portion * kRows; }
   int64_t count(int64_t portion) const { return std::min(kRows, rows - first(portion)); }
 
-  // f(portion) for all portions, on threads; each thread goes down if `down`, towards what a walk up
-  // has left in the caches.
+  // f(portion) for all portions, on threads; each thread goes down if `down`, beginning with what a
+  // walk up has left in the caches.
   template <class F>
   void for_each(bool down, F f) const {
     const int64_t grain = std::max<int64_t>(1, kGrain / (kRows * width));
@@ -90,14 +91,6 @@ struct Columns {
   BatchNormColumns pointers() const { return {mean.data(), scale.data(), shift.data()}; }
 };
 
-void check_images(const at::Tensor& tensor, const char* name) {
-  check_device(tensor, at::kCPU, name);
-  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kBFloat16,
-                   name, ": got ", tensor.scalar_type(), ", needs float32 or bfloat16");
-  TORCH_CHECK_VALUE(tensor.dim() == 4, name, ": got shape ", tensor.sizes(),
-                    ", needs (N, C, H, W)");
-}
-
 void check_channels(const std::optional<at::Tensor>& tensor, const at::Tensor& x,
                     const char* name) {
   if (!tensor) return;
@@ -108,8 +101,7 @@ void check_channels(const std::optional<at::Tensor>& tensor, const at::Tensor& x
   check_shape(*tensor, {x.size(1)}, name);
 }
 
-// The last pixels and what a kernel makes of them: rows of one pixel, side by side as a row of
-// kernels' width would be. There are fewer of them than lanes.
+// The last pixels, which fill no row. Kernels take them as a row that is filled up.
 template <class T>
 struct Rest {
   const Rows& rows;
@@ -239,18 +231,9 @@ void gradient(const T* grad, const T* x, const Rows& rows, const Columns& column
   std::copy_n(made.data(), rest.size(), out + rest.first);
 }
 
-template <class F>
-void with_type(at::ScalarType type, F f) {
-  type == at::kFloat ? f(float{}) : f(c10::BFloat16{});
-}
-
 template <class From>
 void copy_to(const std::vector<From>& values, const at::Tensor& tensor) {
   std::copy(values.begin(), values.end(), tensor.data_ptr<float>());
-}
-
-at::Tensor channels_last(const at::Tensor& like) {
-  return at::empty(like.sizes(), like.options().memory_format(at::MemoryFormat::ChannelsLast));
 }
 
 }  // namespace
@@ -262,7 +245,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_cpu(
   check_channels(weight, x, "weight");
   check_channels(bias, x, "bias");
   const at::TensorOptions options = x.options().dtype(at::kFloat);
-  const at::Tensor out = channels_last(x);
+  const at::Tensor out = channels_last(x.sizes(), x);
   const at::Tensor mean = at::zeros({x.size(1)}, options), invstd = at::zeros({x.size(1)}, options);
   if (x.numel() == 0) return {out, mean, invstd};
   const at::Tensor from = x.contiguous(at::MemoryFormat::ChannelsLast);
@@ -295,7 +278,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backward_cpu(
   check_channels(invstd, x, "invstd");
   const int64_t channels = x.size(1);
   const at::TensorOptions options = x.options().dtype(at::kFloat);
-  const at::Tensor out = channels_last(x);
+  const at::Tensor out = channels_last(x.sizes(), x);
   const at::Tensor grad_weight = at::zeros({channels}, options);
   const at::Tensor grad_bias = at::zeros({channels}, options);
   if (x.numel() == 0) return {out, grad_weight, grad_bias};

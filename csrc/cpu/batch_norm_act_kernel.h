@@ -1,6 +1,6 @@
 // The inner loops of a batch normalisation on CPU. No include guard: batch_norm_act_kernels.cpp
-// includes this file once per instruction set, with GHN_ISA (a namespace) and GHN_BYTES (of a vector
-// register).
+// includes this file once per instruction set, with GHN_ISA (a namespace) and GHN_BYTES (of a
+// vector register).
 
 namespace ghn {
 namespace GHN_ISA {

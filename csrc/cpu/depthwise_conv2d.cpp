@@ -4,97 +4,36 @@
 // outputs written once, 8 B C H W bytes in float32 and 4 in bfloat16, and each of three passes
 // (forward, both gradients) takes B C H W K products. One core of a Zen 4 makes one vector of 16
 // products a cycle. So 5 x 5 taps over 64 images of 64 channels, 16 x 16 pixels, are 1.6 M cycles,
-// about as long as 8 MB take at 19 GB/s: products are the floor for 5 x 5 and larger, the memory for
+// as long as 8 MB take at 19 GB/s: products are the floor for 5 x 5 and larger, the memory for
 // 3 x 3 and smaller, and bfloat16 saves bytes but no products.
 //
 // An image's channels pass in blocks of one vector. A block is spread out in float32 with the zeros
 // of the padding around it, so that the inner loops know no edges; it stays in the caches until all
 // of its taps are used. The taps of a row above or below the image are left out.
 //
-// Every output is a sum in the order of its taps, whatever is computed beside it. The gradient of
-// the weights is summed image by image over a fixed number of parts, then over these in double
-// precision: the same bits for any number of threads.
+// Every output is a sum in the order of its taps, whatever is computed beside it: the same bits for
+// any number of threads.
 #include <ATen/Parallel.h>
 #include <ATen/ops/conv2d.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
-#include <cstring>
+#include <utility>
+#include <vector>
 
-#include "../common/checks.h"
-#include "depthwise_conv2d_axis.h"
+#include "depthwise_conv2d.h"
 #include "depthwise_conv2d_kernels.h"
+#include "images.h"
 #include "isa.h"
 
 namespace ghn {
 namespace {
 
-// A block's images, or as many rows of them as fit, are spread out in so many floats.
-constexpr int64_t kScratch = 12 * 1024;
-// Products that are worth a thread.
-constexpr int64_t kGrain = int64_t(1) << 17;
-// Partial sums of the gradient of the weights.
-constexpr int64_t kParts = 64;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// What all three ops agree on: the sizes of images before and after.
-struct Shapes {
-  int64_t images, channels;
-  Axis rows, columns;  // of the forward pass
-
-  int64_t taps() const { return rows.taps * columns.taps; }
-};
-
-int64_t output_size(int64_t in, int64_t taps, int64_t stride, int64_t padding, int64_t dilation) {
-  return (in + 2 * padding - dilation * (taps - 1) - 1) / stride + 1;
-}
-
-Axis axis_of(int64_t in, int64_t taps, int64_t stride, int64_t padding, int64_t dilation,
-             const char* name) {
-  // Beyond these, positions would not fit in 64 bits, nor images in memory.
-  static constexpr int64_t kMost = int64_t(1) << 30;
-  const auto check = [](const char* what, int64_t got, int64_t least) {
-    TORCH_CHECK_VALUE(got >= least && got <= kMost, what, ": got ", got, ", needs ", least, " to ",
-                      kMost);
-  };
-  check("size of the images", in, 0);
-  check("size of the kernels", taps, 1);
-  check("stride", stride, 1);
-  check("padding", padding, 0);
-  check("dilation", dilation, 1);
-  TORCH_CHECK_VALUE(in + 2 * padding > dilation * (taps - 1), "x: got ", in, " ", name,
-                    ", with padding ", in + 2 * padding, ", needs at least ",
-                    dilation * (taps - 1) + 1, ", as many as a kernel spans");
-  return {in, output_size(in, taps, stride, padding, dilation), taps, stride, padding, dilation,
-          false};
-}
-
 Axis transposed(Axis axis) {
   std::swap(axis.in, axis.out);
   axis.transposed = true;
   return axis;
-}
-
-Shapes shapes_of(at::IntArrayRef x, at::IntArrayRef kernel, at::IntArrayRef stride,
-                 at::IntArrayRef padding, at::IntArrayRef dilation) {
-  TORCH_CHECK_VALUE(x.size() == 4, "x: got shape ", x, ", needs (N, C, H, W)");
-  for (const at::IntArrayRef pair : {kernel, stride, padding, dilation}) {
-    TORCH_CHECK_VALUE(pair.size() == 2, "kernel size, stride, padding and dilation: got ", pair,
-                      ", needs two numbers");
-  }
-  return {x[0], x[1], axis_of(x[2], kernel[0], stride[0], padding[0], dilation[0], "rows"),
-          axis_of(x[3], kernel[1], stride[1], padding[1], dilation[1], "columns")};
-}
-
-void check_images(const at::Tensor& tensor, const char* name) {
-  check_device(tensor, at::kCPU, name);
-  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kBFloat16,
-                   name, ": got ", tensor.scalar_type(), ", needs float32 or bfloat16");
-  TORCH_CHECK_VALUE(tensor.dim() == 4, name, ": got shape ", tensor.sizes(),
-                    ", needs (N, C, H, W)");
 }
 
 void check_weight(const at::Tensor& weight, const at::Tensor& images, int64_t channels) {
@@ -103,10 +42,6 @@ void check_weight(const at::Tensor& weight, const at::Tensor& images, int64_t ch
   TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(0) == channels && weight.size(1) == 1,
                     "weight: got shape ", weight.sizes(), ", needs (", channels,
                     ", 1, height, width)");
-}
-
-at::Tensor channels_last(at::IntArrayRef sizes, const at::Tensor& like) {
-  return at::empty(sizes, like.options().memory_format(at::MemoryFormat::ChannelsLast));
 }
 
 // [block][tap][lane], zeros in lanes without a channel.
@@ -139,7 +74,8 @@ struct TapList {
       rows.push_back(row);
       for (int64_t w = 0; w < columns_axis.taps; ++w) {
         if (!columns_axis.position(column_class, w, &column)) continue;
-        taps.push_back({(row * width + column + left) * lanes, (h * columns_axis.taps + w) * lanes});
+        taps.push_back({(row * width + column + left) * lanes,
+                        (h * columns_axis.taps + w) * lanes});
       }
     }
     per_row = rows.empty() ? 0 : int64_t(taps.size() / rows.size());
@@ -245,7 +181,7 @@ class Convolution {
     }
   }
 
-  // Which rows of the list's kernel lie in the image for an output row: they are next to each other.
+  // Which rows of the list's kernel lie in the image for an output row; they are neighbours.
   std::pair<int64_t, int64_t> there(const TapList& list, int64_t row) const {
     const int64_t moved = row / rows_.classes() * rows_.step();
     const auto inside = [&](int64_t r) { return r + moved >= 0 && r + moved < rows_.in; };
@@ -285,152 +221,6 @@ class Convolution {
   std::vector<Band> bands_;
 };
 
-// The gradient of the weights: grad (N, out, out, C), x (N, in, in, C) -> (C, taps).
-template <class T>
-class WeightGradient {
- public:
-  explicit WeightGradient(const Shapes& shapes)
-      : kernels_(depthwise_kernels<T>()),
-        s_(shapes),
-        blocks_(divide_up(shapes.channels, kernels_.lanes)),
-        parts_(std::min(shapes.images, kParts)),
-        width_(std::max((s_.columns.out - 1) * s_.columns.stride +
-                            (s_.columns.taps - 1) * s_.columns.dilation + 1,
-                        s_.columns.padding + s_.columns.in)) {
-    for (int64_t h = 0; h < s_.rows.taps; ++h) {
-      for (int64_t w = 0; w < s_.columns.taps; ++w) {
-        offsets_.push_back((h * s_.rows.dilation * width_ + w * s_.columns.dilation) *
-                           kernels_.lanes);
-      }
-    }
-    const int64_t span = (s_.rows.taps - 1) * s_.rows.dilation + 1;
-    const int64_t fit = kScratch / (width_ * kernels_.lanes);
-    band_ = std::clamp<int64_t>((fit - span) / s_.rows.stride + 1, 1, s_.rows.out);
-    x_block_ = ((band_ - 1) * s_.rows.stride + span) * width_ * kernels_.lanes;
-    group_ = std::clamp<int64_t>(kScratch / x_block_, 1, blocks_);
-  }
-
-  void run(const T* grad, const T* x, T* to) const {
-    const int64_t lanes = kernels_.lanes, groups = divide_up(blocks_, group_);
-    const at::Tensor sums = at::zeros({parts_, blocks_, s_.taps(), lanes}, at::kFloat);
-    const int64_t products = group_ * lanes * s_.rows.out * s_.columns.out * s_.taps() *
-                             divide_up(s_.images, parts_);
-    const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(products, 1));
-    at::parallel_for(0, parts_ * groups, grain, [&](int64_t begin, int64_t end) {
-      const at::Tensor scratch = at::zeros({group_ * x_block_}, at::kFloat);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t part = task / groups, first = task % groups * group_;
-        float* to_part = sums.data_ptr<float>() + (part * blocks_ + first) * s_.taps() * lanes;
-        const int64_t last_image = (part + 1) * s_.images / parts_;
-        for (int64_t image = part * s_.images / parts_; image < last_image; ++image) {
-          for (int64_t row = 0; row < s_.rows.out; row += band_) {
-            add(grad, x, image, first, row, scratch.data_ptr<float>(), to_part);
-          }
-        }
-      }
-    });
-    join(sums, to);
-  }
-
- private:
-  // Adds what output rows [row, row + band_) of an image contribute to a group of blocks.
-  void add(const T* grad, const T* x, int64_t image, int64_t first, int64_t row, float* scratch,
-           float* sums) const {
-    const int64_t lanes = kernels_.lanes, c = first * lanes;
-    const int64_t channels = std::min(group_ * lanes, s_.channels - c);
-    const int64_t rows = std::min(band_, s_.rows.out - row);
-    const int64_t origin = row * s_.rows.stride - s_.rows.padding;
-    const int64_t x_rows = (rows - 1) * s_.rows.stride + (s_.rows.taps - 1) * s_.rows.dilation + 1;
-    fill_x(x, image, c, channels, origin, x_rows, scratch);
-    const int64_t pixel = (image * s_.rows.out + row) * s_.columns.out;
-    const int64_t end = s_.images * s_.rows.out * s_.columns.out * s_.channels;
-    DepthwiseSums<T> call;
-    call.columns = s_.columns.out;
-    call.x_row = s_.rows.stride * width_ * lanes;
-    call.x_step = s_.columns.stride * lanes;
-    for (int64_t b = 0; b * lanes < channels; ++b) {
-      const int64_t at = pixel * s_.channels + c + b * lanes;
-      const int64_t last = at + (rows * s_.columns.out - 1) * s_.channels + lanes;
-      std::vector<T> copy;  // where the last vector would end beyond the gradient
-      if (last > end) {
-        copy.resize(size_t(rows * s_.columns.out * lanes), T(0.0f));
-        for (int64_t i = 0; i < rows * s_.columns.out; ++i) {
-          std::copy_n(grad + at + i * s_.channels, channels - b * lanes, copy.data() + i * lanes);
-        }
-      }
-      call.grad_step = copy.empty() ? s_.channels : lanes;
-      call.grad_row = s_.columns.out * call.grad_step;
-      add_block(call, copy.empty() ? grad + at : copy.data(), scratch + b * x_block_, origin, rows,
-                sums + b * s_.taps() * lanes);
-    }
-  }
-
-  void add_block(DepthwiseSums<T> call, const T* grad, const float* x, int64_t origin, int64_t rows,
-                 float* sums) const {
-    const int64_t taps = s_.taps(), calls = divide_up(taps, DepthwiseKernels<T>::kMostTaps);
-    for (int64_t i = 0; i < calls; ++i) {
-      const int64_t begin = i * taps / calls, end = (i + 1) * taps / calls;
-      // Rows of which no tap reads anything but zeros are left out.
-      const int64_t top = begin / s_.columns.taps * s_.rows.dilation + origin;
-      const int64_t bottom = (end - 1) / s_.columns.taps * s_.rows.dilation + origin;
-      const int64_t from = std::max<int64_t>(0, divide_up(-bottom, s_.rows.stride));
-      const int64_t to = std::min(rows, divide_up(s_.rows.in - top, s_.rows.stride));
-      call.offsets = offsets_.data() + begin;
-      call.num_taps = int(end - begin);
-      call.rows = to - from;
-      call.x = x + from * call.x_row;
-      call.grad = grad + from * call.grad_row;
-      call.sums = sums + begin * kernels_.lanes;
-      if (from < to) kernels_.gradient(call);
-    }
-  }
-
-  // The rows that are read, those outside of the image as zeros.
-  void fill_x(const T* x, int64_t image, int64_t c, int64_t channels, int64_t origin, int64_t rows,
-              float* scratch) const {
-    const int64_t lanes = kernels_.lanes, size = s_.columns.in * s_.channels;
-    const T* end = x + s_.images * s_.rows.in * size;
-    for (int64_t i = 0; i < rows; ++i) {
-      float* to = scratch + i * width_ * lanes;
-      if (origin + i >= 0 && origin + i < s_.rows.in) {
-        kernels_.fill(x + (image * s_.rows.in + origin + i) * size + c, end, s_.channels,
-                      s_.columns.in, channels, to + s_.columns.padding * lanes, x_block_);
-        continue;
-      }
-      for (int64_t b = 0; b * lanes < channels; ++b) {
-        std::memset(to + b * x_block_, 0, size_t(width_ * lanes) * sizeof(float));
-      }
-    }
-  }
-
-  void join(const at::Tensor& sums, T* to) const {
-    const int64_t lanes = kernels_.lanes, taps = s_.taps();
-    const float* from = sums.const_data_ptr<float>();
-    std::vector<double> total(lanes);
-    for (int64_t b = 0; b < blocks_; ++b) {
-      const int64_t channels = std::min(lanes, s_.channels - b * lanes);
-      for (int64_t t = 0; t < taps; ++t) {
-        std::fill(total.begin(), total.end(), 0.0);
-        for (int64_t part = 0; part < parts_; ++part) {
-          const float* values = from + ((part * blocks_ + b) * taps + t) * lanes;
-          for (int64_t i = 0; i < lanes; ++i) total[size_t(i)] += double(values[i]);
-        }
-        for (int64_t i = 0; i < channels; ++i) {
-          to[(b * lanes + i) * taps + t] = T(float(total[size_t(i)]));
-        }
-      }
-    }
-  }
-
-  const DepthwiseKernels<T> kernels_;
-  const Shapes s_;
-  const int64_t blocks_, parts_;
-  const int64_t width_;  // columns of x with the zeros around it
-  std::vector<int64_t> offsets_;
-  int64_t band_;  // output rows that are summed up together
-  int64_t x_block_, group_;
-};
-
 // Whether oneDNN's kernel is the faster one: it reads the images where they lie, which pays where
 // there is more to do than to call it. Its outputs, too, are sums in the order of the taps.
 bool better_by_torch(const Shapes& s, at::ScalarType type) {
@@ -450,11 +240,6 @@ at::Tensor by_torch(const at::Tensor& x, const at::Tensor& weight, const Shapes&
       .contiguous(at::MemoryFormat::ChannelsLast);
 }
 
-template <class F>
-void with_type(at::ScalarType type, F f) {
-  type == at::kFloat ? f(float{}) : f(c10::BFloat16{});
-}
-
 }  // namespace
 
 at::Tensor depthwise_conv2d_cpu(const at::Tensor& x, const at::Tensor& weight,
@@ -463,10 +248,10 @@ at::Tensor depthwise_conv2d_cpu(const at::Tensor& x, const at::Tensor& weight,
   check_images(x, "x");
   check_weight(weight, x, x.size(1));
   const Shapes s = shapes_of(x.sizes(), weight.sizes().slice(2), stride, padding, dilation);
-  const at::Tensor out = channels_last({s.images, s.channels, s.rows.out, s.columns.out}, x);
-  if (out.numel() == 0) return out;
   const at::Tensor from = x.contiguous(at::MemoryFormat::ChannelsLast);
   if (better_by_torch(s, x.scalar_type())) return by_torch(from, weight, s);
+  const at::Tensor out = channels_last({s.images, s.channels, s.rows.out, s.columns.out}, x);
+  if (out.numel() == 0) return out;
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const Convolution<T> convolution(s.rows, s.columns, s.images, s.channels, weight);
@@ -483,8 +268,6 @@ at::Tensor depthwise_conv2d_grad_input_cpu(const at::Tensor& grad, const at::Ten
   const Shapes s = shapes_of({grad.size(0), grad.size(1), height, width}, weight.sizes().slice(2),
                              stride, padding, dilation);
   check_shape(grad, {s.images, s.channels, s.rows.out, s.columns.out}, "grad");
-  const at::Tensor out = channels_last({s.images, s.channels, height, width}, grad);
-  if (out.numel() == 0) return out;
   const at::Tensor from = grad.contiguous(at::MemoryFormat::ChannelsLast);
   if (s.rows.stride == 1 && s.columns.stride == 1) {
     // A convolution with the kernels turned around.
@@ -497,6 +280,8 @@ at::Tensor depthwise_conv2d_grad_input_cpu(const at::Tensor& grad, const at::Ten
       return by_torch(from, weight.flip({2, 3}), turned);
     }
   }
+  const at::Tensor out = channels_last({s.images, s.channels, height, width}, grad);
+  if (out.numel() == 0) return out;
   with_type(grad.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const Convolution<T> convolution(transposed(s.rows), transposed(s.columns), s.images,
@@ -506,30 +291,9 @@ at::Tensor depthwise_conv2d_grad_input_cpu(const at::Tensor& grad, const at::Ten
   return out;
 }
 
-at::Tensor depthwise_conv2d_grad_weight_cpu(const at::Tensor& grad, const at::Tensor& x,
-                                            int64_t height, int64_t width, at::IntArrayRef stride,
-                                            at::IntArrayRef padding, at::IntArrayRef dilation) {
-  check_images(x, "x");
-  check_images(grad, "grad");
-  check_dtype(grad, x.scalar_type(), "grad");
-  const Shapes s = shapes_of(x.sizes(), {height, width}, stride, padding, dilation);
-  check_shape(grad, {s.images, s.channels, s.rows.out, s.columns.out}, "grad");
-  if (x.numel() == 0) return at::zeros({s.channels, 1, height, width}, x.options());
-  const at::Tensor out = at::empty({s.channels, 1, height, width}, x.options());
-  const at::Tensor from = x.contiguous(at::MemoryFormat::ChannelsLast);
-  const at::Tensor last = grad.contiguous(at::MemoryFormat::ChannelsLast);
-  with_type(x.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    const WeightGradient<T> gradient(s);
-    gradient.run(last.const_data_ptr<T>(), from.const_data_ptr<T>(), out.data_ptr<T>());
-  });
-  return out;
-}
-
 TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
   m.impl("depthwise_conv2d", &depthwise_conv2d_cpu);
   m.impl("depthwise_conv2d_grad_input", &depthwise_conv2d_grad_input_cpu);
-  m.impl("depthwise_conv2d_grad_weight", &depthwise_conv2d_grad_weight_cpu);
 }
 
 }  // namespace ghn

@@ -1,6 +1,6 @@
 // A depthwise convolution's inner loops on CPU. No include guard: depthwise_conv2d_kernels.cpp
-// includes this file once per instruction set, with GHN_ISA (a namespace) and GHN_BYTES (of a vector
-// register).
+// includes this file once per instruction set, with GHN_ISA (a namespace) and GHN_BYTES (of a
+// vector register).
 
 namespace ghn {
 namespace GHN_ISA {
@@ -20,15 +20,17 @@ struct Depthwise {
       // Pixels of which a whole vector may be read, other channels or not.
       int64_t whole = count;
       while (channels < W && whole > 0 && end - from < (whole - 1) * stride + W) --whole;
-      for (int64_t i = 0; i < whole; ++i) Floats::store(to + i * W, Memory::load(from + i * stride));
+      for (int64_t i = 0; i < whole; ++i) {
+        Floats::store(to + i * W, Memory::load(from + i * stride));
+      }
       for (int64_t i = whole; i < count; ++i) {
         Floats::store(to + i * W, Memory::load_some(from + i * stride, int(channels)));
       }
     }
   }
 
-  // STEP is the distance of the pixels in vectors, or 0 where only x_step tells. Packs of indices, in
-  // a function of its own: the sums stay in registers and the addresses are constants.
+  // STEP is the distance of the pixels in vectors, or 0 where only x_step tells. Packs of indices,
+  // in a function of its own: the sums stay in registers and the addresses are constants.
   template <int STEP, int... P>
   static __attribute__((noinline)) void group(std::integer_sequence<int, P...>,
                                               const DepthwiseRows<T>& r, const float* x, T* out) {

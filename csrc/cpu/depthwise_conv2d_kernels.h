@@ -1,7 +1,7 @@
 // What a depthwise convolution consists of, for the instruction set of this machine.
 //
-// A vector is one pixel of as many channels as fit: channels know nothing of each other. Pixels of a
-// block of `lanes` channels lie side by side in float32, zeros around them, whatever they are in
+// A vector is one pixel of as many channels as fit: channels know nothing of each other. Pixels of
+// a block of `lanes` channels lie side by side in float32, zeros around them, whatever they are in
 // memory: [row][column][lane].
 #pragma once
 
@@ -51,7 +51,7 @@ struct DepthwiseSums {
 template <class T>
 struct DepthwiseKernels {
   // Most taps that one call of `gradient` takes.
-  static constexpr int kMostTaps = 8;
+  static constexpr int kMostTaps = 9;
 
   int lanes;
 
