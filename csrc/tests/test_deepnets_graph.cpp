@@ -2,6 +2,7 @@
 // stand in for, and damaged records, which the sanitizers watch.
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <random>
 #include <tuple>
@@ -38,6 +39,8 @@ Bytes random_record(std::mt19937& random) {
   Bytes record = {steps[0], steps[1], steps[0], steps[1], uint8_t(1 + below(12)), 0,
                   uint8_t(1 + below(2)), 0, uint8_t(8 + 2 * below(40)), 0, 0, 0, 64, 0, 0, 0,
                   uint8_t(1 + below(3)), 0, 3, 0, below(32), 0, 0, 0};
+  // Cells of several states, and wider ones, need convolutions on their inputs.
+  if (std::max(steps[0], steps[1]) > 1 || record[6] > 1) record[20] |= 8;
   for (const uint8_t cell : steps) {
     for (int i = 0; i < 2 * cell; ++i) {
       record.push_back(below(15));

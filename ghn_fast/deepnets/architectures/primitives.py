@@ -81,17 +81,12 @@ def _full(kernel: int) -> Primitive:
     return _chain(_RELU, Layer("conv", (kernel, kernel), _BOTH), _NORM)
 
 
+def _depthwise(kernel: int, dilation: int, halves: tuple[bool, bool] = _BOTH) -> tuple[Layer, ...]:
+    return _RELU, Layer("conv", (kernel, kernel), halves, True, dilation), _POINTWISE, _NORM
+
+
 def _separable(kernel: int) -> Primitive:
-    layers = [
-        (_RELU, Layer("conv", (kernel, kernel), halves, depthwise=True), _POINTWISE, _NORM)
-        for halves in (_BOTH, (False, False))
-    ]
-    return _chain(*layers[0], *layers[1])
-
-
-def _dilated(kernel: int) -> Primitive:
-    depthwise = Layer("conv", (kernel, kernel), _BOTH, depthwise=True, dilation=2)
-    return _chain(_RELU, depthwise, _POINTWISE, _NORM)
+    return _chain(*_depthwise(kernel, 1), *_depthwise(kernel, 1, (False, False)))
 
 
 TABLE: Final[dict[str, Primitive]] = {
@@ -101,8 +96,8 @@ TABLE: Final[dict[str, Primitive]] = {
     "skip_connect": Primitive("skip"),
     "sep_conv_3x3": _separable(3),
     "sep_conv_5x5": _separable(5),
-    "dil_conv_3x3": _dilated(3),
-    "dil_conv_5x5": _dilated(5),
+    "dil_conv_3x3": _chain(*_depthwise(3, 2)),
+    "dil_conv_5x5": _chain(*_depthwise(5, 2)),
     "conv_1x1": _full(1),
     "conv_7x1_1x7": _chain(
         _RELU, Layer("conv", (1, 7), (False, True)), Layer("conv", (7, 1), (True, False)), _NORM

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ghn_fast.deepnets.architectures.genotype import NetworkConfig
+from ghn_fast.deepnets.architectures.genotype import Gene, NetworkConfig
 from ghn_fast.deepnets.architectures.primitives import halved
 
 # Images below this size get the stems for small images (CIFAR-10), all others those for ImageNet.
@@ -232,14 +232,20 @@ def _reachable_states(config: NetworkConfig) -> list[tuple[int | None, ...]]:
     for index in range(config.n_cells):
         reduction = config.is_reduction(index)
         genes = genotype.reduce if reduction else genotype.normal
-        states = outputs[-2:]
-        for step in range(0, len(genes), 2):
-            states.append(any(n != "none" and states[s] for n, s in genes[step : step + 2]))
+        states = _reached(genes, outputs[-2:])
         wanted = genotype.reduce_concat if reduction else genotype.normal_concat
         concat = tuple(state if states[state] else None for state in wanted)
         outputs.append(any(states[state] for state in wanted))
         result.append(concat if outputs[-1] else ())
     return result
+
+
+def _reached(genes: tuple[Gene, ...], inputs: list[bool]) -> list[bool]:
+    """Which states of a cell a path leads to, from which of its two inputs one does."""
+    states = [*inputs]
+    for step in range(0, len(genes), 2):
+        states.append(any(n != "none" and states[s] for n, s in genes[step : step + 2]))
+    return states
 
 
 def _alive_operations(
@@ -255,9 +261,7 @@ def _alive_operations(
     inputs = [(False, False)] * count
     for index in reversed(range(count)):
         genes = genotype.reduce if config.is_reduction(index) else genotype.normal
-        states = [*reached[index : index + 2]]
-        for step in range(0, len(genes), 2):
-            states.append(any(n != "none" and states[s] for n, s in genes[step : step + 2]))
+        states = _reached(genes, reached[index : index + 2])
         needed = [False] * len(states)
         if wanted[index + 2]:
             for state in concats[index]:

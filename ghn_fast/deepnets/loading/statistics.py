@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,10 +86,10 @@ def _describe_packed(file: PackFile) -> dict[str, Any]:
             properties[name] = properties.get(name, 0) + int(np.count_nonzero(values))
     return {
         "count": len(file),
-        "nodes": _array_range(file.nodes),
-        "params": _array_range(file.params[:, 0]),
-        "cells": _array_range(np.concatenate(cells)),
-        "steps": _array_range(np.concatenate(steps)),
+        "nodes": _range(file.nodes),
+        "params": _range(file.params[:, 0]),
+        "cells": _range(np.concatenate(cells)),
+        "steps": _range(np.concatenate(steps)),
         "primitives": dict(zip(PRIMITIVES, (genes / genes.sum()).tolist(), strict=True)),
         "fractions": {name: count / len(file) for name, count in properties.items()},
     }
@@ -181,13 +181,10 @@ def _properties(config: NetworkConfig) -> dict[str, bool]:
     }
 
 
-def _range(values: Sequence[int]) -> dict[str, float]:
-    if not values:
+def _range(values: Any) -> dict[str, float]:
+    values = np.asarray(values)
+    if not len(values):
         return {}
-    return {"min": min(values), "mean": sum(values) / len(values), "max": max(values)}
-
-
-def _array_range(values: Any) -> dict[str, float]:
     mean = float(values.mean(dtype=np.float64))
     return {"min": int(values.min()), "mean": mean, "max": int(values.max())}
 
