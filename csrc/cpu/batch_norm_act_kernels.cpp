@@ -9,7 +9,7 @@
 
 #define GHN_ISA baseline
 #define GHN_BYTES 16
-#include "batch_norm_act_kernel.h"
+#include "batch_norm_act_isa.h"
 #undef GHN_ISA
 #undef GHN_BYTES
 
@@ -17,7 +17,7 @@
 GHN_TARGET_AVX2
 #define GHN_ISA avx2
 #define GHN_BYTES 32
-#include "batch_norm_act_kernel.h"
+#include "batch_norm_act_isa.h"
 #undef GHN_ISA
 #undef GHN_BYTES
 GHN_TARGET_END
@@ -25,7 +25,7 @@ GHN_TARGET_END
 GHN_TARGET_AVX512
 #define GHN_ISA avx512
 #define GHN_BYTES 64
-#include "batch_norm_act_kernel.h"
+#include "batch_norm_act_isa.h"
 #undef GHN_ISA
 #undef GHN_BYTES
 GHN_TARGET_END

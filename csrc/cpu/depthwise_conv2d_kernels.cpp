@@ -10,7 +10,7 @@
 
 #define GHN_ISA baseline
 #define GHN_BYTES 16
-#include "depthwise_conv2d_kernel.h"
+#include "depthwise_conv2d_isa.h"
 #undef GHN_ISA
 #undef GHN_BYTES
 
@@ -18,7 +18,7 @@
 GHN_TARGET_AVX2
 #define GHN_ISA avx2
 #define GHN_BYTES 32
-#include "depthwise_conv2d_kernel.h"
+#include "depthwise_conv2d_isa.h"
 #undef GHN_ISA
 #undef GHN_BYTES
 GHN_TARGET_END
@@ -26,7 +26,7 @@ GHN_TARGET_END
 GHN_TARGET_AVX512
 #define GHN_ISA avx512
 #define GHN_BYTES 64
-#include "depthwise_conv2d_kernel.h"
+#include "depthwise_conv2d_isa.h"
 #undef GHN_ISA
 #undef GHN_BYTES
 GHN_TARGET_END
