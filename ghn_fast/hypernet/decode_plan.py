@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,22 +84,31 @@ def plan_decoding(
     ranges: list[dict[str, tuple[int, tuple[int, ...]]]] = []
     # Of each group its number, and of its nodes the index among the blocks that it decodes.
     groups: dict[Group, tuple[int, dict[int, int]]] = {}
+    # Many parameters of an architecture are alike.
+    layouts: dict[Any, tuple[Group, tuple[Shape4, Shape4, Kind, float]]] = {}
     first_node = end = 0
     for graph in graphs:
         ranges.append({})
+        node_types = graph.op_types.tolist()
         for target in graph.targets:
             if target.head and not head:
                 continue
-            group = _group_of(target, config)
+            is_position = node_types[target.node] == NODE_TYPE_INDEX["pos_enc"]
+            alike = (
+                *(target.predicted_shape, target.head, target.row),
+                *(target.fan_in, target.gain, is_position),
+            )
+            if alike not in layouts:
+                group = _group_of(target, config)
+                kind, scale = _normalisation(target, is_position, config)
+                shape = _pad(target.predicted_shape)
+                layouts[alike] = group, (_block_shape(group, config), shape, kind, scale)
+            group, layout = layouts[alike]
             number, nodes = groups.setdefault(group, (len(groups), {}))
             index = nodes.setdefault(first_node + target.node, len(nodes))
             if group.decoder == Decoder.VECTOR:
                 index = 2 * index + target.row
-            block = _block_shape(group, config)
-            is_position = int(graph.op_types[target.node]) == NODE_TYPE_INDEX["pos_enc"]
-            kind, scale = _normalisation(target, is_position, config)
-            shape = _pad(target.predicted_shape)
-            rows.append(PlanRow(number, index * prod(block), block, shape, kind, scale, end))
+            rows.append(PlanRow(number, index * prod(layout[0]), *layout, end))
             ranges[-1][target.name] = (end, target.shape)
             end += -(-prod(target.shape) // _ALIGNMENT) * _ALIGNMENT
         first_node += graph.num_nodes

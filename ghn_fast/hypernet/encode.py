@@ -63,19 +63,21 @@ class NodeEncoder(nn.Module):
             height and width.
         """
         last_channel, last_kernel = self.channel.num_embeddings - 1, self.kernel.num_embeddings - 1
-        index = np.empty((len(shapes), 4), dtype=np.int64)
-        index[:, :2] = last_channel
-        index[:, 2:] = last_kernel
         channels, kernels = len(self._channels) - 1, len(self._kernels) - 1
-        for node, shape in enumerate(shapes):
-            if shape is None:
-                continue
-            out, in_, height, width = shape_4d(shape)
-            index[node, 0] = self._channels[min(out, channels)]
-            index[node, 1] = self._channels[min(in_, channels)]
-            index[node, 2] = self._kernels[min(height, kernels)]
-            index[node, 3] = self._kernels[min(width, kernels)]
-        return torch.from_numpy(index)
+        # Many nodes have the same shape.
+        rows: dict[tuple[int, ...] | None, tuple[int, ...]] = {
+            None: (last_channel, last_channel, last_kernel, last_kernel)
+        }
+        for shape in shapes:
+            if shape not in rows and shape is not None:
+                out, in_, height, width = shape_4d(shape)
+                rows[shape] = (
+                    *(self._channels[min(size, channels)] for size in (out, in_)),
+                    *(self._kernels[min(size, kernels)] for size in (height, width)),
+                )
+        return torch.from_numpy(
+            np.array([rows[shape] for shape in shapes], np.int64).reshape(-1, 4)
+        )
 
 
 def shape_4d(shape: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -52,10 +52,7 @@ def sliced_linears(
     if not torch.is_grad_enabled() or not any(
         tensor.requires_grad for tensor in (weight, bias, *inputs)
     ):
-        return [
-            _sliced_linear(x, weight, bias, size, relu)
-            for x, size in zip(inputs, sizes, strict=True)
-        ]
+        return _sliced_linears(inputs, _rows(weight, sizes), bias, sizes, relu)
     return list(_SlicedLinears.apply(weight, bias, tuple(sizes), relu, *inputs))  # type: ignore[no-untyped-call]
 
 
@@ -69,11 +66,10 @@ class _SlicedLinears(torch.autograd.Function):
         relu: bool,
         *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        outputs = [
-            _sliced_linear(x, weight, bias, size, relu)
-            for x, size in zip(inputs, sizes, strict=True)
-        ]
         ctx.sizes, ctx.relu = sizes, relu
+        # Kept, because copying them again takes as long as a small product.
+        ctx.rows = _rows(weight, sizes)
+        outputs = _sliced_linears(inputs, ctx.rows, bias, sizes, relu)
         ctx.save_for_backward(weight, bias, *inputs, *(outputs if relu else ()))
         return tuple(outputs)
 
@@ -102,23 +98,29 @@ class _SlicedLinears(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias[first] += grad.sum(0).view(size)
             needed = ctx.needs_input_grad[4 + i]
-            rows = _rows(weight, size)
+            rows = ctx.rows[size]
             grad_inputs.append(_linear(grad, rows.t(), None, False) if needed else None)
         return grad_weight, grad_bias, None, None, *grad_inputs
 
 
-def _sliced_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, ...], relu: bool
-) -> Tensor:
-    if size == weight.shape[:-1]:
-        return _linear(x, weight.view(-1, weight.shape[-1]), bias.view(-1), relu)
-    offset = bias[_first(size)].reshape(-1).contiguous()
-    return _linear(x, _rows(weight, size), offset, relu)
+def _sliced_linears(
+    inputs: Sequence[Tensor],
+    rows: dict[tuple[int, ...], Tensor],
+    bias: Tensor,
+    sizes: Sequence[tuple[int, ...]],
+    relu: bool,
+) -> list[Tensor]:
+    return [
+        _linear(x, rows[size], bias[_first(size)].reshape(-1).contiguous(), relu)
+        for x, size in zip(inputs, sizes, strict=True)
+    ]
 
 
-def _rows(weight: Tensor, size: tuple[int, ...]) -> Tensor:
-    """First rows of a weight as a matrix (c_1 * ... * c_k, in), contiguous."""
-    return weight[_first(size)].reshape(-1, weight.shape[-1]).contiguous()
+def _rows(weight: Tensor, sizes: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+    """First rows of a weight as matrices (c_1 * ... * c_k, in), contiguous, one for each size."""
+    return {
+        size: weight[_first(size)].reshape(-1, weight.shape[-1]).contiguous() for size in set(sizes)
+    }
 
 
 def _first(size: tuple[int, ...]) -> tuple[slice, ...]:
