@@ -48,7 +48,7 @@ def conv(
     in_channels: int,
     out_channels: int,
     kernel: int | tuple[int, int],
-    stride: int | tuple[int, ...] = 1,
+    stride: int | tuple[int, int] = 1,
     *,
     dilation: int = 1,
     groups: int = 1,
@@ -98,9 +98,9 @@ def chain(layers: Sequence[Layer], channels: int, stride: int, norm: bool) -> Co
         elif layer.kind == "norm":
             modules.append(norm_layer(norm, channels))
         else:
-            strides = tuple(stride if halves else 1 for halves in layer.halves)
+            height, width = (stride if halves else 1 for halves in layer.halves)
             row = {"dilation": layer.dilation, "groups": channels if layer.depthwise else 1}
-            modules.append(conv(channels, channels, layer.kernel, strides, **row))
+            modules.append(conv(channels, channels, layer.kernel, (height, width), **row))
     return ConvBlock(*modules)
 
 
