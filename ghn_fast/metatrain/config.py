@@ -53,9 +53,9 @@ class ArchitecturesConfig(Section):
         pool_size: Architectures in a pool from which meta-batches are drawn; 0 draws them from all
             architectures. Architectures of a pool come again, which is what makes CUDA graphs pay.
         pool_refresh: Steps after which the oldest architecture of the pool gives way to another.
-        graph_workers: Threads that prepare coming meta-batches and their graphs. It pays where
-            graphs are slow to come by: from files in the published layout, or without the
-            compiled extension.
+        graph_workers: Threads that prepare coming meta-batches and their graphs; meant for graphs
+            that are slow to come by, from files in the published layout or without the compiled
+            extension, and for a machine with a core to spare.
     """
 
     deepnets: str = "1000000"

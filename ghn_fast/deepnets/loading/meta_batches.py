@@ -58,8 +58,8 @@ def meta_batches(
     With ``workers``, threads of that number prepare the coming meta-batches, graphs included, while
     the caller is busy with the last one. (Threads and not processes: the compiled back end derives
     graphs without holding the interpreter's lock, and nothing has to be copied between processes.)
-    What comes does not depend on their number. It pays where a graph takes milliseconds: read from
-    a file in the published layout, or derived without the compiled extension.
+    What comes does not depend on their number. They are meant for graphs that take milliseconds,
+    read from a file in the published layout or derived without the compiled extension.
 
     Args:
         nets: The architectures.
