@@ -8,29 +8,8 @@
 #include "isa.h"
 #include "lanes.h"
 
-#define GHN_ISA baseline
-#define GHN_BYTES 16
-#include "depthwise_conv2d_isa.h"
-#undef GHN_ISA
-#undef GHN_BYTES
-
-#if defined(GHN_X86)
-GHN_TARGET_AVX2
-#define GHN_ISA avx2
-#define GHN_BYTES 32
-#include "depthwise_conv2d_isa.h"
-#undef GHN_ISA
-#undef GHN_BYTES
-GHN_TARGET_END
-
-GHN_TARGET_AVX512
-#define GHN_ISA avx512
-#define GHN_BYTES 64
-#include "depthwise_conv2d_isa.h"
-#undef GHN_ISA
-#undef GHN_BYTES
-GHN_TARGET_END
-#endif
+#define GHN_KERNELS "depthwise_conv2d_isa.h"
+#include "each_isa.h"
 
 namespace ghn {
 
