@@ -43,9 +43,11 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_processes_give_the_losses_of_one(
     single: Path, tmp_path: Path, processes: int, kill: str
 ) -> None:
+    # One restart for the rank that is killed. The second is for gloo, which was once seen to abort
+    # while the processes found each other again; the losses must be the same then, too.
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--max-restarts", "1"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--max-restarts", "2"),
         *(str(Path(__file__).with_name("worker.py")), str(tmp_path / "run")),
         *(json.dumps(CONFIG.to_dict()), kill),
     ]

@@ -6,6 +6,7 @@ such rank, a second run with a sharded hypernetwork follows, in the folder "shar
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from ghn_fast.utils import distributed
 
 
 def main() -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     out, settings, kill = sys.argv[1:4]
     here = distributed.launched()
