@@ -23,10 +23,16 @@ from torch.nn import functional as F
 from ghn_fast.deepnets.architectures import spec
 from ghn_fast.deepnets.architectures.primitives import HEADS
 from ghn_fast.metatrain import exact_batch_norm
+from ghn_fast.ops.backend import resolve
+from ghn_fast.ops.batch_norm_act import batch_norm_act
+from ghn_fast.ops.depthwise_conv2d import depthwise_conv2d
 
 # torch's default for both kinds of normalisation.
 EPS = 1e-5
 DROPOUT = 0.5
+
+# Of activations that our ops for CPUs compute; float64 by their references, for tests.
+_TYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 class Weights(NamedTuple):
@@ -90,9 +96,10 @@ def _stem(
         if stem.pool:
             x = F.max_pool2d(x, 3, 2, 1)
         return x, x
-    x = batch_norm(conv(images, weights, "stem0.0", stem.stride), weights, "stem0.1")
-    x = batch_norm(conv(F.relu(x), weights, "stem0.3", stem.stride), weights, "stem0.4")
-    x = F.relu(x)
+    x = conv(images, weights, "stem0.0", stem.stride)
+    x = batch_norm(x, weights, "stem0.1", relu=True)
+    x = conv(x, weights, "stem0.3", stem.stride)
+    x = batch_norm(x, weights, "stem0.4", relu=True)
     if not network.stem1_alive:
         return x, None
     return x, batch_norm(conv(x, weights, "stem1.1", 2), weights, "stem1.2")
@@ -158,10 +165,11 @@ def split_conv(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
 
 def separable_conv(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
     """Twice: ReLU, depthwise convolution, pointwise convolution, norm; the first may stride."""
+    x = F.relu(x)
     for first, step in ((1, stride), (5, 1)):
-        x = conv(F.relu(x), weights, f"{at}.op.{first}", step)
+        x = conv(x, weights, f"{at}.op.{first}", step)
         x = conv(x, weights, f"{at}.op.{first + 1}")
-        x = batch_norm(x, weights, f"{at}.op.{first + 2}")
+        x = batch_norm(x, weights, f"{at}.op.{first + 2}", relu=first == 1)
     return x
 
 
@@ -237,15 +245,30 @@ def conv(
     weight = weights.by_name[f"{at}.weight"]
     _, channels, height, width = weight.shape
     padding = (height // 2 * dilation, width // 2 * dilation)
+    # torch is as good for smaller kernels; its weight gradient of larger ones is ten times slower.
+    if channels == 1 < x.shape[1] and max(height, width) >= 5 and _compiled(x, "depthwise_conv2d"):
+        return depthwise_conv2d(x, weight.to(x.dtype), stride, padding, dilation)
     return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1] // channels)
 
 
-def batch_norm(x: Tensor, weights: Weights, at: str) -> Tensor:
-    """Batch normalisation, in networks that have it."""
-    if not weights.norm:
-        return x
-    by_name = weights.by_name
-    return exact_batch_norm.batch_norm(x, by_name[f"{at}.weight"], by_name[f"{at}.bias"], EPS)
+def batch_norm(x: Tensor, weights: Weights, at: str, *, relu: bool = False) -> Tensor:
+    """Batch normalisation, in networks that have it; then ReLU if it is asked for."""
+    if weights.norm:
+        scale, shift = weights.by_name[f"{at}.weight"], weights.by_name[f"{at}.bias"]
+        if _compiled(x, "batch_norm_act"):
+            return batch_norm_act(x, scale, shift, EPS, relu)
+        x = exact_batch_norm.batch_norm(x, scale, shift, EPS)
+    return F.relu(x) if relu else x
+
+
+def _compiled(x: Tensor, op: str) -> bool:
+    """Whether an op of ours for channels-last activations on a CPU takes these as they are."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in _TYPES
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and resolve(op, "cpu") == "cpu"
+    )
 
 
 def layer_norm(x: Tensor, weights: Weights, at: str) -> Tensor:

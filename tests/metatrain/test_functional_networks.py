@@ -17,7 +17,7 @@ from ghn_fast.deepnets.architectures.genotype import PRIMITIVES, VIT_CONFIG
 from ghn_fast.deepnets.architectures.network import Network
 from ghn_fast.deepnets.architectures.spec import is_connected
 from ghn_fast.metatrain.candidates import FunctionalNetwork, ModuleNetwork
-from ghn_fast.metatrain.functional_networks import dropout
+from ghn_fast.metatrain.functional_networks import Weights, dropout, primitive
 from ghn_fast.metatrain.precision import autocast
 from networks import Tied
 from random_configs import random_config
@@ -137,6 +137,37 @@ def test_autocast_is_near(norm: str | None) -> None:
         want = torch.func.functional_call(module, values, (images,))
     assert have.dtype == want.dtype
     assert_close(have, want, context="ghn", dtype=torch.bfloat16)
+
+
+# Without the last ReLU of a network no sign can decide about a gradient in single precision alone.
+@pytest.mark.parametrize("name", ["sep_conv_5x5", "dil_conv_5x5", "conv_5x5"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_ops_in_single_precision(name: str, stride: int, seeded: int) -> None:
+    shapes = {"op.1": (16, 1, 5, 5), "op.2": (16, 16, 1, 1), "op.5": (16, 1, 5, 5)}
+    shapes |= {"op.6": (16, 16, 1, 1)}
+    norms = {"sep_conv_5x5": ("op.3", "op.7"), "dil_conv_5x5": ("op.3",), "conv_5x5": ("op.2",)}
+    if name == "conv_5x5":
+        shapes = {"op.1": (16, 16, 5, 5)}
+    values = {f"a.{at}.weight": torch.randn(shape) / 5 for at, shape in shapes.items()}
+    for at in norms[name]:
+        values |= {f"a.{at}.weight": torch.rand(16) + 0.5, f"a.{at}.bias": torch.rand(16) + 1.0}
+    images = torch.randn(4, 16, 9, 9).to(memory_format=torch.channels_last)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        leaves = {key: value.to(dtype).requires_grad_() for key, value in values.items()}
+        x = images.to(dtype)
+        out = primitive(name, x, Weights(leaves, norm=True), "a", stride)
+        loss = (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view(out.shape)).sum()
+        used = {key: leaf for key, leaf in leaves.items() if key in values}
+        grads = torch.autograd.grad(loss, list(used.values()), allow_unused=True)
+        found[dtype] = (out.detach(), dict(zip(used, grads, strict=True)))
+    have, want = found[torch.float32], found[torch.float64]
+    assert_close(have[0], want[0].float(), context="ghn", name=name)
+    for key, gradient in have[1].items():
+        other = want[1][key]
+        assert (gradient is None) == (other is None), key
+        if gradient is not None:
+            assert_close(gradient, other.float(), context="gradient", name=f"gradient of {key}")
 
 
 def test_only_parameters_of_the_graph_are_read() -> None:
