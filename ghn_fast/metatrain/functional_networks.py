@@ -41,10 +41,20 @@ class Weights(NamedTuple):
     Attributes:
         by_name: The parameters.
         norm: Whether convolutions are followed by batch normalisation.
+        rectified: Activations of the running cell with their ReLUs, by ``id``. Many primitives of
+            a cell read the same activation and begin with a ReLU, which is computed once.
     """
 
     by_name: Mapping[str, Tensor]
     norm: bool
+    rectified: dict[int, tuple[Tensor, Tensor]]
+
+    def relu(self, x: Tensor) -> Tensor:
+        """ReLU of an activation that several primitives read."""
+        # The activation is kept beside its ReLU, so that no other one gets its id.
+        if id(x) not in self.rectified:
+            self.rectified[id(x)] = x, F.relu(x)
+        return self.rectified[id(x)][1]
 
 
 def forward(
@@ -64,7 +74,7 @@ def forward(
     Raises:
         KeyError: If a parameter is missing.
     """
-    weights = Weights(parameters, network.norm)
+    weights = Weights(parameters, network.norm, {})
     before: Tensor | None
     last: Tensor | None
     before, last = _stem(images, network, weights)
@@ -127,6 +137,7 @@ def _cell(
                 state = x if state is None else state + x
         states.append(state)
     chosen = [None if state is None else states[state] for state in cell.concat]
+    weights.rectified.clear()
     # States that nothing reaches count as zeros, which keeps the number of channels.
     some = next(part for part in chosen if part is not None)
     return torch.cat([some * 0 if part is None else part for part in chosen], dim=1)
@@ -154,18 +165,18 @@ def primitive(name: str, x: Tensor, weights: Weights, at: str, stride: int) -> T
 
 def relu_conv(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
     """ReLU, convolution, norm."""
-    return batch_norm(conv(F.relu(x), weights, f"{at}.op.1", stride), weights, f"{at}.op.2")
+    return batch_norm(conv(weights.relu(x), weights, f"{at}.op.1", stride), weights, f"{at}.op.2")
 
 
 def split_conv(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
     """ReLU, convolution along rows, convolution along columns, norm."""
-    x = conv(F.relu(x), weights, f"{at}.op.1", (1, stride))
+    x = conv(weights.relu(x), weights, f"{at}.op.1", (1, stride))
     return batch_norm(conv(x, weights, f"{at}.op.2", (stride, 1)), weights, f"{at}.op.3")
 
 
 def separable_conv(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
     """Twice: ReLU, depthwise convolution, pointwise convolution, norm; the first may stride."""
-    x = F.relu(x)
+    x = weights.relu(x)
     for first, step in ((1, stride), (5, 1)):
         x = conv(x, weights, f"{at}.op.{first}", step)
         x = conv(x, weights, f"{at}.op.{first + 1}")
@@ -175,13 +186,13 @@ def separable_conv(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
 
 def dilated_conv(x: Tensor, weights: Weights, at: str, stride: int) -> Tensor:
     """ReLU, depthwise convolution with dilation 2, pointwise convolution, norm."""
-    x = conv(F.relu(x), weights, f"{at}.op.1", stride, dilation=2)
+    x = conv(weights.relu(x), weights, f"{at}.op.1", stride, dilation=2)
     return batch_norm(conv(x, weights, f"{at}.op.2"), weights, f"{at}.op.3")
 
 
 def factorized_reduce(x: Tensor, weights: Weights, at: str) -> Tensor:
     """ReLU, two strided 1x1 convolutions, one of them shifted by a pixel, norm."""
-    x = F.relu(x)
+    x = weights.relu(x)
     height, width = x.shape[-2:]
     # The last pixel of an odd row has no neighbour; both halves need the same size.
     shifted = F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x

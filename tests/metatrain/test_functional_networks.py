@@ -156,7 +156,7 @@ def test_ops_in_single_precision(name: str, stride: int, seeded: int) -> None:
     for dtype in (torch.float32, torch.float64):
         leaves = {key: value.to(dtype).requires_grad_() for key, value in values.items()}
         x = images.to(dtype)
-        out = primitive(name, x, Weights(leaves, norm=True), "a", stride)
+        out = primitive(name, x, Weights(leaves, norm=True, rectified={}), "a", stride)
         loss = (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view(out.shape)).sum()
         used = {key: leaf for key, leaf in leaves.items() if key in values}
         grads = torch.autograd.grad(loss, list(used.values()), allow_unused=True)
