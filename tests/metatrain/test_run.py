@@ -331,7 +331,9 @@ def test_a_folder_that_is_removed_is_written_again(tmp_path: Path) -> None:
 
     def remove(metrics: dict[str, Any], total: int) -> None:
         if metrics["step"] == 1:
-            shutil.rmtree(run)
+            # Moved first: TensorBoard's thread may write into the folder while it is emptied.
+            run.rename(tmp_path / "removed")
+            shutil.rmtree(tmp_path / "removed")
 
     with pytest.warns(RuntimeWarning, match=r"metrics.jsonl was removed .* anew with step 2"):
         train(TINY, run, on_step=remove)
