@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from ghn_fast.deepnets.architectures.spec import LARGE_IMAGE
 from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.metatrain.network_gradients import RULES
 from ghn_fast.metatrain.precision import PRECISIONS
 from ghn_fast.utils.settings import Section, checked, setting
 
@@ -89,6 +90,11 @@ class OptimizerConfig(Section):
         steps: Number of steps; or give ``epochs``, passes over the training images.
         epochs: See ``steps``; 300 if neither is given.
         lr, weight_decay, grad_clip: Adam and the norm at which gradients are clipped.
+        network_gradients: How the gradients of the candidate networks are put together: ``summed``
+            as published; ``clipped`` at ``network_clip`` times the median norm of networks before;
+            or each ``scaled`` to that norm (see
+            :class:`ghn_fast.metatrain.network_gradients.NetworkGradients`).
+        network_clip: See ``network_gradients``.
         schedule: ``multistep`` multiplies the learning rate by ``gamma`` at each of ``milestones``
             (fractions of the run); ``cosine`` lets it fall to zero.
         warmup_steps: Steps over which the learning rate rises linearly.
@@ -101,6 +107,8 @@ class OptimizerConfig(Section):
     lr: float = setting(1e-3, positive=True)
     weight_decay: float = setting(1e-5, least=0)
     grad_clip: float = setting(5.0, positive=True)
+    network_gradients: str = setting("summed", choices=RULES)
+    network_clip: float = setting(2.0, positive=True)
     schedule: str = setting("multistep", choices=("multistep", "cosine"))
     milestones: tuple[float, ...] = (200 / 300, 250 / 300)
     gamma: float = setting(0.1, positive=True)

@@ -277,16 +277,21 @@ def _prepare(
     index: int, network: Candidate, places: Ranges, flat: Tensor, gradient: Tensor
 ) -> _Job:
     shapes = [shape for _, shape in places.values()]
-    first = last = 0
-    if places:
-        first = next(iter(places.values()))[0]
-        offset, shape = next(reversed(places.values()))
-        last = offset + math.prod(shape)
-    offsets = [offset - first for offset, _ in places.values()]
-    part, into = flat[first:last], gradient[first:last]
+    region = region_of(places)
+    offsets = [offset - region.start for offset, _ in places.values()]
+    part, into = flat[region], gradient[region]
     leaves = [view.requires_grad_() for view in views(part, shapes, offsets)]
     gradients = views(into, shapes, offsets)
     return _Job(index, network, part, into, tuple(places), shapes, offsets, leaves, gradients)
+
+
+def region_of(places: Ranges) -> slice:
+    """The part of the flat buffer that holds all parameters of a network."""
+    if not places:
+        return slice(0, 0)
+    first = next(iter(places.values()))[0]
+    offset, shape = next(reversed(places.values()))
+    return slice(first, offset + math.prod(shape))
 
 
 def _run(

@@ -26,6 +26,7 @@ from ghn_fast.metatrain.evaluation import evaluate_ghn
 from ghn_fast.metatrain.executor import Executor
 from ghn_fast.metatrain.memory import keep_freed_memory
 from ghn_fast.metatrain.metrics import RunLog, read_metrics
+from ghn_fast.metatrain.network_gradients import NetworkGradients
 from ghn_fast.metatrain.resume import Saver, list_checkpoints, read_checkpoint, restore
 from ghn_fast.metatrain.step import MetaTrainer, StepResult
 from ghn_fast.utils import distributed
@@ -165,6 +166,9 @@ def _trainer(
         optimizer,
         meta_batch=config.architectures.meta_batch,
         grad_clip=config.optimizer.grad_clip,
+        network_gradients=NetworkGradients(
+            config.optimizer.network_gradients, config.optimizer.network_clip
+        ),
         executor=executor,
         seed=config.seed,
         measured=execution.balance == "measured",

@@ -15,15 +15,23 @@ from torch import Tensor, nn
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.metatrain.costs import CostModel, features, spread
-from ghn_fast.metatrain.executor import REASONS, Executor, Ranges, Status, is_out_of_memory
+from ghn_fast.metatrain.executor import (
+    REASONS,
+    Executor,
+    Ranges,
+    Status,
+    is_out_of_memory,
+    region_of,
+)
 from ghn_fast.metatrain.gradients import GradientBuffer
+from ghn_fast.metatrain.network_gradients import NetworkGradients
 from ghn_fast.metatrain.precision import LossScale
 from ghn_fast.utils import distributed
 from ghn_fast.utils.seeds import derive_seed
 
 HYPERNETWORK = "the gradient of the hypernetwork is not finite"
-# Status, loss, correct images and seconds of each architecture.
-_COLUMNS = 4
+# Status, loss, correct images, seconds and norm of the gradient of each architecture.
+_COLUMNS = 5
 
 
 class Architecture(Protocol):
@@ -81,6 +89,8 @@ class MetaTrainer:
         optimizer: Of its weights.
         meta_batch: Largest number of architectures of a step.
         grad_clip: Largest norm of the gradient.
+        network_gradients: How gradients of the candidate networks are put together; summed by
+            default.
         executor: Runs the candidate networks; a plain one by default.
         seed: Of their dropout.
         measured: Whether shares are balanced by measured seconds. By estimates alone, two sharded
@@ -97,6 +107,7 @@ class MetaTrainer:
         *,
         meta_batch: int,
         grad_clip: float,
+        network_gradients: NetworkGradients | None = None,
         executor: Executor | None = None,
         seed: int = 0,
         measured: bool = True,
@@ -107,6 +118,7 @@ class MetaTrainer:
         self.optimizer = optimizer
         self.meta_batch = meta_batch
         self.grad_clip = grad_clip
+        self.network_gradients = network_gradients or NetworkGradients()
         self.executor = executor or Executor(ghn.device)
         self.seed = seed
         self.measured = measured
@@ -120,7 +132,11 @@ class MetaTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes from step to step, except for weights and optimizer."""
-        return {"costs": self.costs.state_dict(), "loss_scale": self.loss_scale.state_dict()}
+        return {
+            "costs": self.costs.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
+            "network_gradients": self.network_gradients.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint; what is missing keeps its value."""
@@ -128,6 +144,8 @@ class MetaTrainer:
             self.costs.load_state_dict(state["costs"])
         if "loss_scale" in state:
             self.loss_scale.load_state_dict(state["loss_scale"])
+        if "network_gradients" in state:
+            self.network_gradients.load_state_dict(state["network_gradients"])
 
     def close(self) -> None:
         """End the executor's threads."""
@@ -195,7 +213,12 @@ class MetaTrainer:
                 num_networks=count,
             )
             gradient, seconds = outcome.gradient, outcome.seconds
-            rows[places] = outcome.stats.to(stats.dtype)
+            with _threads(self.threads):
+                norms = self.network_gradients.rescale(
+                    gradient[region_of(ranges[here.index(i)])] for i in share
+                )
+            columns = torch.column_stack((outcome.stats, torch.stack(norms)))
+            rows[places] = columns.to(stats.dtype)
         elif share:
             rows[places, 0] = float(Status.MEMORY)
         if self.replicated:
@@ -248,6 +271,7 @@ class MetaTrainer:
             self.loss_scale.update(any(int(row[0]) == Status.GRADIENT for row in rows))
         if good:
             self.costs.observe(table[good], [rows[i][3] for i in good])
+            self.network_gradients.observe(rows[i][4] for i in good)
             # Clipping by an infinite norm would turn every weight into NaN.
             if math.isfinite(float(self._gradients.clip(self.grad_clip))):
                 self.optimizer.step()

@@ -29,6 +29,7 @@ CONFIG = TrainConfig(
     eval_every=4,
     eval_networks=3,
     checkpoint_every=2,
+    network_gradients="scaled",
 )
 
 
