@@ -15,7 +15,10 @@ MOST = 500
 
 Dataset = Annotated[
     str,
-    typer.Option("--dataset", help="digits, cifar10, imagenet or folder:PATH (an ImageFolder)."),
+    typer.Option(
+        "--dataset",
+        help="digits, cifar10, cifar10-sample, imagenet or folder:PATH (an ImageFolder).",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 

@@ -46,6 +46,8 @@ def train_batches(
     """
     images = splits.train
     _check_batching(batch_size, workers)
+    if not len(images):
+        raise ValueError(f"{splits.name} has no training images; choose another data set to train")
     if batch_size > len(images):
         raise ValueError(
             f"batch_size {batch_size} exceeds the number of training images of {splits.name}, "

@@ -18,8 +18,9 @@ from ghn_fast.vision.folders import (
     stratified_split,
 )
 from ghn_fast.vision.images import ImageSet, ImageSplits
+from ghn_fast.vision.sample import CLASS_NAMES, sample_images
 
-DATASETS = ("digits", "cifar10", "imagenet", "folder:PATH")
+DATASETS = ("digits", "cifar10", "cifar10-sample", "imagenet", "folder:PATH")
 
 CIFAR10_MEAN = (0.49139968, 0.48215827, 0.44653124)
 CIFAR10_STD = (0.24703233, 0.24348505, 0.26158768)
@@ -44,6 +45,9 @@ def load_images(
     ``cifar10`` is CIFAR-10 in torchvision's layout, root/cifar-10-batches-py. The last
     ``val_fraction`` of the training images are validation images, as in the published code.
 
+    ``cifar10-sample`` are 1,000 test images of CIFAR-10, stored as JPEG, that come with the
+    package; it has no others, so that networks can be evaluated on it, but not trained.
+
     ``imagenet`` is read from root/train/<class>/* and root/val/<class>/*, whose images are the test
     images. They are decoded when they are used.
 
@@ -53,17 +57,17 @@ def load_images(
     depend on ``seed``. Up to 256 MiB are kept in memory, more is decoded when it is used.
 
     Digits and folders of images of up to 64 pixels are normalised by mean and standard deviation
-    of their training images (digits: of all images but the test images), CIFAR-10 by its published
-    statistics (at other sizes than 32 by ImageNet's, as for networks that were trained there), all
-    others by ImageNet's.
+    of their training images (digits: of all images but the test images), CIFAR-10 and its sample by
+    the published statistics (CIFAR-10 at other sizes than 32 by ImageNet's, as for networks that
+    were trained there), all others by ImageNet's.
 
     Args:
         name: One of :data:`DATASETS`. PATH is relative to ``root`` if that is given.
         root: Folder of the data; by default ``data`` for CIFAR-10 and ``data/imagenet`` for
             ImageNet.
-        image_size: Side of the images in pixels, at least 8. By default 32 for digits and CIFAR-10,
-            224 for ImageNet; for a folder the side that its images share if they are squares of at
-            most 224, else 224.
+        image_size: Side of the images in pixels, at least 8. By default 32 for digits, CIFAR-10,
+            and its sample, 224 for ImageNet; for a folder the side that its images share if they
+            are squares of at most 224, else 224.
         val_fraction: Part of the images that is held out for validation.
         seed: Seed of what is held out of a folder or of ImageNet.
         download: Whether torchvision downloads CIFAR-10 to ``root``.
@@ -86,6 +90,8 @@ def load_images(
     if name == "cifar10":
         size = SMALL_SIZE if image_size is None else image_size
         return _load_cifar10(_folder(root or "data"), size, val_fraction, download)
+    if name == "cifar10-sample":
+        return _load_sample(SMALL_SIZE if image_size is None else image_size)
     if name == "imagenet":
         folder = _folder(root or Path("data", "imagenet"))
         return load_imagenet(name, folder, image_size, val_fraction, seed)
@@ -128,6 +134,23 @@ def _load_digits(image_size: int, val_fraction: float) -> ImageSplits:
         val=everything.subset(val),
         test=everything.subset(test),
         augment="shift",
+    )
+
+
+def _load_sample(image_size: int) -> ImageSplits:
+    images = sample_images(image_size)
+    nothing = images.subset(torch.arange(0))
+    return ImageSplits(
+        name="cifar10-sample",
+        num_classes=len(CLASS_NAMES),
+        class_names=CLASS_NAMES,
+        image_size=image_size,
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
+        train=nothing,
+        val=nothing,
+        test=images,
+        augment="crop_flip",
     )
 
 
