@@ -52,7 +52,7 @@ _HOME = {
 }
 _ROOMS = (
     *("capturing", "commands", "deepnets", "drawing", "graph", "hypernet", "metatrain", "ops"),
-    *("utils", "vision"),
+    *("studies", "utils", "vision"),
 )
 
 __all__ = [

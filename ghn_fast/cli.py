@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from ghn_fast.commands import deepnets, demo, evaluation, pictures, prediction, training
+from ghn_fast.commands import deepnets, demo, evaluation, pictures, prediction, sgd, training
 from ghn_fast.commands.common import INTERRUPTED
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ for command in (
     doctor,
     training.train,
     training.report,
+    sgd.sgd,
 ):
     app.command()(command)
 app.add_typer(deepnets.app, name="deepnets")

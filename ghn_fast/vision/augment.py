@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ghn_fast.utils.seeds import derive_seed
 
-POLICIES = ("shift", "crop_flip", "resized_crop_flip")
+POLICIES = ("none", "shift", "crop_flip", "resized_crop_flip")
 
 # Random resized crops as in Inception training (arXiv 1409.4842) and torchvision.
 CROP_AREA = (0.08, 1.0)
@@ -32,10 +32,11 @@ def augment_batch(images: Tensor, policy: str, generator: torch.Generator) -> Te
 
     Args:
         images: Batch (B, 3, H, W) uint8.
-        policy: One of :data:`POLICIES`. ``shift`` moves an image by up to 3/32 of its side and
-            fills the border with black. ``crop_flip`` pads it by 1/8 of the side (4 pixels at 32),
-            crops it at random, and mirrors it with probability 1/2. ``resized_crop_flip`` resizes
-            a random part, 8 to 100 % of the area, to the whole, and mirrors with probability 1/2.
+        policy: One of :data:`POLICIES`. ``none`` changes nothing. ``shift`` moves an image by up to
+            3/32 of its side and fills the border with black. ``crop_flip`` pads it by 1/8 of the
+            side (4 pixels at 32), crops it at random, and mirrors it with probability 1/2.
+            ``resized_crop_flip`` resizes a random part, 8 to 100 % of the area, to the whole, and
+            mirrors with probability 1/2.
         generator: CPU generator of all random numbers.
 
     Returns:
@@ -45,6 +46,8 @@ def augment_batch(images: Tensor, policy: str, generator: torch.Generator) -> Te
         ValueError: If there is no such policy.
     """
     side = images.shape[-1]
+    if policy == "none":
+        return images
     if policy == "shift":
         return shift_and_flip(images, max(1, side * 3 // 32), flip=False, generator=generator)
     if policy == "crop_flip":

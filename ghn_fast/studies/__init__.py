@@ -1,0 +1,28 @@
+"""What predicted parameters are for: baselines, fine-tuning, properties, search, detection."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Loaded at first use: studies need libraries that others do not.
+_HOME = {
+    "Network": "ghn_fast.studies.networks",
+    "TrainingCurve": "ghn_fast.studies.curves",
+    "TrainingSettings": "ghn_fast.studies.training",
+    "find_networks": "ghn_fast.studies.networks",
+    "initialise": "ghn_fast.studies.initialisation",
+    "train_network": "ghn_fast.studies.training",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

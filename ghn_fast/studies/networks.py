@@ -1,0 +1,282 @@
+"""Networks by name, as studies and their commands take them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ghn_fast.capturing import capture
+from ghn_fast.deepnets import SPLITS, DeepNets, NetworkConfig, SampledNets, build_graph
+from ghn_fast.deepnets.architectures.genotype import DARTS, PDARTS, VIT_CONFIG
+from ghn_fast.deepnets.architectures.network import Network as CellNetwork
+from ghn_fast.graph import ArchGraph
+from ghn_fast.utils.seeds import derive_seed
+from ghn_fast.vision.small_images import fit_to_images
+
+# The network of arXiv 2110.13100, section 4.4, that has the cells of an architecture search.
+DARTS_CELLS, DARTS_CHANNELS = 14, 48
+_GENOTYPES = {"darts": DARTS, "pdarts": PDARTS}
+
+KINDS = (
+    "a torchvision model (resnet50)",
+    "timm:NAME",
+    "deepnets:SPLIT:INDEX or deepnets:SPLIT:FIRST-LAST",
+    "vit (of the predefined split), darts, pdarts",
+    "FILE.json with a genotype",
+    "FILE.py:FUNCTION",
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """An architecture that studies train, predict and compare.
+
+    Attributes:
+        name: Its name, unique among the networks of a study; files are called after it.
+        config: Its configuration, if it is made of cells.
+        factory: Otherwise, what builds it: called with ``num_classes`` and ``image_size``.
+    """
+
+    name: str
+    config: NetworkConfig | None = None
+    factory: Callable[[int, int], nn.Module] | None = None
+
+    def build(self, num_classes: int, image_size: int, *, seed: int = 0) -> nn.Module:
+        """The network with its own random initialisation, which ``seed`` fixes.
+
+        Args:
+            num_classes: Number of classes.
+            image_size: Height and width of the images in pixels.
+            seed: Seed of the initialisation.
+
+        Raises:
+            ValueError: If the factory returns no module.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed("initialise", self.name, seed))
+            if self.config is not None:
+                return CellNetwork(self.config, num_classes, image_size)
+            assert self.factory is not None  # one of the two is given
+            model = self.factory(num_classes, image_size)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"{self.name}: got {type(model).__name__}, needs a torch.nn.Module")
+        return model
+
+    def graph(self, num_classes: int, image_size: int, virtual_edges: int = 50) -> ArchGraph:
+        """Its architecture graph; without a capture if it is made of cells.
+
+        Args:
+            num_classes, image_size: As in :meth:`build`.
+            virtual_edges: Largest distance that gets a virtual edge; 1 means none.
+
+        Raises:
+            CaptureError: If it cannot be captured.
+        """
+        if self.config is not None:
+            return build_graph(
+                self.config,
+                num_classes=num_classes,
+                image_size=image_size,
+                virtual_edges=virtual_edges,
+            )
+        with torch.device("meta"):
+            model = self.build(num_classes, image_size)
+        shape = getattr(model, "input_shape", (3, image_size, image_size))
+        return capture(model, shape, virtual_edges)
+
+    @property
+    def file_name(self) -> str:
+        """The name with letters that every file system takes."""
+        return re.sub(r"[^\w.-]+", "-", self.name).strip("-.") or "network"
+
+
+def find_networks(
+    names: Iterable[str],
+    *,
+    deepnets: str | Path | None = None,
+    seed: int = 0,
+    channels: int | None = None,
+    cells: int | None = None,
+) -> list[Network]:
+    """Find networks by their names.
+
+    Args:
+        names: One or more of: a classification model of torchvision; ``timm:NAME``;
+            ``deepnets:SPLIT:INDEX`` or ``deepnets:SPLIT:FIRST-LAST`` (the last one included);
+            ``vit`` (of the predefined split), ``darts`` or ``pdarts`` (14 cells of 48 channels); a
+            JSON file with a configuration or a genotype, as :mod:`ghn_fast.studies.search` writes
+            them; ``FILE.py:FUNCTION``, called with ``num_classes`` and ``image_size``.
+        deepnets: Folder of generated files of DeepNets-1M; without it splits are sampled.
+        seed: Seed of sampled splits.
+        channels: Number of channels of networks made of cells, instead of their own.
+        cells: Their number of cells, likewise.
+
+    Returns:
+        The networks in that order, with distinct names.
+
+    Raises:
+        ValueError: If a name says none of these, or comes twice; the message lists what there is.
+        ModuleNotFoundError: If timm is asked for and not installed.
+        FileNotFoundError: If a file is missing.
+    """
+    found: list[Network] = []
+    for name in names:
+        found += _find(name, deepnets, seed)
+    if not found:
+        raise ValueError(f"networks: got none, needs at least one: {'; '.join(KINDS)}")
+    changes: dict[str, Any] = {"C": channels, "n_cells": cells}
+    changes = {field: value for field, value in changes.items() if value is not None}
+    if changes:
+        found = [
+            n if n.config is None else replace(n, config=replace(n.config, **changes))
+            for n in found
+        ]
+    seen: set[str] = set()
+    for network in found:
+        if network.name in seen:
+            raise ValueError(f"networks: {network.name} comes twice, needs each name once")
+        seen.add(network.name)
+    return found
+
+
+def _find(name: str, deepnets: str | Path | None, seed: int) -> list[Network]:
+    kind, _, rest = name.partition(":")
+    if kind == "deepnets":
+        return _of_split(name, rest, deepnets, seed)
+    if name == "vit":
+        return [Network(name, VIT_CONFIG)]
+    if name in _GENOTYPES:
+        config = NetworkConfig(
+            genotype=_GENOTYPES[name], n_cells=DARTS_CELLS, C=DARTS_CHANNELS, stem_type=1
+        )
+        return [Network(name, config)]
+    if kind == "timm":
+        return [Network(name, factory=_timm(rest))]
+    if name.endswith(".json"):
+        return [_of_file(Path(name))]
+    if ".py:" in name:
+        path, _, function = name.rpartition(":")
+        return [Network(f"{Path(path).stem}.{function}", factory=_users(Path(path), function))]
+    return [Network(name, factory=_torchvision(name))]
+
+
+def _of_split(name: str, rest: str, folder: str | Path | None, seed: int) -> list[Network]:
+    match = re.fullmatch(r"(\w+):(\d{1,9})(?:-(\d{1,9}))?", rest)
+    if match is None or match[1] not in SPLITS:
+        raise ValueError(
+            f"networks: got {name!r}, needs deepnets:SPLIT:INDEX or deepnets:SPLIT:FIRST-LAST with "
+            f"one of the splits {', '.join(SPLITS)}"
+        )
+    split, first = match[1], int(match[2])
+    last = first if match[3] is None else int(match[3])
+    if last < first:
+        raise ValueError(f"networks: got {name!r}, needs a first number that is not above the last")
+    nets: DeepNets | SampledNets
+    if folder is not None or split == "predefined":
+        nets = DeepNets(folder, split)
+    else:
+        nets = SampledNets(split, last + 1, seed)
+    if last >= len(nets):
+        raise ValueError(f"networks: got {name!r}, but the split has {len(nets)} architectures")
+    found = []
+    for index in range(first, last + 1):
+        item = nets[index]
+        if item.config is None:
+            found.append(Network(item.name, factory=item.build))
+        else:
+            found.append(Network(item.name, item.config_for(32)))
+    return found
+
+
+def _torchvision(name: str) -> Callable[[int, int], nn.Module]:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ValueError(
+            f"networks: got {name!r}, needs one of: {'; '.join(KINDS)}; torchvision has "
+            f"{', '.join(known)}"
+        )
+
+    def build(num_classes: int, image_size: int) -> nn.Module:
+        options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+        if name.startswith("vit_"):
+            # Its positional encodings are made for one size, and so are its patches.
+            options |= {"image_size": image_size}
+            if image_size < 64:
+                message = f"{name}: its patches need images of 64 or more pixels, got {image_size}"
+                raise ValueError(f"{message}; 'vit' is one for small images")
+            return torchvision.models.get_model(name, **options)
+        if name in ("googlenet", "inception_v3"):
+            options |= {"aux_logits": False, "init_weights": True}
+        return fit_to_images(torchvision.models.get_model(name, **options), image_size)
+
+    return build
+
+
+def _timm(name: str) -> Callable[[int, int], nn.Module]:
+    try:
+        import timm
+    except ImportError as error:
+        message = f"networks: timm:{name} needs timm: pip install 'ghn-fast[timm]'"
+        raise ModuleNotFoundError(message) from error
+    if name not in timm.list_models():
+        close = timm.list_models(f"*{name[:6]}*")[:8]
+        raise ValueError(f"networks: timm has no model {name!r}; alike are {', '.join(close)}")
+
+    def build(num_classes: int, image_size: int) -> nn.Module:
+        model = timm.create_model(name, num_classes=num_classes)
+        return fit_to_images(model, image_size)
+
+    return build
+
+
+def _of_file(path: Path) -> Network:
+    try:
+        data = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: no valid JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: got {type(data).__name__}, needs a configuration or a genotype")
+    try:
+        if "genotype" not in data:
+            data = {"genotype": data, "n_cells": DARTS_CELLS, "C": DARTS_CHANNELS}
+            data["stem_type"] = 1
+        return Network(path.stem, NetworkConfig.from_dict(data))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _users(path: Path, function: str) -> Callable[[int, int], nn.Module]:
+    if not path.is_file():
+        raise FileNotFoundError(f"networks: no such file: {path}")
+    spec = importlib.util.spec_from_file_location(f"ghn_fast_user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # for a .py file there is one
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    factory = getattr(module, function, None)
+    if not callable(factory):
+        raise ValueError(f"networks: {path} has no function {function!r}")
+
+    def build(num_classes: int, image_size: int) -> nn.Module:
+        model = factory(num_classes=num_classes, image_size=image_size)
+        if isinstance(model, nn.Module) and not hasattr(model, "input_shape"):
+            model.input_shape = (3, image_size, image_size)  # type: ignore[assignment]
+        return model
+
+    return build
+
+
+def names_of(networks: Sequence[Network]) -> list[str]:
+    """The names of networks, in their order."""
+    return [network.name for network in networks]
