@@ -7,7 +7,16 @@ import sys
 
 import typer
 
-from ghn_fast.commands import deepnets, demo, evaluation, pictures, prediction, sgd, training
+from ghn_fast.commands import (
+    deepnets,
+    demo,
+    evaluation,
+    finetune,
+    pictures,
+    prediction,
+    sgd,
+    training,
+)
 from ghn_fast.commands.common import INTERRUPTED
 
 app = typer.Typer(
@@ -36,6 +45,7 @@ for command in (
     training.train,
     training.report,
     sgd.sgd,
+    finetune.finetune,
 ):
     app.command()(command)
 app.add_typer(deepnets.app, name="deepnets")

@@ -10,8 +10,11 @@ _HOME = {
     "Network": "ghn_fast.studies.networks",
     "TrainingCurve": "ghn_fast.studies.curves",
     "TrainingSettings": "ghn_fast.studies.training",
+    "few_shot": "ghn_fast.studies.few_shot",
     "find_networks": "ghn_fast.studies.networks",
+    "finetune_networks": "ghn_fast.studies.finetune",
     "initialise": "ghn_fast.studies.initialisation",
+    "train_networks": "ghn_fast.studies.sgd",
     "train_network": "ghn_fast.studies.training",
 }
 
