@@ -96,7 +96,7 @@ class BlockDecoder(nn.Module):
         """Decode groups of blocks, the blocks of a group in one shape.
 
         Each layer is a few large products: the first one per kernel size, the second one for all
-        groups together, the last one per number of channels.
+        groups together, the last one per numbers of channels.
 
         Args:
             groups: Per group the embeddings of its nodes (n, C).
@@ -129,21 +129,28 @@ class BlockDecoder(nn.Module):
             relu=True,
         )
         members = [index for indices in order.values() for index in indices]
-        counts = [len(groups[i]) * shapes[i][2] * shapes[i][3] for i in members]
+        counts = [len(groups[i]) * shapes[i][2] * shapes[i][3] for i in range(len(groups))]
+        of_group = dict(zip(members, features.split([counts[i] for i in members]), strict=True))
+        same: dict[tuple[int, int], list[int]] = {}
+        for index in members:
+            same.setdefault(shapes[index][:2], []).append(index)
         max_out, max_in = self.max_shape[:2]
         last = sliced_linears(
-            features.split(counts),
+            [torch.cat([of_group[i] for i in indices]) for indices in same.values()],
             self.output.weight.view(max_out, max_in, -1),
             self.output.bias.view(max_out, max_in),
-            [shapes[i][:2] for i in members],
+            list(same),
         )
         blocks = [features] * len(groups)
-        for index, block in zip(members, last, strict=True):
-            out, in_, height, width = shapes[index]
-            if height * width > 1:
-                # Positions are innermost in a kernel.
-                block = block.view(-1, height * width, out * in_).transpose(1, 2)
-            blocks[index] = block.reshape(-1, out, in_, height, width)
+        for indices, product in zip(same.values(), last, strict=True):
+            for index, block in zip(
+                indices, product.split([counts[i] for i in indices]), strict=True
+            ):
+                out, in_, height, width = shapes[index]
+                if height * width > 1:
+                    # Positions are innermost in a kernel.
+                    block = block.view(-1, height * width, out * in_).transpose(1, 2)
+                blocks[index] = block.reshape(-1, out, in_, height, width)
         return blocks
 
     def classifier(self, blocks: Tensor) -> Tensor:
