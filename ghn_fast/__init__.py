@@ -51,8 +51,8 @@ _HOME = {
     "use_batch_statistics": "ghn_fast.hypernet.batch_statistics",
 }
 _ROOMS = (
-    *("capturing", "commands", "deepnets", "drawing", "graph", "hypernet", "metatrain", "ops"),
-    *("studies", "utils", "vision"),
+    *("capturing", "commands", "deepnets", "drawing", "graph", "hypernet", "metatrain", "models"),
+    *("ops", "studies", "utils", "vision"),
 )
 
 __all__ = [

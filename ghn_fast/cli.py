@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated, Any
 
 import typer
 
+from ghn_fast._version import __version__
 from ghn_fast.commands import (
     deepnets,
     demo,
@@ -18,27 +20,60 @@ from ghn_fast.commands import (
     training,
 )
 from ghn_fast.commands.common import INTERRUPTED
+from ghn_fast.commands.output import say, with_json
+from ghn_fast.utils import logs
+
+PROGRAM = "ghn-fast"
 
 app = typer.Typer(
-    name="ghn-fast",
+    name=PROGRAM,
     help="Graph hypernetworks: predict all parameters of a network in one forward pass.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-def doctor() -> None:
-    """Print versions, devices, compiled back ends, and which back end each op uses."""
-    from ghn_fast.commands.doctor import report
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit()
 
-    typer.echo(report())
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    log_level: Annotated[
+        str,
+        typer.Option(
+            "--log-level",
+            envvar="GHN_FAST_LOG",
+            help=f"What goes to standard error: {', '.join(logs.LEVELS)} and worse.",
+        ),
+    ] = "warning",
+) -> None:
+    """Graph hypernetworks: predict all parameters of a network in one forward pass."""
+    logs.set_level(log_level)
+
+
+def doctor() -> dict[str, Any]:
+    """Print versions, devices, compiled back ends, and which back end each op uses."""
+    from ghn_fast.commands.doctor import facts, words
+
+    found = facts()
+    say(words(found))
+    return found
 
 
 # In the order of the help.
 for command in (
     evaluation.evaluate,
     prediction.predict,
+    prediction.models,
     pictures.draw,
     demo.demo,
     doctor,
@@ -47,7 +82,7 @@ for command in (
     sgd.sgd,
     finetune.finetune,
 ):
-    app.command()(command)
+    app.command()(with_json(command))
 app.add_typer(deepnets.app, name="deepnets")
 
 # Libraries put whole backtraces into their messages.
@@ -57,13 +92,14 @@ _LONGEST = 300
 def main() -> None:
     """Run the command line; mistakes end with one line and status 2."""
     try:
-        app()
+        with logs.on_standard_error(PROGRAM):
+            app(prog_name=PROGRAM)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
         if os.environ.get("GHN_FAST_DEBUG"):
             raise
-        typer.echo(f"ghn-fast: error: {_one_line(error)}", err=True)
+        typer.echo(f"{PROGRAM}: error: {_one_line(error)}", err=True)
         sys.exit(2)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import ghn_fast
 from ghn_fast import cli
@@ -241,3 +244,129 @@ def test_module_and_command_are_the_same() -> None:
     assert done.returncode == 0, done.stderr
     for name in ("train", "evaluate", "predict", "demo", "deepnets"):
         assert name in done.stdout
+
+
+def commands() -> list[tuple[str, ...]]:
+    """The words of every command."""
+    found: list[tuple[str, ...]] = []
+
+    def walk(group: Any, words: tuple[str, ...]) -> None:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                walk(command, (*words, name))
+            else:
+                found.append((*words, name))
+
+    walk(typer.main.get_command(cli.app), ())
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_can_print_json(run: Run, words: tuple[str, ...]) -> None:
+    status, printed, error = run(*words, "--help")
+    assert status == 0, error
+    assert "--json" in printed
+
+
+def test_json_is_all_that_is_printed(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    generate = ("--split", "val", "--count", "3", "--out", tmp_path / "nets")
+    for words, entry, value in (
+        (("predict", "deepnets:test:1", "--out", out), "out", str(out)),
+        (("draw", "deepnets:test:1", "--out", tmp_path / "x.svg"), "model", "deepnets:test:1"),
+        (("doctor",), "ghn_fast", ghn_fast.__version__),
+        (("models", "deepnets:"), "beginning", "deepnets:"),
+        (("deepnets", "generate", *generate), "written", 3),
+        (("deepnets", "info", tmp_path / "nets"), "folder", str(tmp_path / "nets")),
+    ):
+        status, printed, error = run(*words, "--json")
+        assert status == 0, error
+        assert json.loads(printed)[entry] == value
+    arguments = ("--ckpt", "ghn2-digits", "--limit", "1", "--out", tmp_path / "results")
+    status, printed, error = run("evaluate", *arguments, "--json")
+    assert status == 0, error
+    result = json.loads(printed)
+    assert result["predicted"]["count"] == 1
+    assert result["predicted"]["standard_error"] is None  # one value has none
+    assert [Path(path).is_file() for path in result["written"]] == [True, True]
+    small = ("--set", "image_size=16", "--set", "max_channels=32", "--set", "max_nodes=120")
+    arguments = (*TRAIN, *small, "--steps", "1", "--out", tmp_path / "run", "--json")
+    status, printed, error = run(*arguments)
+    assert status == 0, error
+    assert json.loads(printed) == {
+        "step": 1,
+        "total": 1,
+        "interrupted": False,
+        "checkpoint": str(tmp_path / "run" / "checkpoints" / "step-00000001"),
+    }
+
+
+def test_a_mistake_prints_no_json(run: Run) -> None:
+    status, printed, error = run("predict", "resnte50", "--json")
+    assert status == 2
+    assert printed == ""
+    assert "resnet50" in error
+
+
+def test_predict_writes_where_parameters_come_from(run: Run, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    out = tmp_path / "net.safetensors"
+    status, printed, error = run("predict", "deepnets:test:1", "--out", out, "--num-classes", "7")
+    assert status == 0, error
+    with safe_open(out, "pt") as file:
+        metadata = file.metadata()
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert metadata["model"] == "deepnets:test:1"
+    assert metadata["hypernetwork"] == "ghn2-digits"
+    assert metadata["generator"] == f"ghn_fast {ghn_fast.__version__}"
+    report = json.loads(metadata["report"])
+    assert set(report["predicted"]) | set(report["skipped"]) == set(shapes)
+    config = ghn_fast.GHNConfig.from_dict(json.loads(metadata["hypernetwork_config"]))
+    assert config == ghn_fast.from_pretrained("ghn2-digits").config
+    for name in report["skipped"]:
+        assert name in printed
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"ghn-fast {ghn_fast.__version__}\n", "")
+
+
+def test_log_levels(run: Run) -> None:
+    status, _, error = run("--log-level", "loud", "doctor")
+    assert status == 2
+    assert "needs one of debug, info, warning, error" in error
+    status, _, error = run("--log-level", "info", "predict", "deepnets:test:0")
+    assert status == 0, error
+    assert "ghn-fast: info: " in error
+
+
+def test_no_color() -> None:
+    command = [sys.executable, "-m", "ghn_fast", "--help"]
+    for colour in ("NO_COLOR", "FORCE_COLOR"):
+        environment = {k: v for k, v in os.environ.items() if not k.endswith("_COLOR")}
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**environment, "TERM": "xterm-256color", colour: "1"},
+        )
+        assert ("\x1b[3" in done.stdout) == (colour == "FORCE_COLOR")
+
+
+def test_the_shell_completes_commands_and_networks() -> None:
+    for words, expected in (("ghn-fast pre", "predict"), ("ghn-fast predict deepn", "deepnets:")):
+        environment = {
+            "_GHN_FAST_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "ghn_fast"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **environment},
+        )
+        assert expected in done.stdout.split(), done.stderr

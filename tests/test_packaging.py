@@ -158,6 +158,7 @@ ROOMS = (
     ("graph",),
     ("capturing", "drawing"),
     ("deepnets",),
+    ("models",),
     ("hypernet",),
     ("vision",),
     ("metatrain",),

@@ -23,6 +23,35 @@ Dataset = Annotated[
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 
 
+def complete_model(incomplete: str) -> list[str]:
+    """Names of networks that begin as what has been typed, for the shell."""
+    from ghn_fast.models import known_names
+
+    return known_names(incomplete)
+
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        help="A network: of torchvision (resnet50), timm:NAME, hf:CONFIG_OR_FOLDER, "
+        "FILE.py:FUNCTION, deepnets:SPLIT:INDEX, or a .pt2 file of torch.export.",
+        autocompletion=complete_model,
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--input-size", min=1, help="Height and width of an image; by default the network's own."
+    ),
+]
+DeepNetsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--deepnets", help="Folder of generated files; without it architectures are sampled."
+    ),
+]
+
+
 def check_out(folder: Path) -> None:
     """Refuse a folder that results cannot be written to before the work, not after it."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -90,10 +119,3 @@ def make_progress(*, show: bool = True, rate: bool = False) -> Any:
         console=Console(stderr=True),
         disable=not show,
     )
-
-
-def print_table(renderable: Any) -> None:
-    """Print what ``rich`` renders, as wide as the terminal is."""
-    from rich.console import Console
-
-    Console().print(renderable)

@@ -8,12 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ghn_fast.commands.common import (
-    INTERRUPTED,
-    MOST,
-    make_progress,
-    print_table,
-)
+from ghn_fast.commands.common import INTERRUPTED, MOST, make_progress
+from ghn_fast.commands.output import UnfinishedError, print_table, say, with_json
 
 app = typer.Typer(
     help="Generate and inspect files of DeepNets-1M architectures.", no_args_is_help=True
@@ -42,6 +38,7 @@ class Format(StrEnum):
 
 
 @app.command()
+@with_json
 def generate(
     split: Annotated[Split, typer.Option("--split")],
     count: Annotated[int, typer.Option("--count", min=1, help="Architectures to generate.")],
@@ -56,7 +53,7 @@ def generate(
             help="packed, hdf5 (as published), or auto: packed for train and search.",
         ),
     ] = Format.auto,
-) -> None:
+) -> dict[str, Any]:
     """Generate architectures and write them into files of DeepNets-1M."""
     from ghn_fast.deepnets import DeepNets, describe, statistics_table
     from ghn_fast.deepnets import generate as write
@@ -78,34 +75,48 @@ def generate(
         except KeyboardInterrupt:
             interrupted = True
     if interrupted and split.value not in _splits_or_none(out):
-        typer.echo("interrupted before the first architectures were finished; nothing written")
-        raise typer.Exit(INTERRUPTED)
+        say("interrupted before the first architectures were finished; nothing written")
+        raise UnfinishedError({"split": split.value, "written": 0, "out": out}, INTERRUPTED)
     nets = DeepNets(out, split.value)
-    print_table(statistics_table({split.value: describe(nets)}))
-    typer.echo(f"written: {len(nets)} architectures in {out}")
+    statistics = describe(nets)
+    print_table(statistics_table({split.value: statistics}))
+    say(f"written: {len(nets)} architectures in {out}")
+    result = {
+        "split": split.value,
+        "written": len(nets),
+        "out": out,
+        "statistics": statistics,
+        "interrupted": interrupted,
+    }
     if interrupted:
-        typer.echo(f"interrupted after {len(nets)} of {count} architectures; the file is valid")
-        raise typer.Exit(INTERRUPTED)
+        say(f"interrupted after {len(nets)} of {count} architectures; the file is valid")
+        raise UnfinishedError(result, INTERRUPTED)
+    return result
 
 
 @app.command()
+@with_json
 def info(
     folder: Annotated[Path, typer.Argument(help="Folder of DeepNets-1M files.")],
-) -> None:
+) -> dict[str, Any]:
     """Show statistics of the architectures in a folder."""
     from ghn_fast.deepnets import DeepNets, describe, splits_in, statistics_table
     from ghn_fast.graph.properties import summarise_properties
 
     found = {split: describe(DeepNets(folder, split)) for split in splits_in(folder)}
     print_table(statistics_table(found))
+    properties = {}
     for split in found:
         nets = DeepNets(folder, split, virtual_edges=1)
         # Evenly spread over the split; averages need no more.
         chosen = range(0, len(nets), -(-len(nets) // MOST))
-        typer.echo(f"{split}: {summarise_properties(nets[index].graph for index in chosen)}")
+        properties[split] = summarise_properties(nets[index].graph for index in chosen)
+        say(f"{split}: {properties[split]}")
+    return {"folder": folder, "statistics": found, "properties": properties}
 
 
 @app.command()
+@with_json
 def convert(
     folder: Annotated[Path, typer.Argument(help="Folder (or file) to read.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
@@ -116,11 +127,12 @@ def convert(
         Split | None, typer.Option("--split", help="The split to convert; all by default.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
-) -> None:
+) -> dict[str, Any]:
     """Write files of architectures in another format."""
     from ghn_fast.deepnets import DeepNets, splits_in
     from ghn_fast.deepnets import convert as write
 
+    files = {}
     for name in [split.value] if split else splits_in(folder):
         count = len(DeepNets(folder, name))
         with make_progress() as progress:
@@ -130,7 +142,9 @@ def convert(
                 progress.update(task, completed=done)
 
             written = write(folder, name, out, format.value, overwrite=overwrite, progress=show)
-        typer.echo(f"written: {count} architectures in {written}")
+        say(f"written: {count} architectures in {written}")
+        files[name] = {"architectures": count, "file": written}
+    return {"splits": files}
 
 
 def _splits_or_none(folder: Path) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ghn_fast.commands.common import check_out
+from ghn_fast.commands.output import make_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,10 +25,8 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the picture.")] = Path("demo-out"),
     ckpt: Annotated[str, typer.Option("--ckpt")] = "ghn2-digits",
     count: Annotated[int, typer.Option(min=1, help="Unseen test architectures.")] = 8,
-) -> None:
+) -> dict[str, Any]:
     """Predict ResNet-50 and unseen architectures, and evaluate them on held-out digits."""
-    from rich.console import Console
-
     from ghn_fast.commands.evaluation import FittedItem, fill
     from ghn_fast.deepnets import DeepNets, SampledNets
     from ghn_fast.hypernet import from_pretrained
@@ -39,7 +39,7 @@ def demo(
     resnet = DeepNets(None, "predefined", virtual_edges=edges)[0]
     nets = [resnet, *SampledNets("test", count, _TEST_SEED, virtual_edges=edges)]
     items = [FittedItem(net, splits.num_classes, splits.image_size) for net in nets]
-    console = Console()
+    console = make_console()
     console.print(
         f"{ckpt}: predicting {len(items)} networks that it has not seen, evaluating them on "
         f"{len(splits.test)} held-out digits"
@@ -54,7 +54,9 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     report.to_json(out / "demo.json")
     report.histogram(out / "demo.png")
-    console.print(f"written: {out / 'demo.json'} and {out / 'demo.png'}")
+    written = [out / "demo.json", out / "demo.png"]
+    console.print(f"written: {' and '.join(map(str, written))}")
+    return {**asdict(report), "written": written}
 
 
 def _table(records: Sequence[ArchitectureResult], nets: Sequence[Any]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from typing import Any
 
 import torch
 
@@ -11,22 +12,33 @@ from ghn_fast._version import __version__
 from ghn_fast.ops import backend, load_all
 
 
-def report() -> str:
+def facts() -> dict[str, Any]:
     """Versions, devices, compiled back ends, and which back end each op uses on which device."""
-    lines = [
-        f"ghn_fast    {__version__}",
-        f"Python      {platform.python_version()} ({sys.executable})",
-        f"torch       {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
-        f"CUDA        {_cuda()}",
-        f"extension   {_extension()}",
-        f"triton      {_triton()}",
-        f"back end    {_requested()}",
-    ]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     load_all()
-    for op in backend.ops():
-        lines += [f"{op} on {device}: {_choice(op, device)}" for device in devices]
+    return {
+        "ghn_fast": __version__,
+        "Python": f"{platform.python_version()} ({sys.executable})",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}",
+        "CUDA": _cuda(),
+        "extension": _extension(),
+        "triton": _triton(),
+        "back end": _requested(),
+        "ops": {op: {device: _choice(op, device) for device in devices} for op in backend.ops()},
+    }
+
+
+def report() -> str:
+    """What :func:`facts` finds, a line each."""
+    return words(facts())
+
+
+def words(facts: dict[str, Any]) -> str:
+    """Lines of text with what was found."""
+    lines = [f"{name:<12}{value}" for name, value in facts.items() if name != "ops"]
+    for op, choices in facts["ops"].items():
+        lines += [f"{op} on {device}: {choice}" for device, choice in choices.items()]
     return "\n".join(lines)
 
 

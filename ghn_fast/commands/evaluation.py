@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from ghn_fast.commands.common import (
     check_out,
     make_progress,
 )
+from ghn_fast.commands.output import UnfinishedError, make_console, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +58,7 @@ def evaluate(
     baseline: Annotated[bool, typer.Option(help="Evaluate random initialisation, too.")] = True,
     out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("evaluation"),
     device: Device = "cpu",
-) -> None:
+) -> dict[str, Any]:
     """Accuracy of predicted networks on held-out images."""
     from ghn_fast.deepnets import SPLIT_SIZES
     from ghn_fast.hypernet import from_pretrained
@@ -93,20 +94,22 @@ def evaluate(
             on_result=on_result,
         )
     if not main_process:
-        return
+        return {"main_process": False}
     kind, _, folder = dataset.partition(":")
     stem = "-".join(filter(None, (name, kind, Path(folder).name)))
     report.ckpt, report.split = ckpt, name
     out.mkdir(parents=True, exist_ok=True)
     report.to_json(out / f"{stem}.json")
     print_evaluation(report, f"{ckpt} on {name}")
-    written = f"{out / stem}.json"
+    written = [out / f"{stem}.json"]
     if report.predicted is not None:
         report.histogram(out / f"{stem}.png")
-        written += f" and {out / stem}.png"
-    typer.echo(f"written: {written}")
+        written.append(out / f"{stem}.png")
+    say(f"written: {' and '.join(map(str, written))}")
+    result = {**asdict(report), "written": written}
     if report.predicted is None:
-        raise typer.Exit(1)
+        raise UnfinishedError(result, 1)
+    return result
 
 
 def evaluate_split(
@@ -221,7 +224,6 @@ def fill(ghn: GHN, model: nn.Module, graph: ArchGraph) -> None:
 
 def print_evaluation(report: EvaluationReport, title: str) -> None:
     """Print the summary of an evaluation."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{title}, {report.num_images} {report.images} images of {report.dataset}")
@@ -232,7 +234,7 @@ def print_evaluation(report: EvaluationReport, title: str) -> None:
             numbers = (summary.mean, summary.standard_error, summary.best, summary.worst)
             cells = [f"{number:.1f}" for number in numbers]
             table.add_row(name, *cells, str(summary.count))
-    console = Console()
+    console = make_console()
     console.print(table)
     console.print(f"BatchNorm: {report.batch_norm}")
     for record in report.failed:

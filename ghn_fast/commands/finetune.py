@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,8 @@ from ghn_fast.commands.common import (
     check_device,
     check_out,
     make_progress,
-    print_table,
 )
+from ghn_fast.commands.output import UnfinishedError, print_table, say
 from ghn_fast.commands.sgd import Networks
 
 if TYPE_CHECKING:
@@ -85,10 +85,7 @@ def finetune(
         Path, typer.Option("--out", help="Folder of results; trainings in it are not repeated.")
     ] = Path("finetune"),
     device: Device = "cpu",
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON, not as a table.")
-    ] = False,
-) -> None:
+) -> dict[str, Any]:
     """Predict parameters, fine-tune on a few images of each class, and compare with other starts.
 
     The table has the accuracy on all test images, mean ± standard deviation over seeds. Writes
@@ -159,16 +156,14 @@ def finetune(
             on_result=on_result,
         )
     if not main_process:
-        return
+        return {"main_process": False}
     write_finetune(report, out)
-    if json_:
-        typer.echo(json.dumps(report.to_dict()))
-    else:
-        print_table(finetune_table(report))
-        typer.echo(f"written: {out / 'finetune.json'} and {out / 'finetune.png'}")
+    print_table(finetune_table(report))
+    say(f"written: {out / 'finetune.json'} and {out / 'finetune.png'}")
     if not report.finished:
         typer.echo("interrupted; the same command continues", err=True)
-        raise typer.Exit(INTERRUPTED)
+        raise UnfinishedError(report.to_dict(), INTERRUPTED)
+    return report.to_dict()
 
 
 def write_finetune(report: FinetuneReport, out: Path) -> None:

@@ -1,55 +1,86 @@
-"""``predict``: all parameters of a torchvision model."""
+"""``predict``: all parameters of a network, and ``models``: the names that networks have."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghn_fast.commands.common import check_out
+from ghn_fast.commands.common import DeepNetsFolder, ImageSize, ModelName, check_out
+from ghn_fast.commands.output import make_console, say
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ghn_fast.hypernet import PredictionReport
 
+# Names of parameters that keep their values are all in --json; on a terminal these many.
+_SHOWN = 10
+
 
 def predict(
-    model: Annotated[
-        str, typer.Argument(help="Name of a torchvision model, for example resnet50.")
-    ],
+    model: ModelName,
     ckpt: Annotated[str, typer.Option("--ckpt")] = "ghn2-digits",
-    num_classes: Annotated[int | None, typer.Option(min=1)] = None,
-    input_size: Annotated[int, typer.Option(min=1, help="Height and width of an image.")] = 224,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="By default those of the hypernetwork.")
+    ] = None,
+    input_size: ImageSize = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to save the parameters (.safetensors).")
     ] = None,
-) -> None:
-    """Predict all parameters of a torchvision model."""
-    from ghn_fast.commands.architectures import torchvision_model
+    deepnets: DeepNetsFolder = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of sampled architectures and of what is not predicted.")
+    ] = 0,
+) -> dict[str, Any]:
+    """Predict all parameters of a network."""
+    import torch
+
     from ghn_fast.hypernet import from_pretrained
+    from ghn_fast.hypernet.parameter_file import save_parameters
+    from ghn_fast.models import resolve
 
     if out is not None:
         check_out(out.parent)
     ghn = from_pretrained(ckpt)
-    network = torchvision_model(model, num_classes or ghn.config.num_classes)
-    report = ghn.predict(network, input_shape=(3, input_size, input_size))
+    classes = num_classes or ghn.config.num_classes
+    named = resolve(model, num_classes=classes, image_size=input_size, deepnets=deepnets, seed=seed)
+    torch.manual_seed(seed)
+    network = named.build()
+    graph = None
+    if named.derive is not None:
+        graph = named.graph(ghn.config.virtual_edges)
+    with warnings.catch_warnings():
+        # The parameters that keep their values are printed below.
+        warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ parameters were not predicted")
+        if graph is not None:
+            report = ghn.predict(network, graph)
+        else:
+            report = ghn.predict(network, **named.inputs)
     print_prediction(model, network, report)
+    sizes = {name: value.numel() for name, value in network.named_parameters()}
+    result: dict[str, Any] = {
+        "model": model,
+        "hypernetwork": ckpt,
+        "predicted": len(report.predicted),
+        "predicted_values": sum(sizes[name] for name in report.predicted),
+        "skipped": report.skipped,
+        "batch_statistics": report.batch_statistics,
+        "partial": report.partial,
+        "warnings": report.warnings,
+        "seconds": report.seconds,
+        "out": out,
+    }
     if out is not None:
-        from safetensors.torch import save
-
-        from ghn_fast.utils.files import write_atomically
-
-        state = {name: value.contiguous() for name, value in network.named_parameters()}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, save(state))
-        typer.echo(f"written: {out}")
+        save_parameters(out, network, report, model_name=model, ghn=ghn, hypernetwork=ckpt)
+        say(f"written: {out}")
+    return result
 
 
 def print_prediction(name: str, network: nn.Module, report: PredictionReport) -> None:
     """Print what a prediction did, and how long each stage took."""
-    from rich.console import Console
     from rich.table import Table
 
     params = dict(network.named_parameters())
@@ -59,11 +90,39 @@ def print_prediction(name: str, network: nn.Module, report: PredictionReport) ->
     table.add_column("milliseconds", justify="right")
     for stage, seconds in report.seconds.items():
         table.add_row(stage, f"{1e3 * seconds:.1f}")
-    console = Console()
+    console = make_console()
     console.print(table)
-    for parameter, reason in report.skipped.items():
-        console.print(f"not predicted: {parameter}: {reason}", highlight=False)
+    for parameter, reason in list(report.skipped.items())[:_SHOWN]:
+        console.print(f"not predicted: {parameter}: {reason}", highlight=False, markup=False)
+    if len(report.skipped) > _SHOWN:
+        console.print(
+            f"not predicted: {len(report.skipped) - _SHOWN} more, which --json lists",
+            highlight=False,
+        )
+    if report.partial is not None:
+        console.print(f"assumed: {report.partial}", highlight=False, markup=False)
+    for warning in report.warnings:
+        console.print(f"note: {warning}", highlight=False, markup=False)
     if report.batch_statistics:
         console.print(
             f"{len(report.batch_statistics)} BatchNorm layers use batch statistics from now on"
         )
+
+
+def models(
+    beginning: Annotated[
+        str, typer.Argument(help="What names begin with, for example resnet or timm:vit.")
+    ] = "",
+) -> dict[str, Any]:
+    """List the names of networks that commands take."""
+    from ghn_fast.models import known_names
+    from ghn_fast.models.resolve import FORMS
+
+    names = known_names(beginning)
+    for name in names:
+        say(name)
+    if not beginning:
+        say(f"A network is {FORMS}; `ghn-fast models timm:` lists those of timm.")
+    elif not names:
+        say(f"no network has a name that begins with {beginning}; it is {FORMS}")
+    return {"beginning": beginning, "models": names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,8 @@ from ghn_fast.commands.common import (
     check_device,
     check_out,
     make_progress,
-    print_table,
 )
+from ghn_fast.commands.output import UnfinishedError, print_table, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,10 +82,7 @@ def sgd(
         Path, typer.Option("--out", help="Folder of results; trainings in it are continued.")
     ] = Path("sgd"),
     device: Device = "cpu",
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON, not as a table.")
-    ] = False,
-) -> None:
+) -> dict[str, Any]:
     """Train networks by SGD or Adam from random, predicted or given parameters, and compare.
 
     Says how many steps of training the predicted parameters are worth. Writes OUT/sgd.json with
@@ -153,22 +150,20 @@ def sgd(
             on_result=on_result,
         )
     if not main_process:
-        return
+        return {"main_process": False}
     write_sgd(report, out)
-    if json_:
-        typer.echo(json.dumps(report.to_dict()))
-    else:
-        print_table(sgd_table(report))
-        for network in dict.fromkeys(t.network for t in report.trainings):
-            line = worth_line(report, network)
-            if line:
-                typer.echo(line)
-        typer.echo(f"written: {out / 'sgd.json'}, {out / 'labels.csv'} and {out / 'curves.png'}")
+    print_table(sgd_table(report))
+    for network in dict.fromkeys(t.network for t in report.trainings):
+        line = worth_line(report, network)
+        if line:
+            say(line)
+    say(f"written: {out / 'sgd.json'}, {out / 'labels.csv'} and {out / 'curves.png'}")
     if not report.finished:
         typer.echo("interrupted; the same command continues", err=True)
-        raise typer.Exit(INTERRUPTED)
+        raise UnfinishedError(report.to_dict(), INTERRUPTED)
     if all(training.error for training in report.trainings):
         raise ValueError(f"every training failed, the first one: {report.trainings[0].error}")
+    return report.to_dict()
 
 
 def write_sgd(report: SgdReport, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from ghn_fast.commands.common import (
     check_out,
     make_progress,
 )
+from ghn_fast.commands.output import UnfinishedError, say
 
 
 def train(
@@ -55,7 +57,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the file; repeatable."),
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Meta-train a hypernetwork, or continue the run in OUT.
 
     On several GPUs or machines: torchrun --nproc-per-node 8 -m ghn_fast train ...
@@ -66,7 +68,7 @@ def train(
     from ghn_fast.utils import distributed
 
     values = read_config(config) if config is not None else {}
-    beside = ("out", "config", "settings")
+    beside = ("out", "config", "settings", "as_json")
     given = {
         name: value
         for name, value in context.params.items()
@@ -97,17 +99,20 @@ def train(
         result = run(checked, out, on_step=on_step)
     if main_process:
         checkpoint = result.checkpoint or "none yet"
-        typer.echo(f"step {result.step} of {result.total}, checkpoint: {checkpoint}")
+        say(f"step {result.step} of {result.total}, checkpoint: {checkpoint}")
     if result.interrupted:
         if main_process:
-            typer.echo("interrupted; the same command continues the run")
-        raise typer.Exit(INTERRUPTED)
+            say("interrupted; the same command continues the run")
+        raise UnfinishedError(asdict(result), INTERRUPTED)
+    return asdict(result)
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
-) -> None:
+) -> dict[str, Any]:
     """Write RUN/report.html: curves, evaluations, skipped architectures, settings."""
     from ghn_fast.metatrain.page import write_report
 
-    typer.echo(f"written: {write_report(run)}")
+    page = write_report(run)
+    say(f"written: {page}")
+    return {"run": run, "out": page}

@@ -22,10 +22,12 @@ from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.hypernet.propagate import BUILT_IN
 from ghn_fast.hypernet.published import is_published, published_config, published_state
 from ghn_fast.utils.files import write_atomically
+from ghn_fast.utils.logs import get_logger
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _BUNDLED = Path(__file__).resolve().parent.parent / "pretrained"
+_LOG = get_logger(__name__)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -59,6 +61,7 @@ def from_pretrained(
     _compare_sizes(config, state, str(path))
     ghn = GHN(config)
     load_weights(ghn, state, str(path))
+    _LOG.info("hypernetwork %s loaded from %s", name_or_path, path)
     return ghn.to(device).eval()
 
 

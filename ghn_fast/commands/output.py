@@ -1,0 +1,111 @@
+"""What commands print: words and tables for people, or one JSON object for programs.
+
+A command prints with :func:`say` and :func:`print_table`, and returns a dict of what it did.
+:func:`with_json` gives it the option ``--json``, by which the dict is printed and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+_OPTION = "as_json"
+_for_programs: ContextVar[bool] = ContextVar("for_programs", default=False)
+
+
+class UnfinishedError(Exception):
+    """A command ends before its work is done, with what it has.
+
+    Args:
+        result: As a command returns it.
+        status: Exit status, not 0.
+    """
+
+    def __init__(self, result: dict[str, Any], status: int) -> None:
+        super().__init__(f"ended with status {status}")
+        self.result = result
+        self.status = status
+
+
+def with_json(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """The command with an option ``--json``."""
+    option = Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of words and tables.")
+    ]
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        token = _for_programs.set(kwargs.pop(_OPTION, False))
+        status = 0
+        try:
+            result = command(*args, **kwargs)
+        except UnfinishedError as end:
+            result, status = end.result, end.status
+        finally:
+            programs = _for_programs.get()
+            _for_programs.reset(token)
+        if programs:
+            typer.echo(json.dumps(plain(result), indent=2))
+        if status:
+            raise typer.Exit(status)
+
+    hints = get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command)
+    own = [
+        parameter.replace(annotation=hints.get(parameter.name, parameter.annotation))
+        for parameter in signature.parameters.values()
+    ]
+    more = inspect.Parameter(
+        _OPTION, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option
+    )
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*own, more], return_annotation=None
+    )
+    run.__annotations__ = {**hints, _OPTION: option, "return": None}
+    return run
+
+
+def say(text: str) -> None:
+    """Print a line for people."""
+    if not _for_programs.get():
+        typer.echo(text)
+
+
+def make_console() -> Any:
+    """A console of rich for people, as wide as the terminal; it prints nothing for programs."""
+    from rich.console import Console
+
+    return Console(quiet=_for_programs.get())
+
+
+def print_table(renderable: Any) -> None:
+    """Print what ``rich`` renders, for people."""
+    make_console().print(renderable)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: paths are texts, and numbers that are not finite are null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):
+        return plain(value.item())  # a number of NumPy or torch
+    raise TypeError(f"a result has a {type(value).__name__}, which JSON does not know")
