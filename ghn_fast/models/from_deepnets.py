@@ -55,4 +55,5 @@ def resolve(
         derive=lambda edges: item.graph_for(classes, size).with_virtual_edges(edges),
         image_size=size,
         num_classes=classes,
+        built_for_size=True,
     )

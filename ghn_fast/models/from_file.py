@@ -45,7 +45,7 @@ def resolve_function(name: str, num_classes: int | None, image_size: int | None)
         raise ValueError(f"model: got {name!r}, needs FILE.py:FUNCTION, for example nets.py:small")
     path = Path(match["file"]).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"model: got {name!r}, but there is no file {path}")
+        raise FileNotFoundError(f"model: got {name!r}, but there is no such file: {path}")
     module = _run(path)
     function = getattr(module, match["function"], None)
     if not callable(function):
@@ -101,6 +101,7 @@ def _named(
         example_inputs=inputs,
         image_size=image_size,
         num_classes=num_classes,
+        built_for_size=True,
     )
 
 
@@ -142,6 +143,7 @@ def from_program(program: torch.export.ExportedProgram, name: str = "program") -
         name,
         lambda: program.module(check_guards=False),
         example_inputs=named or tuple(positional),
+        built_for_size=True,
     )
 
 

@@ -51,6 +51,7 @@ def resolve(name: str, num_classes: int | None, image_size: int | None) -> Named
         input_shape=(channels, *sizes),
         image_size=sizes[-1],
         num_classes=num_classes,
+        built_for_size="img_size" in options,
     )
 
 

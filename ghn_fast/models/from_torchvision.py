@@ -15,6 +15,7 @@ _FAMILIES = ("classification", "segmentation", "detection", "video")
 # Detection accepts any size; from this one on every pyramid level has pixels.
 _DETECTION_SIZE = 320
 _FRAMES = 16
+_AUXILIARY = ("googlenet", "inception_v3")
 # What a network is told when its images have a size of their own; others take any.
 _SIZE_ARGUMENT: dict[str, Callable[[int], dict[str, Any]]] = {
     "vit_": lambda size: {"image_size": size},
@@ -33,6 +34,7 @@ def resolve(name: str, num_classes: int | None, image_size: int | None) -> Named
     if family is None:
         return None
     size = image_size or (_DETECTION_SIZE if family == "detection" else _usual_size(name))
+    built_for_size = False
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if family in ("segmentation", "detection"):
         options["weights_backbone"] = None
@@ -40,6 +42,10 @@ def resolve(name: str, num_classes: int | None, image_size: int | None) -> Named
         for prefix, argument in _SIZE_ARGUMENT.items():
             if name.startswith(prefix):
                 options |= argument(image_size)
+                built_for_size = True
+    if name in _AUXILIARY:
+        # Heads that only their own training uses; no prediction reaches them.
+        options |= {"aux_logits": False, "init_weights": True}
 
     def make() -> nn.Module:
         made: nn.Module = _models().get_model(name, weights=None, **options)
@@ -56,6 +62,7 @@ def resolve(name: str, num_classes: int | None, image_size: int | None) -> Named
         example_inputs=([torch.zeros(3, size, size)],) if detection else None,
         image_size=size,
         num_classes=num_classes,
+        built_for_size=built_for_size,
     )
 
 

@@ -50,7 +50,14 @@ def resolve(name: str, num_classes: int | None, image_size: int | None) -> Named
     kind, make = _class(name, config)
     inputs = _inputs(name, config, kind, image_size)
     size = inputs["pixel_values"].shape[-1] if "pixel_values" in inputs else None
-    return NamedModel(name, make, example_inputs=inputs, image_size=size, num_classes=num_classes)
+    return NamedModel(
+        name,
+        make,
+        example_inputs=inputs,
+        image_size=size,
+        num_classes=num_classes,
+        built_for_size=size is not None,
+    )
 
 
 def _config(name: str) -> Any:

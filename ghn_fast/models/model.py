@@ -28,6 +28,8 @@ class NamedModel:
         image_size: Height and width of images where the network reads images and the name or the
             caller says how large they are.
         num_classes: Number of classes that the network was asked for; ``None`` for its own.
+        built_for_size: Whether the network was made for ``image_size``; others were made for
+            photographs, and take any size.
     """
 
     name: str
@@ -37,6 +39,7 @@ class NamedModel:
     derive: Callable[[int], ArchGraph] | None = None
     image_size: int | None = None
     num_classes: int | None = None
+    built_for_size: bool = False
 
     def build(self) -> nn.Module:
         """Make the network, randomly initialised by torch's generator."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
-from os.path import commonprefix
 
 # Below this likeness (0 to 1) a name is no suggestion but noise.
 _ALIKE = 0.6
@@ -28,7 +27,7 @@ def nearest(name: str, known: Iterable[str], most: int = _MOST) -> list[str]:
         if _begins_alike(plain, wanted):
             likeness = (1 + likeness) / 2
         if likeness >= _ALIKE:
-            together = len(commonprefix((plain, wanted)))
+            together = _letters_in_common(plain, wanted)
             found.append((-likeness, -together, len(candidate), candidate))
     return [candidate for *_, candidate in sorted(found)[:most]]
 
@@ -37,6 +36,13 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "_").replace(".", "_")
 
 
+def _letters_in_common(one: str, other: str) -> int:
+    """How many letters two names have in common at their beginnings."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
 def _begins_alike(one: str, other: str) -> bool:
+    """Whether one name begins with the whole of the other one."""
     shorter = min(len(one), len(other))
-    return shorter >= 3 and one[:shorter] == other[:shorter]
+    return shorter >= 3 and _letters_in_common(one, other) == shorter

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ghn_fast.capturing import capture
 from ghn_fast.deepnets import SPLITS, DeepNets, NetworkConfig, SampledNets, build_graph
 from ghn_fast.deepnets.architectures.genotype import DARTS, PDARTS, VIT_CONFIG
 from ghn_fast.deepnets.architectures.network import Network as CellNetwork
 from ghn_fast.graph import ArchGraph
+from ghn_fast.models import resolve
 from ghn_fast.utils.seeds import derive_seed
+from ghn_fast.vision.images import SMALL_IMAGE
 from ghn_fast.vision.small_images import fit_to_images
 
 # The network of arXiv 2110.13100, section 4.4, that has the cells of an architecture search.
 DARTS_CELLS, DARTS_CHANNELS = 14, 48
+_TRANSFORMERS = "hf:"
 _GENOTYPES = {"darts": DARTS, "pdarts": PDARTS}
 
 KINDS = (
     "a torchvision model (resnet50)",
     "timm:NAME",
+    "hf:CONFIG_OR_FOLDER of an image classifier",
     "deepnets:SPLIT:INDEX or deepnets:SPLIT:FIRST-LAST",
     "vit (of the predefined split), darts, pdarts",
     "FILE.json with a genotype",
@@ -111,10 +113,12 @@ def find_networks(
 
     Args:
         names: One or more of: a classification model of torchvision; ``timm:NAME``;
+            ``hf:CONFIG_OR_FOLDER`` of an image classifier of transformers;
             ``deepnets:SPLIT:INDEX`` or ``deepnets:SPLIT:FIRST-LAST`` (the last one included);
             ``vit`` (of the predefined split), ``darts`` or ``pdarts`` (14 cells of 48 channels); a
             JSON file with a configuration or a genotype, as :mod:`ghn_fast.studies.search` writes
-            them; ``FILE.py:FUNCTION``, called with ``num_classes`` and ``image_size``.
+            them; ``FILE.py:FUNCTION``, called with ``num_classes`` and ``image_size``. See
+            :func:`ghn_fast.models.resolve`.
         deepnets: Folder of generated files of DeepNets-1M; without it splits are sampled.
         seed: Seed of sampled splits.
         channels: Number of channels of networks made of cells, instead of their own.
@@ -125,7 +129,7 @@ def find_networks(
 
     Raises:
         ValueError: If a name says none of these, or comes twice; the message lists what there is.
-        ModuleNotFoundError: If timm is asked for and not installed.
+        ModuleNotFoundError: If the library of a network is not installed.
         FileNotFoundError: If a file is missing.
     """
     found: list[Network] = []
@@ -159,14 +163,12 @@ def _find(name: str, deepnets: str | Path | None, seed: int) -> list[Network]:
             genotype=_GENOTYPES[name], n_cells=DARTS_CELLS, C=DARTS_CHANNELS, stem_type=1
         )
         return [Network(name, config)]
-    if kind == "timm":
-        return [Network(name, factory=_timm(rest))]
     if name.endswith(".json"):
         return [_of_file(Path(name))]
     if ".py:" in name:
         path, _, function = name.rpartition(":")
-        return [Network(f"{Path(path).stem}.{function}", factory=_users(Path(path), function))]
-    return [Network(name, factory=_torchvision(name))]
+        return [Network(f"{Path(path).stem}.{function}", factory=_named(name))]
+    return [Network(name, factory=_named(name))]
 
 
 def _of_split(name: str, rest: str, folder: str | Path | None, seed: int) -> list[Network]:
@@ -197,47 +199,38 @@ def _of_split(name: str, rest: str, folder: str | Path | None, seed: int) -> lis
     return found
 
 
-def _torchvision(name: str) -> Callable[[int, int], nn.Module]:
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ValueError(
-            f"networks: got {name!r}, needs one of: {'; '.join(KINDS)}; torchvision has "
-            f"{', '.join(known)}"
-        )
+def _named(name: str) -> Callable[[int, int], nn.Module]:
+    """What builds a network that is known to :func:`ghn_fast.models.resolve`."""
+    resolve(name, num_classes=10, image_size=SMALL_IMAGE)  # a name of no network is refused now
 
     def build(num_classes: int, image_size: int) -> nn.Module:
-        options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
-        if name.startswith("vit_"):
-            # Its positional encodings are made for one size, and so are its patches.
-            options |= {"image_size": image_size}
-            if image_size < 64:
-                message = f"{name}: its patches need images of 64 or more pixels, got {image_size}"
-                raise ValueError(f"{message}; 'vit' is one for small images")
-            return torchvision.models.get_model(name, **options)
-        if name in ("googlenet", "inception_v3"):
-            options |= {"aux_logits": False, "init_weights": True}
-        return fit_to_images(torchvision.models.get_model(name, **options), image_size)
+        if name.startswith("vit_") and image_size < SMALL_IMAGE:
+            message = f"{name}: its patches need images of {SMALL_IMAGE} or more pixels"
+            raise ValueError(f"{message}, got {image_size}; 'vit' is one for small images")
+        named = resolve(name, num_classes=num_classes, image_size=image_size)
+        model = named.build()
+        if name.startswith(_TRANSFORMERS):
+            model = _Logits(model)
+        if not named.built_for_size:
+            return fit_to_images(model, image_size)
+        if not hasattr(model, "input_shape"):
+            model.input_shape = (3, image_size, image_size)  # type: ignore[assignment]
+        return model
 
     return build
 
 
-def _timm(name: str) -> Callable[[int, int], nn.Module]:
-    try:
-        import timm
-    except ImportError as error:
-        message = f"networks: timm:{name} needs timm: pip install 'ghn-fast[timm]'"
-        raise ModuleNotFoundError(message) from error
-    if name not in timm.list_models():
-        close = timm.list_models(f"*{name[:6]}*")[:8]
-        raise ValueError(f"networks: timm has no model {name!r}; alike are {', '.join(close)}")
+class _Logits(nn.Module):
+    """A classifier of transformers that takes images and gives logits, without names."""
 
-    def build(num_classes: int, image_size: int) -> nn.Module:
-        model = timm.create_model(name, num_classes=num_classes)
-        return fit_to_images(model, image_size)
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
 
-    return build
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, C, H, W)."""
+        logits: Tensor = self.network(pixel_values=images).logits
+        return logits
 
 
 def _of_file(path: Path) -> Network:
@@ -254,27 +247,6 @@ def _of_file(path: Path) -> Network:
         return Network(path.stem, NetworkConfig.from_dict(data))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _users(path: Path, function: str) -> Callable[[int, int], nn.Module]:
-    if not path.is_file():
-        raise FileNotFoundError(f"networks: no such file: {path}")
-    spec = importlib.util.spec_from_file_location(f"ghn_fast_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # for a .py file there is one
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    factory = getattr(module, function, None)
-    if not callable(factory):
-        raise ValueError(f"networks: {path} has no function {function!r}")
-
-    def build(num_classes: int, image_size: int) -> nn.Module:
-        model = factory(num_classes=num_classes, image_size=image_size)
-        if isinstance(model, nn.Module) and not hasattr(model, "input_shape"):
-            model.input_shape = (3, image_size, image_size)  # type: ignore[assignment]
-        return model
-
-    return build
 
 
 def names_of(networks: Sequence[Network]) -> list[str]:

@@ -219,7 +219,7 @@ def test_functions_that_are_none(
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     for name in (f"{tmp_path}/none.py:net", f"{tmp_path}/none.pt2"):
-        with pytest.raises(FileNotFoundError, match="there is no"):
+        with pytest.raises(FileNotFoundError, match="there is no such file"):
             resolve(name)
     bad = tmp_path / "bad.pt2"
     bad.write_bytes(b"no archive")

@@ -57,7 +57,7 @@ def test_names_are_checked(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("")
     for names, message in (
         ([], "got none"),
-        (["resnet5000"], "torchvision has"),
+        (["resnet5000"], "the nearest are resnet50"),
         (["deepnets:huge:1"], "needs deepnets:SPLIT:INDEX"),
         (["deepnets:val:5-2"], "not above the last"),
         (["deepnets:predefined:7"], "has 2 architectures"),

@@ -109,7 +109,7 @@ def test_the_command(
     status, printed, error = run("sgd", "deepnets:val:1", *common, "--json")
     assert json.loads(printed) == data
     for arguments, message in (
-        (("sgd", "resnet5000"), "torchvision has"),
+        (("sgd", "resnet5000"), "the nearest are resnet50"),
         (("sgd", "vit", "--init", "zeros", "--out", tmp_path / "z"), "needs one of"),
         (("sgd", "vit", "--lr", "0"), "lr: got 0.0"),
         (("sgd", "vit", "--images", "all", "--out", tmp_path / "y"), "test or val"),
