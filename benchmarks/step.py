@@ -34,6 +34,7 @@ from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.metatrain import functional_networks
 from ghn_fast.metatrain.executor import Executor
 from ghn_fast.metatrain.memory import keep_freed_memory
+from ghn_fast.metatrain.precision import PRECISIONS, tensor_cores
 from ghn_fast.metatrain.step import MetaTrainer
 
 # Least multiples of the straightforward loop that a step on a CPU should reach.
@@ -63,7 +64,7 @@ class Case:
         # Both find the graphs at hand, as a loader leaves them.
         self.graphs = [architecture.graph for architecture in self.architectures]
         batch = GraphBatch(self.graphs)
-        self.messages = Baseline(batch.edges, batch.offsets)
+        self.messages = Baseline(batch.edges, batch.offsets).to(device)
         shape = (arguments.batch_size, 3, 32, 32)
         self.images = torch.randn(shape, device=device)
         self.targets = torch.randint(0, 10, shape[:1], device=device)
@@ -78,11 +79,10 @@ class Case:
             torch.optim.Adam(self.fast.parameters(), 1e-3, weight_decay=1e-5, fused=True),
             meta_batch=arguments.meta_batch,
             grad_clip=CLIP,
-            executor=Executor(
-                device, precision=arguments.precision, cuda_graphs=arguments.cuda_graphs
-            ),
+            executor=Executor(device, cuda_graphs=arguments.cuda_graphs),
         )
         self.device = device
+        self.precision = arguments.precision
 
     def straightforward(self) -> tuple[float, float, float]:
         """Loss, seconds of the hypernetwork's share, seconds in all."""
@@ -111,9 +111,13 @@ class Case:
         Raises:
             RuntimeError: If they differ by more than rounding explains.
         """
-        with without_dropout():
+        # In float32, whatever is timed afterwards, and on a GPU without TF32.
+        executor, timed = self.trainer.executor, self.precision
+        executor.precision = "float32"
+        with without_dropout(), tensor_cores("float32", self.device):
             first, *_ = self.straightforward()
             second, *_ = self.ours()
+        executor.precision = timed
         worst = 0.0
         for have, want in zip(self.fast.parameters(), self.slow.parameters(), strict=True):
             if want.grad is not None and have.grad is not None:
@@ -169,7 +173,7 @@ def main() -> None:
     parser.add_argument("--hid", type=int, default=32)
     parser.add_argument("--seed", type=int, default=1, help="Of the choice of architectures.")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--precision", default="float32", choices=tuple(PRECISIONS))
     parser.add_argument("--cuda-graphs", type=int, default=64)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -76,10 +76,10 @@ def predict(
     ghn: ghn_fast.GHN, graphs: Sequence[ArchGraph], messages: Baseline
 ) -> list[dict[str, Tensor]]:
     """Predict the parameters of a meta-batch by name, one tensor after the other."""
-    batch = GraphBatch(graphs)
+    batch = GraphBatch(graphs).to(ghn.device)
     # Its parts are those of a gated GNN.
     gnn: Any = ghn.propagator
-    x = ghn.encoder(batch.op_types, ghn.encoder.shape_index(batch.shapes))
+    x = ghn.encoder(batch.op_types, ghn.encoder.shape_index(batch.shapes).to(ghn.device))
     x = ghn.norm(messages(x, gnn.message, gnn.virtual_message, gnn.update))
     plan = plan_decoding(batch.graphs, ghn.config)
     blocks = decode(x, plan, ghn.blocks, ghn.vectors)

@@ -12,7 +12,7 @@ TORCH_LIBRARY(ghn_fast, m) {
   // to the host, once. Reads stay in bounds whatever the memory of a plan holds. See
   // plan/gated_gnn_plan_check.h.
   m.def("gated_gnn_plan(Tensor edges, Tensor offsets) -> Tensor");
-  m.def("gated_gnn_plan_to(Tensor plan, Device device) -> Tensor");
+  m.def("gated_gnn_plan_to(Tensor plan, Device device, bool pin=False) -> Tensor");
 
   // Plans of batches -> plan of all their graphs side by side; and the edges (M, 3) of a plan.
   m.def("gated_gnn_join(Tensor[] plans) -> Tensor");

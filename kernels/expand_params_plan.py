@@ -92,10 +92,8 @@ def pack(
     arrays = Work(*(torch.from_numpy(a) for a in (rows, tiles, segments, segment_tiles, order)))
     # Each begins at a multiple of 16 bytes: Triton compiles a kernel anew where that changes.
     flat = [pad(array.reshape(-1), (0, array.numel() % 2)) for array in arrays]
-    joined = torch.cat(flat)
-    if device.type == "cuda":
-        joined = joined.pin_memory()
-    parts = joined.to(device, non_blocking=True).split([len(array) for array in flat])
+    # Waited for, once: the work is kept, and may be used next on another stream.
+    parts = torch.cat(flat).to(device).split([len(array) for array in flat])
     work = [p[: a.numel()].view(a.shape) for p, a in zip(parts, arrays, strict=True)]
     extents = rows[:, [PADDED.value, BLOCK_SIZE.value]]
     return work, bool((extents >= LARGE).any())

@@ -30,6 +30,12 @@ bool is_aligned(const at::Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
 }
 
+// A tensor on a GPU anywhere among the arguments calls these ops.
+void check_on_gpu(at::TensorList blocks) {
+  TORCH_CHECK_VALUE(blocks[0].is_cuda(), "blocks: got tensors on ", blocks[0].device(),
+                    ", needs them on a GPU, as another argument is");
+}
+
 std::vector<at::Tensor> contiguous(at::TensorList tensors) {
   std::vector<at::Tensor> result;
   for (const at::Tensor& tensor : tensors) result.push_back(tensor.contiguous());
@@ -65,6 +71,7 @@ at::Tensor expand_params_cuda(at::TensorList blocks, const at::Tensor& table,
                               const std::optional<at::Tensor>& packed, int64_t numel) {
   TORCH_CHECK_VALUE(numel >= 0, "numel: got ", numel, ", needs at least 0");
   check_blocks(blocks);
+  check_on_gpu(blocks);
   const c10::cuda::CUDAGuard guard(blocks[0].device());
   const std::vector<at::Tensor> from = contiguous(blocks);
   ExpandArgs args = make_args(from, table, packed, numel);
@@ -82,6 +89,7 @@ std::vector<at::Tensor> expand_params_backward_cuda(const at::Tensor& grad, at::
                                                     const at::Tensor& table,
                                                     const std::optional<at::Tensor>& packed) {
   check_blocks(blocks);
+  check_on_gpu(blocks);
   TORCH_CHECK_VALUE(grad.dim() == 1, "grad: got shape ", grad.sizes(), ", needs one dimension");
   check_dtype(grad, blocks[0].scalar_type(), "grad");
   check_device(grad, blocks[0].device(), "grad");

@@ -21,6 +21,7 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "gated_gnn_backward.h"
 #include "gated_gnn_forward.h"
@@ -66,19 +67,33 @@ __global__ void __launch_bounds__(kThreads, 1)
   backward_block<In>(DeviceBlock{}, args, tile, shared_arena<T>(bytes));
 }
 
-template <class T, class Args>
-cudaError_t launch(void (*kernel)(Args, int64_t, int64_t), const Args& args, bool backward,
-                   const LaunchPlace& place) {
+// GPUs of a machine whose kernels are remembered to have been given all their shared memory.
+constexpr int kKnownDevices = 64;
+
+// Let a kernel have all the shared memory of a device. Always the same number: threads that launch
+// it at a time cannot take memory away from each other.
+template <auto kKernel>
+cudaError_t allow_shared_memory(int device, int most) {
+  static std::atomic<bool> allowed[kKnownDevices];
+  const bool known = device >= 0 && device < kKnownDevices;
+  if (known && allowed[device].load(std::memory_order_acquire)) return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (known && error == cudaSuccess) allowed[device].store(true, std::memory_order_release);
+  return error;
+}
+
+template <auto kKernel, class T, class Args>
+cudaError_t launch(const Args& args, bool backward, const LaunchPlace& place) {
   int most = 0;
   const cudaError_t error = shared_memory(place.device, &most);
   if (error != cudaSuccess) return error;
   const Footprint footprint = choose_tile<T>(args.problem.shape.record, backward, most);
   if (footprint.tile == 0) return cudaErrorInvalidConfiguration;
   const int64_t bytes = footprint.bytes(place.largest_graph, most, sizeof(T));
-  const cudaError_t raised =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  const cudaError_t raised = allow_shared_memory<kKernel>(place.device, most);
   if (raised != cudaSuccess) return raised;
-  kernel<<<place.blocks, kThreads, size_t(bytes), place.stream>>>(args, footprint.tile, bytes);
+  kKernel<<<place.blocks, kThreads, size_t(bytes), place.stream>>>(args, footprint.tile, bytes);
   return cudaGetLastError();
 }
 
@@ -118,14 +133,14 @@ cudaError_t pack_weights(const Problem& problem, void* const* given, bool backwa
 template <class T>
 cudaError_t launch_forward(const ForwardArgs<T>& args, const LaunchPlace& place) {
   return with_element<T>(args.problem.element, [&](auto in) {
-    return launch<T>(&forward_kernel<decltype(in), T>, args, false, place);
+    return launch<&forward_kernel<decltype(in), T>, T>(args, false, place);
   });
 }
 
 template <class T>
 cudaError_t launch_backward(const BackwardArgs<T>& args, const LaunchPlace& place) {
   return with_element<T>(args.problem.element, [&](auto in) {
-    return launch<T>(&backward_kernel<decltype(in), T>, args, true, place);
+    return launch<&backward_kernel<decltype(in), T>, T>(args, true, place);
   });
 }
 

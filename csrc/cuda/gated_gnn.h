@@ -8,6 +8,8 @@
 namespace ghn::cuda {
 
 constexpr int kThreads = 256;
+// Distances whose inverses are at hand: of GHN-2 the largest is 50. A power of two.
+constexpr int kDistances = 64;
 
 // Type of x, the weights, the output and the gradients, against that of the arithmetic.
 enum class Element : int32_t { same, float16, bfloat16 };
@@ -47,14 +49,15 @@ struct BackwardArgs {
 // a level that go through the phases together; then the weights, and a row per node of the graph,
 // each of them in shared memory if they fit and in global memory otherwise.
 struct Footprint {
+  static constexpr int64_t kFixed = 2 * kThreads + kDistances;
   int64_t tile, work, weights, row;
 
   static GHN_INLINE Footprint forward(const Record& r, int64_t tile, int64_t packed) {
-    return {tile, 2 * kThreads + tile * (6 * r.c + r.hidden), packed, r.messages * r.c};
+    return {tile, kFixed + tile * (6 * r.c + r.hidden), packed, r.messages * r.c};
   }
 
   static GHN_INLINE Footprint backward(const Record& r, int64_t tile, int64_t packed) {
-    return {tile, 2 * kThreads + tile * ((10 + r.messages) * r.c + 2 * r.hidden), packed, r.c};
+    return {tile, kFixed + tile * ((10 + r.messages) * r.c + 2 * r.hidden), packed, r.c};
   }
 
   // Bytes to ask for, of at most `most`, where the largest graph has so many nodes.

@@ -20,13 +20,14 @@ GHN_DEVICE void backward_block(const Block& block, const BackwardArgs<T>& args, 
   const int64_t sent_width = r.messages * c, held_width = 6 * c + r.hidden;
   const SafePlan safe = SafePlan::read(args.plan, problem);
   if (!safe.fits) return fill_nan<In, T>(block, args.grad_x, N * channels);
-  auto* const partial = reinterpret_cast<EdgeSums<T>*>(arena.take(2 * kThreads));
-  T* const sent = arena.take(tile_size * sent_width);
-  T* const hidden = arena.take(tile_size * r.hidden);
-  T* const gates = arena.take(tile_size * 4 * c);
+  auto* const partial = reinterpret_cast<EdgeSums<T>*>(arena.need(2 * kThreads));
+  const auto inverses = Inverses<T>::fill(block, arena, safe.plan);
+  T* const sent = arena.need(tile_size * sent_width);
+  T* const hidden = arena.need(tile_size * r.hidden);
+  T* const gates = arena.need(tile_size * 4 * c);
   // What forward left of a node: gates, the state before, hidden layers; and the gradient of its
   // state.
-  T* const held = arena.take(tile_size * held_width);
+  T* const held = arena.need(tile_size * held_width);
   const PackedWeights<T> w = place_weights(block, arena, args.packed, r);
   const Spread by_channel = Spread::over(block, c), by_hidden = Spread::over(block, r.hidden);
   const Spread by_held = Spread::over(block, held_width);
@@ -49,7 +50,7 @@ GHN_DEVICE void backward_block(const Block& block, const BackwardArgs<T>& args, 
           args.factors + int64_t(sweep) * N * Factors<T>::width(r), r, N, first);
       const SweepOrder order = safe.order(sweep);
       const EdgeList edges = safe.scatter(sweep);
-      const EdgeRows<T> rows{d_message, c, -1, r.messages == 2};
+      const EdgeRows<T> rows{d_message, int(c), -1, r.messages == 2, inverses};
       const SafePlan::Range levels = safe.levels(order, g);
       for (int64_t level = levels.end - 1; level >= levels.begin; --level) {
         const SafePlan::Range places = safe.places(order, level);

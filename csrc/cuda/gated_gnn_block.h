@@ -22,6 +22,15 @@ struct Arena {
     left -= size;
     return at;
   }
+
+  // What the block has been given memory for in any case. The compiler sees that it is shared memory
+  // here, which has loads of its own.
+  GHN_DEVICE T* need(int64_t size) {
+    T* at = next;
+    next += size;
+    left -= size;
+    return at;
+  }
 };
 
 // The packed weights, copied to shared memory where they fit.
@@ -211,35 +220,83 @@ struct EdgeSums {
   T near, far;
 };
 
+// 1 / s for the distances s of a plan, in shared memory; a division takes longer than the rest of an
+// edge.
+template <class T>
+struct Inverses {
+  T* at;
+  bool complete;  // whether they hold all distances of the plan
+
+  template <class Block>
+  static GHN_DEVICE Inverses fill(const Block& block, Arena<T>& arena, const Plan& plan) {
+    Inverses inverses{arena.need(kDistances), plan.max_distance < kDistances};
+    for (int s = block.thread(); s < kDistances; s += kThreads) inverses.at[s] = T(1) / T(s);
+    return inverses;
+  }
+
+  // Stays inside the table whatever a plan's memory holds.
+  GHN_DEVICE T operator[](int32_t distance) const {
+    return complete ? at[distance & (kDistances - 1)] : T(1) / T(distance);
+  }
+};
+
 // Rows that a node gathers: elements `column` and, if it is not negative, `column + second` of the
 // rows of the nodes at the other ends; virtual edges take only the latter then.
+//
+// Edges are taken kAhead at a time, and nothing in between decides anything: first the nodes at
+// their ends are read, then the rows, so that all of them are under way together. Places behind the
+// last edge read the row of node 0 and count as zero.
 template <class T>
 struct EdgeRows {
+  static constexpr int kAhead = 8;
   const T* from;
-  int64_t width, second;
+  int width, second;
   bool far;  // whether virtual edges count
+  Inverses<T> inverses;
 
-  GHN_DEVICE EdgeSums<T> sum(const EdgeList& list, int64_t begin, int64_t end, int64_t split,
-                             int64_t n, int64_t column) const {
+  GHN_DEVICE EdgeSums<T> sum(const EdgeList& list, int begin, int end, int split, int n,
+                             int column) const {
     EdgeSums<T> sums{T(0), T(0)};
-    const int64_t near_end = end < split ? end : split;
-    int64_t e = begin;
-    GHN_UNROLL_4
-    for (; e < near_end; ++e) {
-      const int64_t u = list.node[e];
-      if (uint64_t(u) >= uint64_t(n)) continue;
-      const T* const row = from + u * width + column;
-      sums.near += row[0];
-      if (second >= 0) sums.near += row[second];
+    const int near_end = end < split ? end : split;
+    for (int e = begin; e < near_end; e += kAhead) {
+      int row[kAhead];
+      ends(list, e, near_end, n, row);
+      T first[kAhead], other[kAhead];
+      GHN_UNROLL
+      for (int k = 0; k < kAhead; ++k) {
+        const T* const at = from + int64_t(row[k] < 0 ? 0 : row[k]) * width + column;
+        first[k] = at[0];
+        other[k] = second >= 0 ? at[second] : T(0);
+      }
+      GHN_UNROLL
+      for (int k = 0; k < kAhead; ++k) sums.near += row[k] < 0 ? T(0) : first[k] + other[k];
     }
-    GHN_UNROLL_4
-    for (; e < end; ++e) {
-      const int64_t u = list.node[e];
-      if (uint64_t(u) >= uint64_t(n)) continue;
-      const T* const row = from + u * width + column;
-      sums.far += row[second >= 0 ? second : 0] * (T(1) / T(list.distance[e]));
+    const int shift = column + (second >= 0 ? second : 0);
+    for (int e = begin > near_end ? begin : near_end; e < end; e += kAhead) {
+      int row[kAhead];
+      ends(list, e, end, n, row);
+      T value[kAhead], weight[kAhead];
+      GHN_UNROLL
+      for (int k = 0; k < kAhead; ++k) {
+        weight[k] = inverses[list.distance[e + k < end ? e + k : e]];
+        value[k] = from[int64_t(row[k] < 0 ? 0 : row[k]) * width + shift];
+      }
+      GHN_UNROLL
+      for (int k = 0; k < kAhead; ++k) sums.far += row[k] < 0 ? T(0) : value[k] * weight[k];
     }
     return sums;
+  }
+
+ private:
+  // The nodes at the other ends of edges e, e + 1, ..., -1 behind the last and for a node that the
+  // graph does not have.
+  static GHN_DEVICE void ends(const EdgeList& list, int e, int end, int n, int (&row)[kAhead]) {
+    GHN_UNROLL
+    for (int k = 0; k < kAhead; ++k) row[k] = list.node[e + k < end ? e + k : e];
+    GHN_UNROLL
+    for (int k = 0; k < kAhead; ++k) {
+      row[k] = e + k < end && unsigned(row[k]) < unsigned(n) ? row[k] : -1;
+    }
   }
 };
 
@@ -259,14 +316,16 @@ GHN_DEVICE void over_edges(const Block& block, const SafePlan& safe, const EdgeL
     for (int task = s.row; task < tile.count * parts; task += s.rows) {
       const int k = task / parts, part = task % parts;
       const int64_t v = first + tile[k];
+      // Edges and nodes are counted in 32 bits, as in the plan.
       const SafePlan::Range edges = safe.edges(list, v);
-      const int64_t split = list.split[v], end = rows.far || split > edges.end ? edges.end : split;
-      const int64_t share = end > edges.begin ? (end - edges.begin + parts - 1) / parts : 0;
-      const int64_t begin = edges.begin + part * share;
+      const int first_edge = int(edges.begin), last_edge = int(edges.end), split = list.split[v];
+      const int end = rows.far || split > last_edge ? last_edge : split;
+      const int share = end > first_edge ? (end - first_edge + parts - 1) / parts : 0;
+      const int begin = first_edge + part * share;
       EdgeSums<T> sums{T(0), T(0)};
       if (column < c) {
-        sums = rows.sum(list, begin, begin + share < end ? begin + share : end, split, tile.n,
-                        column);
+        sums = rows.sum(list, begin, begin + share < end ? begin + share : end, split,
+                        int(tile.n), int(column));
       }
       if (parts > 1) {
         partial[task * s.lanes + s.lane] = sums;

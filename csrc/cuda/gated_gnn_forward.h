@@ -18,11 +18,12 @@ GHN_DEVICE void forward_block(const Block& block, const ForwardArgs<T>& args, in
   const int64_t sent_width = r.messages * c;
   const SafePlan safe = SafePlan::read(args.plan, problem);
   if (!safe.fits) return fill_nan<In, T>(block, args.out, N * channels);
-  auto* const partial = reinterpret_cast<EdgeSums<T>*>(arena.take(2 * kThreads));
-  T* const message = arena.take(tile_size * c);
-  T* const held = arena.take(tile_size * 4 * c);  // what the state adds to r z n; the state
-  T* const state = arena.take(tile_size * c);
-  T* const hidden = arena.take(tile_size * r.hidden);
+  auto* const partial = reinterpret_cast<EdgeSums<T>*>(arena.need(2 * kThreads));
+  const auto inverses = Inverses<T>::fill(block, arena, safe.plan);
+  T* const message = arena.need(tile_size * c);
+  T* const held = arena.need(tile_size * 4 * c);  // what the state adds to r z n; the state
+  T* const state = arena.need(tile_size * c);
+  T* const hidden = arena.need(tile_size * r.hidden);
   const PackedWeights<T> w = place_weights(block, arena, args.packed, r);
   const Spread by_channel = Spread::over(block, c), by_hidden = Spread::over(block, r.hidden);
   const Spread by_sent = Spread::over(block, sent_width), by_held = Spread::over(block, 4 * c);
@@ -44,7 +45,8 @@ GHN_DEVICE void forward_block(const Block& block, const ForwardArgs<T>& args, in
                   [&](int64_t, int64_t o) { return w.hh_b[o]; });
       const SweepOrder order = safe.order(sweep);
       const EdgeList edges = safe.gather(sweep);
-      const EdgeRows<T> rows{sent, sent_width, r.messages == 2 ? c : -1, r.messages == 2};
+      const EdgeRows<T> rows{sent, int(sent_width), r.messages == 2 ? int(c) : -1, r.messages == 2,
+                             inverses};
       const SafePlan::Range levels = safe.levels(order, g);
       for (int64_t level = levels.begin; level < levels.end; ++level) {
         const SafePlan::Range places = safe.places(order, level);

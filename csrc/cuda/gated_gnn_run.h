@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/bmm.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
@@ -75,43 +76,60 @@ inline at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
   return at::bmm(a.transpose(1, 2), b).sum(0);
 }
 
-// From what forward and backward leave per node (Fields, Factors) and the states that went in.
+// Sum over sweeps and nodes. The dimensions have a type: a braced list also fits an overload for
+// named dimensions, which torch 2.11 has.
+inline at::Tensor sum_over_nodes(const at::Tensor& a) {
+  static constexpr int64_t kDims[] = {0, 1};
+  return a.sum(at::IntArrayRef(kDims, 2));
+}
+
+// From what forward and backward leave per node (Fields, Factors) and the states that went in: four
+// products and three sums, with the padding and the blocks that pair one perceptron with the other,
+// and slices of the results.
 inline std::vector<at::Tensor> weight_gradients(const GatedGnnArgs& args, const at::Tensor& start,
                                                 const at::Tensor& saved,
                                                 const at::Tensor& factors) {
   const Record& r = args.record;
-  const int64_t c = args.channels, sweeps = saved.size(0);
-  const at::Tensor state = columns(saved, 0, r.c, 0, c), message = columns(saved, r.c, r.c, 0, c);
-  const at::Tensor before = at::empty({sweeps, args.num_nodes, c}, saved.options());
-  before.select(0, 0).copy_(start.narrow(1, 0, c));
-  before.narrow(0, 1, sweeps - 1).copy_(state.narrow(0, 0, sweeps - 1));
+  const int64_t c = args.channels, sweeps = saved.size(0), sent_width = r.messages * r.c;
+  const at::Tensor state = columns(saved, 0, r.c, 0, r.c);
+  const at::Tensor message = columns(saved, r.c, r.c, 0, r.c);
+  const at::Tensor hidden = columns(saved, 6 * r.c, r.hidden, 0, r.hidden);
+  const at::Tensor before =
+      at::cat({start.unsqueeze(0), state.narrow(0, 0, sweeps - 1)}, 0);  // (sweeps, N, C)
+  const at::Tensor d_gates = columns(factors, 0, 4 * r.c, 0, 4 * r.c);
+  const at::Tensor d_hidden = columns(factors, 4 * r.c, r.hidden, 0, r.hidden);
+  const at::Tensor d_sent = columns(factors, 4 * r.c + r.hidden, sent_width, 0, sent_width);
 
+  const at::Tensor first = product(d_hidden, state), first_b = sum_over_nodes(d_hidden);
+  const at::Tensor second = product(d_sent, hidden), second_b = sum_over_nodes(d_sent);
   std::vector<at::Tensor> result;
   for (int64_t k = 0; k < args.messages; ++k) {
     const int64_t h = args.hidden[k], shift = k == 0 ? 0 : r.h[0];
-    const at::Tensor d_hidden = columns(factors, 4 * r.c, r.hidden, shift, h);
-    const at::Tensor d_sent =
-        columns(factors, 4 * r.c + r.hidden, r.messages * r.c, k * r.c, c);
-    const at::Tensor hidden = columns(saved, 6 * r.c, r.hidden, shift, h);
-    result.push_back(product(d_hidden, state));
-    result.push_back(d_hidden.sum({0, 1}));
-    result.push_back(product(d_sent, hidden));
-    result.push_back(d_sent.sum({0, 1}));
+    result.push_back(first.narrow(0, shift, h).narrow(1, 0, c).contiguous());
+    result.push_back(first_b.narrow(0, shift, h));
+    result.push_back(second.narrow(0, k * r.c, c).narrow(1, shift, h).contiguous());
+    result.push_back(second_b.narrow(0, k * r.c, c));
   }
   // Gradients lie as n r z hn; weight_ih takes r z n, weight_hh takes r z hn.
-  const int64_t of_message[3] = {1, 2, 0}, of_state[3] = {1, 2, 3};
-  const at::Tensor ih = at::empty({3 * c, c}, saved.options()), hh = at::empty_like(ih);
-  const at::Tensor ih_b = at::empty({3 * c}, saved.options()), hh_b = at::empty_like(ih_b);
-  for (int64_t gate = 0; gate < 3; ++gate) {
-    const at::Tensor a = columns(factors, 0, 4 * r.c, of_message[gate] * r.c, c);
-    const at::Tensor b = columns(factors, 0, 4 * r.c, of_state[gate] * r.c, c);
-    ih.narrow(0, gate * c, c).copy_(product(a, message));
-    hh.narrow(0, gate * c, c).copy_(product(b, before));
-    ih_b.narrow(0, gate * c, c).copy_(a.sum({0, 1}));
-    hh_b.narrow(0, gate * c, c).copy_(b.sum({0, 1}));
-  }
-  result.insert(result.end(), {ih, hh, ih_b, hh_b});
+  const at::Tensor ih = product(d_gates, message).view({4, r.c, r.c});
+  const at::Tensor hh = product(d_gates, before).view({4, r.c, r.c});
+  const at::Tensor biases = sum_over_nodes(d_gates).view({4, r.c});
+  const auto gates = [&](const at::Tensor& of, bool of_message) {
+    at::Tensor found = of_message ? at::cat({of.narrow(0, 1, 2), of.narrow(0, 0, 1)}, 0)
+                                  : of.narrow(0, 1, 3);
+    for (int64_t dim = 1; dim < found.dim(); ++dim) found = found.narrow(dim, 0, c);
+    return found.flatten(0, 1).contiguous();
+  };
+  result.insert(result.end(),
+                {gates(ih, true), gates(hh, false), gates(biases, true), gates(biases, false)});
   return result;
+}
+
+// Contiguous, from a multiple of 16 bytes on: the kernels read four elements of a record at a time.
+inline at::Tensor aligned(const at::Tensor& record) {
+  const at::Tensor result = record.contiguous();
+  const bool fits = reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 == 0;
+  return fits ? result : result.clone();
 }
 
 template <class Launches>
@@ -139,7 +157,7 @@ template <class Launches>
 std::tuple<at::Tensor, std::vector<at::Tensor>> run_backward(
     const Launches& launches, const GatedGnnArgs& args, const at::Tensor& grad, const at::Tensor& x,
     const at::Tensor& plan, const at::Tensor& saved, int64_t steps) {
-  const at::Tensor d = grad.contiguous(), rows = x.contiguous(), record = saved.contiguous();
+  const at::Tensor d = grad.contiguous(), rows = x.contiguous(), record = aligned(saved);
   const at::Tensor grad_x = at::empty_like(rows);
   std::vector<at::Tensor> grad_weights;
   if (rows.numel() == 0) {

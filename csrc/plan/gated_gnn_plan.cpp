@@ -178,11 +178,13 @@ at::Tensor gated_gnn_plan_cpu(const at::Tensor& edges, const at::Tensor& offsets
   return packed;
 }
 
-at::Tensor gated_gnn_plan_to(const at::Tensor& plan, const at::Device& device) {
+at::Tensor gated_gnn_plan_to(const at::Tensor& plan, const at::Device& device, bool pin) {
   check_dtype(plan, at::kInt, "plan");
   TORCH_CHECK_VALUE(plan.dim() == 1 && plan.is_contiguous(), "plan: got shape ", plan.sizes(),
                     " and strides ", plan.strides(), ", needs a contiguous vector");
   check_device(plan, at::kCPU, "plan");
+  TORCH_CHECK_VALUE(!pin || device.is_cpu(), "pin: got true for ", device,
+                    ", needs false: page-locked memory is the host's");
   known_plan(plan);
   const int32_t* data = plan.const_data_ptr<int32_t>();
   // What is known of a tensor was true of its memory when it was looked at.
@@ -190,7 +192,9 @@ at::Tensor gated_gnn_plan_to(const at::Tensor& plan, const at::Device& device) {
                     "plan: its memory has been overwritten, needs the result of gated_gnn_plan as "
                     "it was made");
   const c10::InferenceMode guard(false);
-  const at::Tensor moved = plan.to(device, plan.scalar_type(), false, true);
+  // From page-locked memory the copy is queued, and nobody waits for it.
+  const at::Tensor moved =
+      pin ? plan.pin_memory() : plan.to(device, plan.scalar_type(), plan.is_pinned(), true);
   remember_plan(moved, data);
   return moved;
 }

@@ -169,6 +169,33 @@ void test_size(const Size& size, bool virtual_edges, at::ScalarType dtype) {
         "with less it does not start");
 }
 
+// Distances beyond the table of their inverses, and a record that does not begin where four elements
+// can be read at a time.
+void test_far_distances_and_odd_records() {
+  Case a = make_case({14, 9}, 8, 4, true);
+  a.edges.select(1, 2).mul_(a.edges.select(1, 2).gt(1).to(at::kLong) * 5 + 1);
+  const at::Tensor enough = a.edges.select(1, 2).clamp(1, 23);
+  a.edges.select(1, 2).copy_(enough);
+  // A graph needs as many nodes as its largest distance: 70 more, without edges.
+  a.offsets = at::tensor({0, 14, 23, 93}, at::kLong);
+  a.x = at::randn({93, 8}, at::kDouble);
+  a.edges[0][2] = 90;
+  const at::Tensor plan = gated_gnn_plan_cpu(a.edges, a.offsets), probe = at::randn_like(a.x);
+  Results expected;
+  std::tie(expected.out, expected.saved) = gated_gnn_forward_cpu(a.x, plan, a.weights, 1, true);
+  std::tie(expected.grad_x, expected.grad_weights) =
+      gated_gnn_backward_cpu(probe, a.x, plan, a.weights, expected.saved, 1);
+  const EmulatedLaunches launches{232448, 70};
+  const Results found = run(launches, a, plan, probe, 1);
+  check(error(found, expected) < 1e-12, "distances beyond the table are divided by");
+  const at::Tensor odd = at::empty({found.saved.numel() + 1}, found.saved.options()).narrow(
+      0, 1, found.saved.numel()).view(found.saved.sizes());
+  odd.copy_(found.saved);
+  const auto again = cuda::run_backward(launches, gated_gnn_args(a.x, plan, a.weights, 1), probe,
+                                        a.x, plan, odd, 1);
+  check(at::equal(std::get<0>(again), found.grad_x), "the same bits from an odd address");
+}
+
 // Whatever a plan's memory holds, the kernels end and stay in bounds, which the sanitizers watch.
 void test_wild_plans() {
   const Case a = make_case({6, 4}, 5, 3, true);
@@ -204,6 +231,7 @@ int main() {
   test_size({{40}, 8, 4, 1}, true, at::kFloat);
   test_size({{3, 2}, 300, 20, 1}, true, at::kDouble);
   test_size({{5}, 16, 8, 1}, true, at::kHalf);
+  test_far_distances_and_odd_records();
   test_wild_plans();
   return exit_status();
 }

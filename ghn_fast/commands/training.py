@@ -48,7 +48,7 @@ def train(
     eval_every: Annotated[
         int | None, typer.Option(min=0, help="Steps between evaluations; 0 for none.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, bf16 or fp16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, tf32, bf16 or fp16.")] = None,
     pool_size: Annotated[
         int | None, typer.Option(min=0, help="Architectures in the pool; 0 for no pool.")
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from operator import is_
 from typing import Any
 
@@ -91,8 +92,7 @@ class Predictor:
             if not self._snapshot.is_current():
                 self._find()
             clock.lap("bind")
-            if self._can_replay():
-                self._replay_cuda_graph()
+            if self._can_replay() and self._replayed():
                 clock.lap("expand")
                 statistics = self.batch_statistics
                 self.report = finish(self._destinations, clock, batch_statistics=statistics)
@@ -104,7 +104,7 @@ class Predictor:
         """Prepare the graph for the device that the hypernetwork is on."""
         self._device = self._ghn.device
         self._prepared = prepare(self._ghn, [self.graph], head=self.head)
-        self._replay: tuple[tuple[int, ...], torch.cuda.CUDAGraph] | None = None
+        self._replay: tuple[_Places, torch.cuda.CUDAGraph] | None = None
 
     def _find(self) -> None:
         """Find where predictions go, for as long as the network holds the same parameters."""
@@ -129,24 +129,57 @@ class Predictor:
             and all(t is None or t.device == self._device for t in self._destinations.tensors)
         )
 
+    def _replayed(self) -> bool:
+        """Whether the CUDA graph was replayed; one that cannot be recorded is not tried again."""
+        try:
+            self._replay_cuda_graph()
+        except torch.OutOfMemoryError:
+            return False
+        except RuntimeError as error:
+            self._cuda_graph = False
+            warnings.warn(
+                "prediction cannot be recorded as a CUDA graph, and runs without: "
+                f"{' '.join(str(error).split())[:300]}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return False
+        return True
+
     def _replay_cuda_graph(self) -> None:
-        # Addresses are part of a CUDA graph; it is recorded again when one has changed.
+        # Where and how tensors lie is part of a CUDA graph; it is recorded again when that changes.
         tensors = [*self._ghn.parameters(), *self._destinations.tensors]
-        addresses = tuple(tensor.data_ptr() for tensor in tensors if tensor is not None)
-        if self._replay is None or self._replay[0] != addresses:
+        places = tuple(
+            (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            for tensor in tensors
+            if tensor is not None
+        )
+        if self._replay is None or self._replay[0] != places:
             self._replay = None
-            stream = torch.cuda.Stream(self._device)
-            stream.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(stream):
-                # Allocations, lazy initialisation and copies of plans are over after the first.
-                for _ in range(2):
-                    self._predict(Clock(), batch_statistics=False)
-            torch.cuda.current_stream(self._device).wait_stream(stream)
-            recorded = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(recorded, stream=stream):
-                self._predict(Clock(), batch_statistics=False)
-            self._replay = (addresses, recorded)
+            with torch.cuda.device(self._device):
+                self._replay = places, self._record_cuda_graph()
         self._replay[1].replay()
+
+    def _record_cuda_graph(self) -> torch.cuda.CUDAGraph:
+        stream, main = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
+        stream.wait_stream(main)
+        with torch.cuda.stream(stream):
+            # Allocations, lazy initialisation and copies of plans are over after the first.
+            for _ in range(2):
+                self._predict(Clock(), batch_statistics=False)
+        main.wait_stream(stream)
+        recorded = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may go on with what a capture forbids, such as pinning memory.
+            with torch.cuda.graph(recorded, stream=stream, capture_error_mode="thread_local"):
+                self._predict(Clock(), batch_statistics=False)
+        finally:
+            # torch 2.11 leaves its stream current where a capture fails at its end.
+            torch.cuda.set_stream(main)
+        return recorded
+
+
+_Places = tuple[tuple[int, torch.dtype, torch.Size, tuple[int, ...]], ...]
 
 
 class _Snapshot:

@@ -21,12 +21,10 @@ class Candidate(Protocol):
     """A network without parameters.
 
     Attributes:
-        key: What tells whether two candidates are the same function; ``None`` if nothing does.
         generator: Source of all its random numbers, so that other networks may run at the same
             time; ``None`` if it may draw from torch's own.
     """
 
-    key: Hashable | None
     generator: torch.Generator | None
 
     def __call__(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -46,7 +44,6 @@ class FunctionalNetwork:
     def __init__(
         self, config: NetworkConfig, num_classes: int, image_size: int, device: torch.device
     ) -> None:
-        self.key: Hashable | None = (config, num_classes, image_size)
         self.generator: torch.Generator | None = torch.Generator(device)
         self._spec = network_spec(config, num_classes, image_size)
 
@@ -63,7 +60,6 @@ class ModuleNetwork:
             are; on the meta device, the module must not need them.
     """
 
-    key: Hashable | None = None
     generator: torch.Generator | None = None
 
     def __init__(self, module: nn.Module) -> None:
@@ -100,6 +96,13 @@ def candidate(
     with torch.device("meta"):
         module = architecture.build(num_classes=num_classes, image_size=image_size)
     return ModuleNetwork(module)
+
+
+def candidate_key(architecture: Any, *, num_classes: int, image_size: int) -> Hashable | None:
+    """What tells whether two candidates are the same function; ``None`` if nothing does."""
+    if isinstance(getattr(architecture, "config", None), NetworkConfig):
+        return architecture.config_for(image_size), num_classes, image_size
+    return None
 
 
 def _batch_norm(self: nn.BatchNorm2d, x: Tensor) -> Tensor:

@@ -129,8 +129,8 @@ class ExecutionConfig(Section):
 
     Attributes:
         device: Where to train; under torchrun, ``cuda`` is the GPU of each process.
-        precision: Of the candidate networks: ``float32``, or autocast to ``bf16`` or ``fp16`` (the
-            latter with a scaled loss).
+        precision: Of the candidate networks: ``float32``; ``tf32``, float32 whose products a GPU
+            computes in TF32; or autocast to ``bf16`` or ``fp16`` (the latter with a scaled loss).
         channels_last: Whether candidate networks compute with channels last.
         parallel_networks: Candidate networks that run at a time: threads on a CPU, streams on a
             GPU. One per thread of torch, and four streams, by default.

@@ -4,25 +4,32 @@ A network of DeepNets-1M is some hundreds of small kernels, which take longer to
 A graph launches all of them at once, and the networks of a pool of architectures
 (:mod:`ghn_fast.metatrain.pool`) come often enough to pay for capturing them.
 
-All graphs share one memory pool, and are replayed one after the other. That is safe because nothing
-that a replay leaves behind lies in the pool: parameters, images, gradients and statistics are in
-buffers that were allocated outside of it.
+Graphs are replayed in several lanes, side by side, because a network by itself leaves most of a GPU
+idle. The graphs of a lane share a memory pool, and are replayed one after the other. That is safe
+because nothing that a replay leaves behind lies in the pool: parameters, images, gradients and
+statistics are in buffers that were allocated outside of it.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from ghn_fast.metatrain.cuda_device import CudaDevice
 from ghn_fast.utils.cache import BoundedCache
 
 T = TypeVar("T")
 
-# Runs before capture, which library initialisation and autotuning need.
-WARM_UP = 3
+# Runs before a capture: library initialisation and autotuning are over after the first.
+WARM_UP = 1
+
+
+class EmptyGraphError(RuntimeError):
+    """A capture that has recorded nothing."""
 
 
 class GraphCache(Generic[T]):
@@ -33,13 +40,16 @@ class GraphCache(Generic[T]):
 
     Attributes:
         captured: Number of graphs that were made.
+        refused: Number of captures that failed.
     """
 
     def __init__(self, capacity: int) -> None:
         self.captured = 0
+        self.refused = 0
         self._graphs: BoundedCache[Hashable, T] = BoundedCache(capacity)
         # Also bounded: among a million architectures nearly none comes again.
         self._met: BoundedCache[Hashable, bool] = BoundedCache(16 * capacity)
+        self._hopeless: BoundedCache[Hashable, bool] = BoundedCache(16 * capacity)
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -52,16 +62,38 @@ class GraphCache(Generic[T]):
     def get(self, key: Hashable, capture: Callable[[], T]) -> T | None:
         """The graph of a key: ``None`` the first time, captured the second time, then kept.
 
-        An architecture that comes only once is not worth capturing.
+        An architecture that comes only once is not worth capturing. One whose capture fails is not
+        captured again; the first such failure is a warning.
+
+        Raises:
+            Exception: What ``capture`` raises, unless it is a RuntimeError.
+            torch.OutOfMemoryError: If memory is too short for the graph. It may be captured later.
         """
         graph = self._graphs.get(key)
         if graph is not None:
             return graph
+        if key in self._hopeless:
+            return None
         if not self._met.get(key):
             self._met.keep(key, True)
             return None
+        try:
+            found = capture()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._hopeless.keep(key, True)
+            if not self.refused:
+                warnings.warn(
+                    f"a candidate network cannot be captured as a CUDA graph, and runs without: "
+                    f"{' '.join(str(error).split())[:300]}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self.refused += 1
+            return None
         self.captured += 1
-        return self._graphs.keep(key, capture())
+        return self._graphs.keep(key, found)
 
     def clear(self) -> None:
         """Forget all graphs, for other images or because memory is short."""
@@ -69,108 +101,153 @@ class GraphCache(Generic[T]):
 
 
 class StaticBuffers:
-    """Buffers at fixed addresses that graphs read and write.
+    """Buffers at fixed addresses that graphs read.
 
     Args:
         images: Images of the shape and layout that the graphs are for.
         targets: Their classes.
-        factor: Factor on the loss, which is fixed at capture.
     """
 
-    def __init__(self, images: Tensor, targets: Tensor, factor: float) -> None:
+    def __init__(self, images: Tensor, targets: Tensor) -> None:
         self.images = images.clone(memory_format=torch.preserve_format)
         self.targets = targets.clone()
-        self.factor = factor
-        self.pool = torch.cuda.graph_pool_handle() if images.is_cuda else None
-        self._params = images.new_empty(0, dtype=torch.float32)
-        self._gradient = self._params
+        # Factor on the loss, (): it changes without the graphs being captured anew.
+        self.factor = torch.zeros((), device=images.device)
+        self._factor: float | None = None
 
-    def fits(self, images: Tensor, targets: Tensor, factor: float) -> bool:
+    def fits(self, images: Tensor, targets: Tensor) -> bool:
         """Whether graphs captured with these buffers are valid for such a batch."""
         return (
             images.shape == self.images.shape
             and images.stride() == self.images.stride()
+            and images.dtype == self.images.dtype
             and targets.shape == self.targets.shape
-            and factor == self.factor
         )
 
-    def load(self, images: Tensor, targets: Tensor) -> None:
-        """Copy the images and classes of a step into the buffers."""
+    def load(self, images: Tensor, targets: Tensor, factor: float) -> None:
+        """Copy the images, classes and the factor of a step into the buffers."""
         self.images.copy_(images)
         self.targets.copy_(targets)
+        if factor != self._factor:
+            self.factor.fill_(factor)
+            self._factor = factor
 
-    def parameters(self, numel: int) -> tuple[Tensor, Tensor]:
-        """Buffers (numel,) of parameters and gradients.
+
+class Lane:
+    """Where graphs are replayed one after the other: a stream, memory, and buffers of their own.
+
+    Args:
+        cuda: The GPU.
+
+    Attributes:
+        stream: The stream.
+        graphs: How many graphs have been captured for it.
+    """
+
+    def __init__(self, cuda: CudaDevice) -> None:
+        self.stream = cuda.stream()
+        self.graphs = 0
+        self._cuda = cuda
+        self._pool: Any = None
+        self._part = torch.empty(0, device=cuda.device)
+        self._gradient = self._part
+
+    @property
+    def pool(self) -> Any:
+        """Memory pool of the lane's graphs."""
+        if self._pool is None:
+            self._pool = self._cuda.pool()
+        return self._pool
+
+    def buffers(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        """Buffers of parameters and gradients, like ``part`` (n,).
 
         Graphs share them from their beginnings. When a larger network comes, new ones are made;
         earlier graphs keep those that they were captured with.
         """
-        if numel > self._params.numel():
-            self._params = self._params.new_zeros(numel)
-            self._gradient = torch.zeros_like(self._params)
-        return self._params[:numel], self._gradient[:numel]
+        numel = part.numel()
+        if numel > self._part.numel() or part.dtype != self._part.dtype:
+            self._part = part.new_zeros(numel)
+            self._gradient = torch.zeros_like(self._part)
+        return self._part[:numel], self._gradient[:numel]
+
+
+class _Captured(NamedTuple):
+    """A graph and what it reads and writes."""
+
+    replay: Callable[[], None]
+    part: Tensor
+    gradient: Tensor
+    row: Tensor
 
 
 class NetworkGraph:
     """Forward and backward pass of one network as a CUDA graph.
 
     Args:
-        graph: The graph.
-        part: Parameters that it reads (n,).
-        gradient: Gradients that it writes (n,).
-        row: Status, loss and correct images that it writes (3,).
+        captured: The graph, and where it reads and writes.
+        lane: Where it is replayed.
         generator: Source of the network's random numbers.
     """
 
-    def __init__(
-        self,
-        graph: torch.cuda.CUDAGraph,
-        part: Tensor,
-        gradient: Tensor,
-        row: Tensor,
-        generator: torch.Generator,
-    ) -> None:
-        self._graph = graph
+    def __init__(self, captured: _Captured, lane: Lane, generator: torch.Generator) -> None:
+        self.lane = lane
+        self._captured = captured
         self._generator = generator
-        self._part = part
-        self._gradient = gradient
-        self._row = row
 
     @classmethod
     def capture(
         cls,
         step: Callable[[Tensor, Tensor], Tensor],
         part: Tensor,
-        static: StaticBuffers,
+        cuda: CudaDevice,
+        lane: Lane,
         generator: torch.Generator,
     ) -> NetworkGraph:
-        """Capture a network.
+        """Capture a network, on the lane's stream.
 
         Args:
-            step: Runs the network on parameters (n,), leaves gradients in (n,), returns (3,).
+            step: Runs the network on parameters (n,), leaves gradients in (n,), returns (3,), of
+                which the first number is finite.
             part: Parameters to warm up with.
-            static: Buffers with the images.
+            cuda: The GPU.
+            lane: Where it will be replayed.
             generator: Source of the network's random numbers.
+
+        Raises:
+            RuntimeError: If the network cannot be captured, or the graph turns out to be empty.
         """
-        buffer, gradient = static.parameters(part.numel())
-        buffer.copy_(part)
-        row = torch.zeros(3, device=part.device)
-        side = torch.cuda.Stream(part.device)
-        side.wait_stream(torch.cuda.current_stream(part.device))
-        with torch.cuda.stream(side):
+        main = cuda.main()
+        lane.stream.wait_stream(main)
+        with cuda.on(lane.stream):
+            buffer, gradient = lane.buffers(part)
+            buffer.copy_(part)
+            row = torch.zeros(3, device=part.device)
             for _ in range(WARM_UP):
                 row.copy_(step(buffer, gradient))
-        torch.cuda.current_stream(part.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool=static.pool):
+
+        def body() -> None:
             # Parameters that the network does not use get no gradient.
             gradient.zero_()
             row.copy_(step(buffer, gradient))
-        return cls(graph, buffer, gradient, row, generator)
+
+        replay = cuda.record(body, lane.stream, lane.pool, generator)
+        # A graph may be empty without an error, when its kernels went to another device or stream,
+        # and would leave in place what it should write.
+        with cuda.on(lane.stream):
+            row.fill_(torch.nan)
+            replay()
+            empty = bool(row[0].isnan())
+        main.wait_stream(lane.stream)
+        if empty:
+            raise EmptyGraphError("the captured CUDA graph does nothing when it is replayed")
+        lane.graphs += 1
+        return cls(_Captured(replay, buffer, gradient, row), lane, generator)
 
     def replay(self, part: Tensor, gradient: Tensor, seed: int) -> Tensor:
         """Run the network on other parameters (n,); gradients go to ``gradient`` (n,).
+
+        It is queued on the current stream, which is the lane's.
 
         Args:
             part: The parameters.
@@ -180,8 +257,9 @@ class NetworkGraph:
         Returns:
             Status, loss and correct images (3,), valid until the next replay.
         """
-        self._part.copy_(part)
+        replay, own_part, own_gradient, row = self._captured
+        own_part.copy_(part)
         self._generator.manual_seed(seed)
-        self._graph.replay()
-        gradient.copy_(self._gradient)
-        return self._row
+        replay()
+        gradient.copy_(own_gradient)
+        return row

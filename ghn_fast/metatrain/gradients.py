@@ -44,6 +44,10 @@ class GradientBuffer:
         for parameter, view in zip(self._parameters, self._views, strict=True):
             parameter.grad = view
 
+    def clear(self) -> None:
+        """Set all gradients to zero, and leave the statistics as they are."""
+        self._gradient.zero_()
+
     def finish(self) -> None:
         """Add up over all processes, after the backward pass.
 

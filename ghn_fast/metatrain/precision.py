@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
-PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Name of each precision to the type that autocast computes in."""
+PRECISIONS = {"float32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Name of each precision to the type that autocast computes in, if it does.
+
+``tf32`` is float32 whose products a GPU may compute with 10 bits of mantissa, and float32 on a CPU.
+"""
+
+
+@contextmanager
+def tensor_cores(precision: str, device: torch.device) -> Iterator[None]:
+    """Context in which float32 products of a GPU are what the precision says.
+
+    torch's own default is TF32 in convolutions, and float32 in matrix products.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    allowed = precision == "tf32"
+    products = torch.backends.cuda.matmul.allow_tf32
+    convolutions = torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = products
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:

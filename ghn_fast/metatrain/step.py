@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.hypernet.ghn import GHN
-from ghn_fast.metatrain.costs import CostModel, features, spread
-from ghn_fast.metatrain.executor import (
+from ghn_fast.metatrain.candidate_run import (
     REASONS,
-    Executor,
     Ranges,
     Status,
     is_out_of_memory,
     region_of,
 )
+from ghn_fast.metatrain.costs import CostModel, features, spread
+from ghn_fast.metatrain.executor import Executor, Outcome
 from ghn_fast.metatrain.gradients import GradientBuffer
 from ghn_fast.metatrain.network_gradients import NetworkGradients
 from ghn_fast.metatrain.precision import LossScale
@@ -30,8 +30,10 @@ from ghn_fast.utils import distributed
 from ghn_fast.utils.seeds import derive_seed
 
 HYPERNETWORK = "the gradient of the hypernetwork is not finite"
-# Status, loss, correct images, seconds and norm of the gradient of each architecture.
+# Status, loss, correct images, seconds and norm of the gradient of each architecture. On a GPU the
+# seconds are those of the step before: nobody waits for them.
 _COLUMNS = 5
+_SECONDS, _NORM = 3, 4
 
 
 class Architecture(Protocol):
@@ -125,6 +127,8 @@ class MetaTrainer:
         self.threads = threads
         self.costs = CostModel()
         self.loss_scale = LossScale()
+        # Features of the architectures of the step before, and the seconds of those that ran here.
+        self._late: _Late | None = None
         self.replicated = replicated and distributed.world_size() > 1
         self._gradients = GradientBuffer(
             list(ghn.parameters()), _COLUMNS * meta_batch + 1, reduce=not self.replicated
@@ -188,16 +192,18 @@ class MetaTrainer:
 
         self._gradients.start()
         stats = self._gradients.stats
-        stats[-1] = float(stop)
-        rows = stats[: _COLUMNS * count].view(count, _COLUMNS)
+        if stop:
+            stats[-1] = 1.0
+        rows = stats[:-1].view(self.meta_batch, _COLUMNS)
+        late, self._late = self._late, None
+        if late is not None:
+            _send(rows, late.seconds)
         # For propagators that draw random numbers.
         torch.manual_seed(derive_seed(self.seed, number))
         here = list(range(count)) if self.replicated else share
         with _threads(self.threads):
             flat, ranges = self._predict([architectures[i] for i in here], num_classes, size)
-        places = torch.tensor(share, device=stats.device)
-        seconds = 0.0
-        gradient: Tensor | None = None
+        outcome: Outcome | None = None
         if flat is not None and share:
             outcome = self.executor.run(
                 [architectures[i] for i in share],
@@ -212,22 +218,54 @@ class MetaTrainer:
                 costs=[costs[i] for i in share],
                 num_networks=count,
             )
-            gradient, seconds = outcome.gradient, outcome.seconds
+            regions = (outcome.gradient[region_of(ranges[here.index(i)])] for i in share)
             with _threads(self.threads):
-                norms = self.network_gradients.rescale(
-                    gradient[region_of(ranges[here.index(i)])] for i in share
-                )
-            columns = torch.column_stack((outcome.stats, torch.stack(norms)))
-            rows[places] = columns.to(stats.dtype)
-        elif share:
-            rows[places, 0] = float(Status.MEMORY)
+                norms = self.network_gradients.rescale(regions)
+            for place, row, norm in zip(share, outcome.stats, norms, strict=True):
+                rows[place, :_SECONDS] = row
+                rows[place, _NORM] = norm
+            if outcome.seconds is not None:
+                _send(rows, dict(zip(share, outcome.seconds, strict=True)))
+        else:
+            _fill(rows, share, Status.MEMORY)
+        gradient = None if outcome is None else outcome.gradient
         if self.replicated:
             gradient = self._put_together(flat, gradient)
         with _threads(self.threads):
-            if flat is not None and gradient is not None:
-                flat.backward(gradient)
+            if flat is not None and gradient is not None and not self._backward(flat, gradient):
+                _fill(rows, share, Status.MEMORY)
             self._gradients.finish()
-            return self._update(len(targets), count, table, seconds)
+            # Scaled before it is known whether it will be used, so that the host waits only once.
+            norm = self._gradients.clip(self.grad_clip)
+            *numbers, length = torch.cat([stats, norm.view(1)]).tolist()
+            seconds = outcome.total if outcome is not None else 0.0
+            timed = None if outcome is None else self.executor.late_seconds()
+            if timed is not None:
+                seconds = max(seconds, *timed)
+                self._late = _Late(table, dict(zip(share, timed, strict=True)))
+            return self._update(len(targets), count, table, numbers, length, late, seconds)
+
+    def _backward(self, flat: Tensor, gradient: Tensor) -> bool:
+        """Pass gradients through the hypernetwork; whether memory sufficed, else they are zero.
+
+        Raises:
+            RuntimeError: If it did not, and other processes would go on with other weights.
+        """
+        try:
+            flat.backward(gradient)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.replicated:
+                raise RuntimeError(
+                    f"the hypernetwork's backward pass ran out of memory on process "
+                    f"{distributed.rank()}: needs a smaller meta_batch or max_nodes, or "
+                    "hypernetwork: sharded"
+                ) from error
+        else:
+            return True
+        self._gradients.clear()
+        return False
 
     def _predict(
         self, architectures: Sequence[Architecture], num_classes: int, size: int
@@ -260,30 +298,66 @@ class MetaTrainer:
         stats.copy_(message[numel:])
         return message[:numel]
 
-    def _update(self, images: int, count: int, table: Any, seconds: float) -> StepResult:
-        stats = self._gradients.stats.tolist()
-        rows = [stats[i * _COLUMNS : (i + 1) * _COLUMNS] for i in range(count)]
+    def _update(
+        self,
+        images: int,
+        count: int,
+        table: Any,
+        numbers: list[float],
+        norm: float,
+        late: _Late | None,
+        seconds: float,
+    ) -> StepResult:
+        rows = [numbers[i * _COLUMNS : (i + 1) * _COLUMNS] for i in range(self.meta_batch)]
+        if self.executor.on_gpu is None or late is not None:
+            of = table if late is None else late.table
+            measured = [
+                i
+                for i, row in enumerate(rows[: len(of)])
+                if row[_SECONDS] > 0 and (late is not None or row[0] == 0)
+            ]
+            self.costs.observe(of[measured], [rows[i][_SECONDS] for i in measured])
+        rows = rows[:count]
         failures = [
             (index, REASONS[Status(int(row[0]))]) for index, row in enumerate(rows) if row[0] != 0
         ]
         good = [index for index, row in enumerate(rows) if row[0] == 0]
         if self.executor.precision == "fp16":
             self.loss_scale.update(any(int(row[0]) == Status.GRADIENT for row in rows))
-        if good:
-            self.costs.observe(table[good], [rows[i][3] for i in good])
-            self.network_gradients.observe(rows[i][4] for i in good)
-            # Clipping by an infinite norm would turn every weight into NaN.
-            if math.isfinite(float(self._gradients.clip(self.grad_clip))):
-                self.optimizer.step()
-            else:
-                failures, good = [(i, HYPERNETWORK) for i in range(count)], []
+        self.network_gradients.observe(rows[i][_NORM] for i in good)
+        # Clipping by an infinite norm would turn every weight into NaN.
+        if good and math.isfinite(norm):
+            self.optimizer.step()
+        elif good:
+            failures, good = [(i, HYPERNETWORK) for i in range(count)], []
         return StepResult(
             loss=sum(rows[i][1] for i in good) / len(good) if good else math.nan,
             top1=100.0 * sum(rows[i][2] for i in good) / (max(len(good), 1) * images),
             failures=tuple(failures),
-            stop=stats[-1] > 0,
+            stop=numbers[-1] > 0,
             network_seconds=seconds,
         )
+
+
+class _Late(NamedTuple):
+    """What is known of a step's networks when the step is over: features, and seconds by place."""
+
+    table: Any
+    seconds: dict[int, float]
+
+
+def _send(rows: Tensor, seconds: dict[int, float]) -> None:
+    """Write the seconds of some architectures; the device need not be done for that."""
+    column = torch.zeros(len(rows), dtype=rows.dtype)
+    for place, value in seconds.items():
+        column[place] = value
+    rows[:, _SECONDS].copy_(column, non_blocking=True)
+
+
+def _fill(rows: Tensor, share: Sequence[int], status: Status) -> None:
+    """Say of some architectures that they have no result."""
+    for place in share:
+        rows[place, 0] = float(status)
 
 
 @contextmanager

@@ -84,7 +84,9 @@ class ParamPlan:
             except OverflowError as error:
                 raise ValueError(f"plan.rows: a number needs more than 64 bits: {error}") from error
             table[:, 12] = np.array([r.scale for r in self.rows], np.float64).view(np.int64)
-        return torch.from_numpy(table)
+        # Inference tensors cannot be saved for a backward pass, and this one is kept.
+        with torch.inference_mode(False):
+            return torch.from_numpy(table)
 
     def pieces(self, wanted: tuple[int, ...], whole: tuple[int, ...]) -> list[Piece]:
         """The wanted rows in portions of bounded size, large rows in parts.
@@ -109,11 +111,13 @@ class ParamPlan:
         key = (blocks[0].device, tuple(block.numel() for block in blocks))
         kept = self._packed
         if kept is None or kept[0] != key:
-            made = torch.ops.ghn_fast.expand_params_pack(self.table, list(blocks), self.numel)
-            if blocks[0].is_cuda:
-                made = made.pin_memory()
-            kept = key, made.to(blocks[0].device, non_blocking=True)
-            self._packed = kept
+            # As for the table; and the copy is waited for, once, because whoever finds it here may
+            # be about to use it on another stream.
+            with torch.inference_mode(False):
+                made = torch.ops.ghn_fast.expand_params_pack(
+                    self.table, [block.detach() for block in blocks], self.numel
+                )
+                kept = self._packed = key, made.to(blocks[0].device)
         return kept[1]
 
     def work(self, blocks: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
@@ -122,7 +126,8 @@ class ParamPlan:
         kept = self._work
         if kept is None or kept[0] != key:
             self.check(blocks)
-            kept = self._work = key, expand_params_triton.pack(self.table, blocks, self.numel)
+            with torch.inference_mode(False):
+                kept = self._work = key, expand_params_triton.pack(self.table, blocks, self.numel)
         return kept[1]
 
     def check(self, blocks: Sequence[Tensor]) -> None:

@@ -156,7 +156,10 @@ class GraphPlan:
             RuntimeError: If there is no CUDA GPU.
         """
         pinned = self.to(self.device)
-        pinned.packed = None if self.packed is None else self.packed.pin_memory()
+        if self.packed is not None:
+            pinned.packed = torch.ops.ghn_fast.gated_gnn_plan_to(
+                self.packed, self.packed.device, True
+            )
         return pinned
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import ghn_fast
 from ghn_fast.capturing import cache_info, capture, clear_cache
 from ghn_fast.hypernet import pipeline
 from ghn_fast.hypernet.predictor import Predictor
+from ghn_fast.hypernet.report import Clock
 from networks import SmallCNN
 from tolerances import assert_close
 
@@ -354,3 +357,89 @@ def test_replayed_graphs_on_cuda(ghn: ghn_fast.GHN) -> None:
         ghn.predict(plain)
         for got, want in zip(bound.parameters(), plain.parameters(), strict=True):
             assert_close(got, want, context="ghn")
+
+
+class Recorded:
+    """In the place of a CUDA graph: predicts when it is replayed."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    def replay(self) -> None:
+        self.predictor._predict(Clock(), batch_statistics=False)
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Predictor]:
+    """Predictors record CUDA graphs on the CPU; a list of those that have done so, each time."""
+    found: list[Predictor] = []
+
+    def record(self: Predictor) -> Recorded:
+        found.append(self)
+        return Recorded(self)
+
+    monkeypatch.setattr(Predictor, "_can_replay", lambda self: self._cuda_graph)
+    monkeypatch.setattr(Predictor, "_record_cuda_graph", record)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    return found
+
+
+def test_a_graph_is_recorded_again_for_tensors_that_lie_otherwise(
+    ghn: ghn_fast.GHN, recordings: list[Predictor]
+) -> None:
+    square = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 32), nn.Linear(32, 10))
+    graph = capture(square, (3, 4, 4))
+    predictor, plain = ghn.compile_plan(square, graph), copy.deepcopy(square)
+    for _ in range(2):
+        predictor()
+    assert len(recordings) == 1
+    weight = square[2].weight
+    address = weight.data_ptr()
+    weight.data = weight.data.t()
+    assert weight.data_ptr() == address
+    predictor()
+    assert len(recordings) == 2
+    ghn.predict(plain, graph)
+    assert_same_parameters(square, plain)
+
+
+def test_a_graph_that_cannot_be_recorded_is_left_alone(
+    ghn: ghn_fast.GHN, recordings: list[Predictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[None] = []
+
+    def record(self: Predictor) -> Recorded:
+        tried.append(None)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Predictor, "_record_cuda_graph", record)
+    bound, plain = small(), small()
+    predictor = ghn.compile_plan(bound)
+    with pytest.warns(RuntimeWarning, match="runs without: operation not permitted"):
+        predictor()
+    predictor()
+    assert len(tried) == 1
+    ghn.predict(plain)
+    assert_same_parameters(bound, plain)
+
+
+@pytest.mark.cuda
+def test_threads_predict_at_once_on_cuda(ghn: ghn_fast.GHN) -> None:
+    ghn = ghn.cuda()
+    models = [small().cuda() for _ in range(8)]
+    expected = small().cuda()
+    ghn.predict(expected)
+
+    def predict(model: nn.Module) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(5):
+                ghn.predict(model)
+            torch.cuda.current_stream().synchronize()
+
+    threads = [threading.Thread(target=predict, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for model in models:
+        assert_same_parameters(model, expected)

@@ -358,6 +358,28 @@ def test_blocks_may_be_views(name: str, device: str) -> None:
         assert torch.equal(expand_params(strided, plan), expand_params(blocks, plan))
 
 
+@pytest.mark.parametrize(("name", "device"), PLACES)
+def test_a_plan_that_inference_used_first_can_be_trained_with(name: str, device: str) -> None:
+    blocks, plan = make_plan(torch.float32)
+    blocks = [block.to(device) for block in blocks]
+    with ghn_fast.backend(name):
+        with torch.inference_mode():
+            expected = expand_params(blocks, plan)
+        leaves = [block.clone().requires_grad_() for block in blocks]
+        found = expand_params(leaves, plan)
+        assert torch.equal(found, expected)
+        found.sum().backward()
+    assert all(leaf.grad is not None for leaf in leaves)
+
+
+@pytest.mark.cuda
+def test_blocks_elsewhere_than_the_plan_are_named() -> None:
+    blocks, plan = make_plan(torch.float32)
+    packed = plan.packed([block.cuda() for block in blocks])
+    with pytest.raises(ValueError, match="blocks: got tensors on cpu, needs them on a GPU"):
+        torch.ops.ghn_fast.expand_params(blocks, plan.table, packed, plan.numel)
+
+
 def test_empty_plan() -> None:
     assert expand_params([], ParamPlan([], 0)).shape == (0,)
 

@@ -97,14 +97,16 @@ def results(net: Network, x: Tensor, run: Callable[[Tensor], Tensor]) -> list[Te
     return [out, *torch.autograd.grad((out * probe).sum(), inputs, allow_unused=True)]
 
 
-def assert_same_results(actual: list[Tensor | None], expected: list[Tensor | None]) -> None:
+def assert_same_results(
+    actual: list[Tensor | None], expected: list[Tensor | None], context: str = "op"
+) -> None:
     for index, (have, need) in enumerate(zip(actual, expected, strict=True)):
         name = f"gradient {index - 1}" if index else "output"
         if need is None or not need.any():
             # Messages that nobody receives: exactly no gradient.
             assert have is None or not have.any(), name
         else:
-            assert_close(have, need, context="gradient" if index else "op", name=name)
+            assert_close(have, need, context="gradient" if index else context, name=name)
 
 
 CASES = [
@@ -189,7 +191,11 @@ def test_cuda_equals_the_cpu_and_repeats_its_bits(
         again = results(net, x, lambda x: net.propagate(x, plan, 2))
         with torch.no_grad():
             assert torch.equal(net.propagate(x, plan, 2), actual[0])
-    assert_same_results(actual, expected)
+    # Errors of single precision grow along the paths of large graphs, and the two round in other
+    # places: one multiplies and adds in one operation where the other does not, and they add up the
+    # edges of a node in other groups.
+    long = dtype == torch.float32 and max(sizes) >= 400
+    assert_same_results(actual, expected, context="ghn" if long else "op")
     assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
 
 

@@ -102,3 +102,10 @@ def test_pinned_plans_move_without_waiting() -> None:
     torch.cuda.synchronize()
     assert moved.packed is not None
     assert torch.equal(moved.packed.cpu(), plan.packed)
+
+
+@pytest.mark.extension
+def test_page_locked_memory_is_the_hosts() -> None:
+    packed = GraphPlan(torch.tensor([[0, 1, 1]]), [0, 2]).packed
+    with pytest.raises(ValueError, match="pin: got true for meta, needs false"):
+        torch.ops.ghn_fast.gated_gnn_plan_to(packed, torch.device("meta"), True)
