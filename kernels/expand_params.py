@@ -53,6 +53,7 @@ from .expand_params_plan import (
     Work,
     pack,
 )
+from .functions import tanh
 
 __all__ = ["expand", "expand_backward", "pack"]
 
@@ -351,7 +352,7 @@ def _normalise(row, x, COMPUTE: tl.constexpr):
     elif kind == _SCALE_OF_NORM:
         y = 2.0 / (1.0 + tl.exp(-0.5 * x))
     elif kind == _SHIFT:
-        y = _tanh(x * _fifth(COMPUTE))
+        y = tanh(x * _fifth(COMPUTE))
     return y
 
 
@@ -366,7 +367,7 @@ def _slope(row, x, COMPUTE: tl.constexpr):
         sigmoid = 1.0 / (1.0 + tl.exp(-0.5 * x))
         y = sigmoid * (1.0 - sigmoid)
     elif kind == _SHIFT:
-        t = _tanh(x * _fifth(COMPUTE))
+        t = tanh(x * _fifth(COMPUTE))
         y = _fifth(COMPUTE) * (1.0 - t * t)
     return y
 
@@ -380,22 +381,6 @@ def _scale(row, COMPUTE: tl.constexpr):
 def _fifth(COMPUTE: tl.constexpr):
     # A literal would be rounded to float32 in float64, too.
     return tl.full([], 1.0, COMPUTE) / tl.full([], 5.0, COMPUTE)
-
-
-@triton.jit
-def _tanh(x):
-    """tanh x to the last few bits: near 0 by its continued fraction, x / (1 + x^2 / (3 + ...)).
-
-    There is no tanh that every version of Triton and its interpreter have.
-    """
-    a = tl.abs(x)
-    z = tl.minimum(a, 0.625)
-    z = z * z
-    near = (((z + 378.0) * z + 17325.0) * z + 135135.0) / (
-        ((28.0 * z + 3150.0) * z + 62370.0) * z + 135135.0
-    )
-    far = 1.0 - 2.0 / (tl.exp(2.0 * a) + 1.0)
-    return tl.where(a < 0.625, x * near, tl.where(x < 0.0, -far, far))
 
 
 def _compute_type(blocks: Tensor) -> Any:

@@ -100,15 +100,17 @@ inline std::vector<at::Tensor> weight_gradients(const GatedGnnArgs& args, const 
   const at::Tensor d_hidden = columns(factors, 4 * r.c, r.hidden, 0, r.hidden);
   const at::Tensor d_sent = columns(factors, 4 * r.c + r.hidden, sent_width, 0, sent_width);
 
+  // Results of an op share no memory.
+  const auto own = [](const at::Tensor& part) { return part.clone(at::MemoryFormat::Contiguous); };
   const at::Tensor first = product(d_hidden, state), first_b = sum_over_nodes(d_hidden);
   const at::Tensor second = product(d_sent, hidden), second_b = sum_over_nodes(d_sent);
   std::vector<at::Tensor> result;
   for (int64_t k = 0; k < args.messages; ++k) {
     const int64_t h = args.hidden[k], shift = k == 0 ? 0 : r.h[0];
-    result.push_back(first.narrow(0, shift, h).narrow(1, 0, c).contiguous());
-    result.push_back(first_b.narrow(0, shift, h));
-    result.push_back(second.narrow(0, k * r.c, c).narrow(1, shift, h).contiguous());
-    result.push_back(second_b.narrow(0, k * r.c, c));
+    result.push_back(own(first.narrow(0, shift, h).narrow(1, 0, c)));
+    result.push_back(own(first_b.narrow(0, shift, h)));
+    result.push_back(own(second.narrow(0, k * r.c, c).narrow(1, shift, h)));
+    result.push_back(own(second_b.narrow(0, k * r.c, c)));
   }
   // Gradients lie as n r z hn; weight_ih takes r z n, weight_hh takes r z hn.
   const at::Tensor ih = product(d_gates, message).view({4, r.c, r.c});
@@ -118,7 +120,7 @@ inline std::vector<at::Tensor> weight_gradients(const GatedGnnArgs& args, const 
     at::Tensor found = of_message ? at::cat({of.narrow(0, 1, 2), of.narrow(0, 0, 1)}, 0)
                                   : of.narrow(0, 1, 3);
     for (int64_t dim = 1; dim < found.dim(); ++dim) found = found.narrow(dim, 0, c);
-    return found.flatten(0, 1).contiguous();
+    return own(found.flatten(0, 1));
   };
   result.insert(result.end(),
                 {gates(ih, true), gates(hh, false), gates(biases, true), gates(biases, false)});

@@ -5,11 +5,6 @@ They are loaded when they are first used, so that importing this module needs no
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import os
-import shutil
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -17,29 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_KERNELS = "ghn_fast.kernels.expand_params"
+from ghn_fast.ops import triton_kernels
 
 
 def problem() -> str | None:
     """Why the Triton kernels cannot be used, or ``None`` where they can."""
-    return _missing() if torch.cuda.is_available() else "CUDA finds no device"
-
-
-@functools.cache
-def _missing() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    try:
-        found = importlib.util.find_spec(_KERNELS)
-    except ModuleNotFoundError:
-        found = None
-    if found is None:
-        return "ghn_fast is imported from its sources without being installed"
-    if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
-        return "Triton needs a GPU of compute capability 7.0 or newer"
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "Triton finds no C compiler, which it needs to launch kernels"
-    return None
+    return triton_kernels.problem("expand_params")
 
 
 def pack(table: Tensor, blocks: Sequence[Tensor], numel: int) -> tuple[list[Tensor], bool]:
@@ -66,7 +44,7 @@ def expand(blocks: Sequence[Tensor], work: tuple[list[Tensor], bool], numel: int
 
 
 def _kernels() -> ModuleType:
-    return importlib.import_module(_KERNELS)
+    return triton_kernels.load("expand_params")
 
 
 def _expand(blocks: Tensor, work: Sequence[Tensor], large: bool, numel: int) -> Tensor:

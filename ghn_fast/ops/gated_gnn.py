@@ -15,6 +15,7 @@ updated together, over all graphs of the batch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ghn_fast.ops import gated_gnn_triton
 from ghn_fast.ops.backend import cuda_problem, extension_problem, register_op, resolve
 from ghn_fast.ops.gated_gnn_plan import GraphPlan, SweepPlan
 
@@ -54,14 +56,15 @@ def gated_gnn(
 ) -> Tensor:
     """Propagate node features: ``steps`` times a forward and a backward sweep.
 
-    Runs on the back ends ``reference``, ``cpu`` and ``cuda`` (see :mod:`ghn_fast.ops.backend`). The
-    compiled ones compute float16 and bfloat16 in float32, from the first node to the last, and
-    round the result; the reference computes in the dtype of ``x`` throughout. The compiled ones
-    are differentiable once, the reference any number of times.
+    Runs on the back ends ``reference``, ``cpu``, ``cuda`` and ``triton`` (see
+    :mod:`ghn_fast.ops.backend`). The compiled ones compute float16 and bfloat16 in float32, from
+    the first node to the last, and round the result; the reference computes in the dtype of ``x``
+    throughout. The compiled ones are differentiable once, the reference any number of times.
 
     Args:
-        x: Node features (N, C) in float32, float64, float16 or bfloat16; the compiled back ends
-            take up to 1,024 channels.
+        x: Node features (N, C) in float32, float64, float16 or bfloat16; ``cpu`` and ``cuda`` take
+            up to 1,024 channels. Wider features or hidden layers than ``triton`` has a kernel for
+            go to the reference, with a warning.
         plans: Plan of the batch, on the device of ``x``.
         mlp: Weights of the message along edges.
         mlp_ve: Weights of the message along edges and virtual edges; ``None`` for GHN-1.
@@ -78,12 +81,32 @@ def gated_gnn(
         ValueError: If shapes or devices do not fit, or the back end that is asked for cannot run.
     """
     _check(x, plans, mlp, mlp_ve, gru, steps)
-    if resolve("gated_gnn", x.device.type) == "reference":
-        return reference(x, plans.sweeps, mlp, mlp_ve, gru, steps)
+    chosen = resolve("gated_gnn", x.device.type)
     weights = [*mlp, *(mlp_ve or ()), *gru]
+    if chosen == "triton" and not _has_instance(x, weights):
+        chosen = "reference"
+    if chosen == "reference":
+        return reference(x, plans.sweeps, mlp, mlp_ve, gru, steps)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
+    if chosen == "triton":
+        packed, graphs = plans.packed_here(), plans.num_graphs
+        return gated_gnn_triton.propagate(x, packed, graphs, weights, steps, save)
     out, _ = torch.ops.ghn_fast.gated_gnn_forward(x, plans.packed, weights, steps, save)
     return out
+
+
+def _has_instance(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether the Triton kernels know the widths; if not, a warning says so, once for each."""
+    hidden = [len(weights[i]) for i in range(0, len(weights) - 4, 4)]
+    problem = gated_gnn_triton.too_wide(x.shape[1], hidden)
+    if problem is not None and problem not in _warned:
+        _warned.add(problem)
+        message = f"gated_gnn runs on its slow plain-PyTorch reference: {problem}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return problem is None
+
+
+_warned: set[str] = set()
 
 
 def reference(
@@ -245,4 +268,7 @@ if extension_problem() is None:
         "ghn_fast::gated_gnn_forward", _backward, setup_context=_setup_context
     )
 
-register_op("gated_gnn", {"cpu": extension_problem, "cuda": cuda_problem})
+register_op(
+    "gated_gnn",
+    {"cpu": extension_problem, "cuda": cuda_problem, "triton": gated_gnn_triton.problem},
+)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ghn_fast.ops.backend import extension_problem
 from ghn_fast.ops.collate_edges import check_edge_rows
+from ghn_fast.ops.gated_gnn_packing import packed_plan
 
 
 class SweepPlan(NamedTuple):
@@ -59,6 +60,8 @@ class GraphPlan:
 
     Attributes:
         num_nodes: Number of nodes N.
+        num_edges: Number of edges M.
+        num_graphs: Number of graphs B.
         packed: The plan of the compiled back ends, an int32 tensor; ``None`` without them.
 
     Raises:
@@ -71,6 +74,7 @@ class GraphPlan:
         _check(edges, offsets)
         self.num_nodes = offsets[-1]
         self.num_edges = len(edges)
+        self.num_graphs = len(offsets) - 1
         self.device = torch.device("cpu")
         self.packed: Tensor | None = None
         if extension_problem() is None:
@@ -78,6 +82,7 @@ class GraphPlan:
         else:
             _check_edges(edges, offsets)
         self._edges: Tensor | None = edges
+        self._offsets: list[int] | None = offsets
         self._sweeps: tuple[SweepPlan, SweepPlan] | None = None
 
     @classmethod
@@ -90,8 +95,9 @@ class GraphPlan:
         """
         plan = cls.__new__(cls)
         plan.num_nodes, plan.num_edges = num_nodes, int(packed[3])
+        plan.num_graphs = int(packed[1])
         plan.device, plan.packed = packed.device, packed
-        plan._edges = plan._sweeps = None
+        plan._edges = plan._sweeps = plan._offsets = None
         return plan
 
     @classmethod
@@ -135,15 +141,26 @@ class GraphPlan:
             )
         return self._sweeps
 
+    def packed_here(self) -> Tensor:
+        """``packed``, made without the compiled back ends if need be, and kept."""
+        if self.packed is None:
+            assert self._offsets is not None
+            levels = level_schedule(self.edges, self.num_nodes)
+            # Kept, and saved for backward passes, which inference tensors cannot be.
+            with torch.inference_mode(False):
+                self.packed = packed_plan(self.edges, self._offsets, levels).to(self.device)
+        return self.packed
+
     def to(self, device: torch.device | str) -> GraphPlan:
         """The plan on a device; from one that is not the CPU it passes through there."""
         moved = GraphPlan.__new__(GraphPlan)
         moved.num_nodes, moved.num_edges = self.num_nodes, self.num_edges
+        moved.num_graphs, moved._offsets = self.num_graphs, self._offsets
         moved._edges = self._edges
         moved.device = torch.device(device)
         moved.packed = self.packed
         if self.packed is not None and not _same_device(moved.device, self.packed.device):
-            moved.packed = torch.ops.ghn_fast.gated_gnn_plan_to(self.packed.cpu(), moved.device)
+            moved.packed = _move(self.packed, moved.device)
         moved._sweeps = None
         if self._sweeps is not None:
             moved._sweeps = (self._sweeps[0].to(device), self._sweeps[1].to(device))
@@ -157,10 +174,16 @@ class GraphPlan:
         """
         pinned = self.to(self.device)
         if self.packed is not None:
-            pinned.packed = torch.ops.ghn_fast.gated_gnn_plan_to(
-                self.packed, self.packed.device, True
-            )
+            pinned.packed = _move(self.packed, self.device, pin=True)
         return pinned
+
+
+def _move(packed: Tensor, device: torch.device, *, pin: bool = False) -> Tensor:
+    """The plan on a device; what the compiled back ends know of it stays known."""
+    if extension_problem() is None:
+        return torch.ops.ghn_fast.gated_gnn_plan_to(packed.cpu(), device, pin)
+    with torch.inference_mode(False):
+        return packed.pin_memory() if pin else packed.to(device)
 
 
 def _same_device(asked: torch.device, have: torch.device) -> bool:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import ghn_fast
-from ghn_fast.ops import backend, expand_params_triton
+from ghn_fast.ops import backend, expand_params_triton, triton_kernels
 from ghn_fast.ops.expand_params import (
     Kind,
     ParamPlan,
@@ -339,7 +339,7 @@ def test_it_is_the_second_choice_on_cuda(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def problem() -> str | None:
-        expand_params_triton._missing.cache_clear()
+        triton_kernels._missing.cache_clear()
         return expand_params_triton.problem()
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -347,6 +347,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "hip", None)
     found: dict[str, Any] = {"triton": True, "ghn_fast.kernels.expand_params": True}
+    monkeypatch.setattr(triton_kernels, "_find_package", lambda: True)
     monkeypatch.setattr(importlib.util, "find_spec", found.get)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setenv("CC", "cc")
@@ -357,7 +358,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
     assert "capability 7.0" in (problem() or "")
     del found["ghn_fast.kernels.expand_params"]
-    assert "without being installed" in (problem() or "")
+    assert "without its Triton kernels" in (problem() or "")
     del found["triton"]
     assert problem() == "Triton is not installed"
-    expand_params_triton._missing.cache_clear()
+    triton_kernels._missing.cache_clear()

@@ -360,7 +360,7 @@ def test_blocks_may_be_views(name: str, device: str) -> None:
 
 @pytest.mark.parametrize(("name", "device"), PLACES)
 def test_a_plan_that_inference_used_first_can_be_trained_with(name: str, device: str) -> None:
-    blocks, plan = make_plan(torch.float32)
+    blocks, plan = make_plan(Kind.SCALE, dtype=torch.float32)
     blocks = [block.to(device) for block in blocks]
     with ghn_fast.backend(name):
         with torch.inference_mode():
@@ -374,7 +374,7 @@ def test_a_plan_that_inference_used_first_can_be_trained_with(name: str, device:
 
 @pytest.mark.cuda
 def test_blocks_elsewhere_than_the_plan_are_named() -> None:
-    blocks, plan = make_plan(torch.float32)
+    blocks, plan = make_plan(Kind.COPY, dtype=torch.float32)
     packed = plan.packed([block.cuda() for block in blocks])
     with pytest.raises(ValueError, match="blocks: got tensors on cpu, needs them on a GPU"):
         torch.ops.ghn_fast.expand_params(blocks, plan.table, packed, plan.numel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import naive
 from ghn_fast.ops.gated_gnn_plan import GraphPlan
 
 
@@ -109,3 +110,19 @@ def test_page_locked_memory_is_the_hosts() -> None:
     packed = GraphPlan(torch.tensor([[0, 1, 1]]), [0, 2]).packed
     with pytest.raises(ValueError, match="pin: got true for meta, needs false"):
         torch.ops.ghn_fast.gated_gnn_plan_to(packed, torch.device("meta"), True)
+
+
+@pytest.mark.extension
+@pytest.mark.parametrize("sizes", [[], [1], [0, 3, 0], [7, 1, 12, 5]])
+def test_the_packed_plan_without_the_extension_is_the_same(sizes: list[int]) -> None:
+    rows, offsets = [torch.zeros(0, 3, dtype=torch.int64)], [0]
+    for size in sizes:
+        edges = naive.random_dag(size, 0.4, seed=size)
+        found = torch.tensor(sorted(naive.distances(edges, size, 9)), dtype=torch.int64)
+        rows.append(found.reshape(-1, 3) + torch.tensor([offsets[-1], offsets[-1], 0]))
+        offsets.append(offsets[-1] + size)
+    plan = GraphPlan(torch.cat(rows), offsets)
+    compiled, plan.packed = plan.packed, None
+    assert compiled is not None
+    assert torch.equal(plan.packed_here(), compiled)
+    assert plan.num_graphs == len(sizes) == GraphPlan.of_packed(compiled, offsets[-1]).num_graphs

@@ -47,7 +47,6 @@ MISSING = {
     ("deepnets_graph", "reference"): "deepnets/graphs/build.py, for it is built in a room above",
     ("deepnets_graph", "csrc/cuda"): ON_HOST,
     ("deepnets_graph", "kernels"): ON_HOST,
-    ("gated_gnn", "kernels"): UNWRITTEN,
     ("shortest_distances", "csrc/cuda"): ON_HOST,
     ("shortest_distances", "kernels"): ON_HOST,
 }
