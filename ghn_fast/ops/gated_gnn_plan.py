@@ -181,7 +181,10 @@ class GraphPlan:
 def _move(packed: Tensor, device: torch.device, *, pin: bool = False) -> Tensor:
     """The plan on a device; what the compiled back ends know of it stays known."""
     if extension_problem() is None:
-        return torch.ops.ghn_fast.gated_gnn_plan_to(packed.cpu(), device, pin)
+        here = packed.cpu()
+        if pin:
+            return torch.ops.ghn_fast.gated_gnn_plan_to(here, device, True)
+        return torch.ops.ghn_fast.gated_gnn_plan_to(here, device)
     with torch.inference_mode(False):
         return packed.pin_memory() if pin else packed.to(device)
 
