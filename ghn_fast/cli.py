@@ -17,6 +17,7 @@ from ghn_fast.commands import (
     pictures,
     prediction,
     sgd,
+    splits,
     training,
 )
 from ghn_fast.commands.common import INTERRUPTED
@@ -72,6 +73,7 @@ def doctor() -> dict[str, Any]:
 # In the order of the help.
 for command in (
     evaluation.evaluate,
+    splits.evaluate_splits,
     prediction.predict,
     prediction.models,
     pictures.draw,

@@ -56,6 +56,17 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampled architectures.")] = 0,
     baseline: Annotated[bool, typer.Option(help="Evaluate random initialisation, too.")] = True,
+    statistics_batches: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Training batches of a second evaluation with training statistics; 0: none.",
+        ),
+    ] = 200,
+    noise: Annotated[
+        float,
+        typer.Option(min=0, help="Noise on pixels of 0..1 in a further evaluation; 0: none."),
+    ] = 0.0,
     out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("evaluation"),
     device: Device = "cpu",
 ) -> dict[str, Any]:
@@ -92,6 +103,8 @@ def evaluate(
             baseline=baseline,
             device=device,
             on_result=on_result,
+            statistics_batches=statistics_batches,
+            noise=noise,
         )
     if not main_process:
         return {"main_process": False}
@@ -125,6 +138,9 @@ def evaluate_split(
     baseline: bool,
     device: str,
     on_result: Callable[[int, int, ArchitectureResult], None],
+    statistics_batches: int = 0,
+    noise: float = 0.0,
+    on_network: Callable[[nn.Module, ArchitectureResult], None] | None = None,
 ) -> EvaluationReport:
     """Evaluate predicted networks of a split on held-out images.
 
@@ -142,6 +158,7 @@ def evaluate_split(
         baseline: Whether to evaluate random initialisation, too.
         device: Where to run the networks.
         on_result: Called with (done, total, record) after each architecture.
+        statistics_batches, noise, on_network: As in :func:`ghn_fast.vision.evaluate_networks`.
 
     Raises:
         ValueError: If the data set has another number of classes than the hypernetwork.
@@ -181,6 +198,9 @@ def evaluate_split(
         baseline=baseline,
         seed=seed,
         on_result=report_one,
+        statistics_batches=statistics_batches,
+        noise=noise,
+        on_network=on_network,
     )
 
 
@@ -227,15 +247,24 @@ def print_evaluation(report: EvaluationReport, title: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"{title}, {report.num_images} {report.images} images of {report.dataset}")
-    for column in ("parameters", "top-1 average %", "standard error", "best", "worst", "networks"):
-        table.add_column(column, justify="left" if column == "parameters" else "right")
-    for name, summary in (("predicted", report.predicted), ("random", report.random)):
+    table.add_column("parameters")
+    table.add_column("BatchNorm")
+    for column in ("top-1 average %", "standard error", "best", "worst", "networks"):
+        table.add_column(column, justify="right")
+    noisy = f"{report.batch_norm}, noise {report.noise:g}"
+    for name, statistics, summary in (
+        ("predicted", report.batch_norm, report.predicted),
+        ("predicted", "training statistics", report.running),
+        ("predicted", noisy, report.noisy),
+        ("random", report.batch_norm, report.random),
+    ):
         if summary is not None:
             numbers = (summary.mean, summary.standard_error, summary.best, summary.worst)
             cells = [f"{number:.1f}" for number in numbers]
-            table.add_row(name, *cells, str(summary.count))
+            table.add_row(name, statistics, *cells, str(summary.count))
     console = make_console()
     console.print(table)
-    console.print(f"BatchNorm: {report.batch_norm}")
+    if report.predicted_top5 is not None and report.num_classes > 5:
+        console.print(f"top-5, {report.batch_norm}: {report.predicted_top5.mean:.1f} %")
     for record in report.failed:
         console.print(f"failed: {record.name}: {record.error}", style="red", highlight=False)

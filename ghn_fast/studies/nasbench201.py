@@ -300,9 +300,7 @@ class _Builder:
         return CellGraph(graph, torch.tensor(self.places), torch.tensor(self.stages))
 
 
-def _add_conv(
-    made: _Builder, name: str, shape: tuple[int, int, int, int], value: _Value
-) -> _Value:
+def _add_conv(made: _Builder, name: str, shape: tuple[int, int, int, int], value: _Value) -> _Value:
     node = made.add(NODE_TYPE_INDEX["conv"], shape, f"{name}.1.weight", value.nodes)
     return made.value((made.norm(f"{name}.2", shape[0], node),))
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from ghn_fast.hypernet.batch_statistics import use_batch_statistics
 from ghn_fast.utils import distributed
 from ghn_fast.vision.augment import seeded_generator
-from ghn_fast.vision.batches import eval_batches
+from ghn_fast.vision.batches import eval_batches, train_batches
 from ghn_fast.vision.images import ImageSet, ImageSplits
+from ghn_fast.vision.noise import noisy_batches
 from ghn_fast.vision.results import ArchitectureResult, EvaluationReport
+from ghn_fast.vision.running_statistics import collect_running_statistics
 
 # Normalised batches up to this many bytes are made once and kept for all architectures.
 KEPT_BATCHES = 512 * 2**20
@@ -163,11 +165,16 @@ def evaluate_networks(
     seed: int = 0,
     on_result: Callable[[ArchitectureResult], None] | None = None,
     workers: int = 0,
+    statistics_batches: int = 0,
+    noise: float = 0.0,
+    on_network: Callable[[nn.Module, ArchitectureResult], None] | None = None,
 ) -> EvaluationReport:
     """Evaluate architectures with predicted parameters, and with random ones beside them.
 
-    BatchNorm layers use batch statistics in both cases. An architecture that fails (out of memory,
-    unsupported layer, ...) leaves its message in ``error`` of its record, and the next one follows.
+    BatchNorm layers use batch statistics in both cases. On request the predicted network is
+    evaluated a second time with running statistics of training images. An architecture that fails
+    (out of memory, unsupported layer, ...) leaves its message in ``error`` of its record, and the
+    next one follows.
 
     With several processes (see :mod:`ghn_fast.utils.distributed`) each evaluates every so many-th
     architecture, and all of them return the whole report.
@@ -186,23 +193,38 @@ def evaluate_networks(
         seed: Seed of the random initialisation, and of how images are grouped into batches.
         on_result: Called with the record of each architecture of this process when it is done.
         workers: Threads that decode images ahead, for data sets that are read from files.
+        statistics_batches: Batches of ``batch_size`` training images, not augmented, whose
+            statistics are averaged for the second evaluation, at most once through all images; 0
+            for none. The published number is 200.
+        noise: Standard deviation of noise on the pixels (0..1) of a further evaluation with batch
+            statistics; 0 for none.
+        on_network: Called with each network when its parameters are predicted.
 
     Raises:
-        ValueError: If ``images``, ``limit`` or ``batch_size`` is out of range.
+        ValueError: If ``images``, ``limit``, ``statistics_batches``, ``noise`` or ``batch_size`` is
+            out of range.
     """
     if images not in ("test", "val"):
         raise ValueError(f"images must be 'test' or 'val', got {images!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be None or 1 or more, got {limit}")
+    if statistics_batches < 0 or not noise >= 0:
+        name, value = (
+            ("noise", noise)
+            if statistics_batches >= 0
+            else ("statistics_batches", statistics_batches)
+        )
+        raise ValueError(f"{name}: got {value}, needs a number of at least 0")
     device = torch.device(device)
     image_set = splits.split(images)
+    extra = _Extra(splits, batch_size, seed, workers, statistics_batches, noise, on_network)
     batches = _Batches(image_set, splits, batch_size, device, seed, workers)
     records = []
     rank, size = distributed.rank(), distributed.world_size()
     for item in itertools.islice(items, rank, limit, size):
         record = ArchitectureResult(index=int(item.index), name=str(item.name))
         try:
-            _evaluate_item(record, item, predict, splits, batches, device, baseline, seed)
+            _evaluate_item(record, item, predict, splits, batches, device, baseline, seed, extra)
         except Exception as error:
             text = str(error).strip()
             record.error = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -223,7 +245,50 @@ def evaluate_networks(
         batch_size=batch_size,
         seed=seed,
         records=records,
+        statistics_batches=statistics_batches,
+        noise=noise,
     )
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """What is measured of a predicted network beside its accuracy with batch statistics."""
+
+    splits: ImageSplits
+    batch_size: int
+    seed: int
+    workers: int
+    statistics_batches: int
+    noise: float
+    on_network: Callable[[nn.Module, ArchitectureResult], None] | None
+
+    def measure(
+        self,
+        record: ArchitectureResult,
+        model: nn.Module,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        device: torch.device,
+    ) -> None:
+        if self.on_network is not None:
+            self.on_network(model, record)
+        if self.noise:
+            noisy = noisy_batches(batches, self.splits, self.noise, self.seed)
+            record.noisy_top1 = accuracy(model, noisy, device=device).top1
+        if self.statistics_batches:
+            count = min(self.statistics_batches, len(self.splits.train) // self._batch)
+            collect_running_statistics(model, self._training_images(device), count, device=device)
+            result = accuracy(model, batches, device=device)
+            record.running_top1, record.running_top5 = result.top1, result.top5
+
+    def _training_images(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        plain = replace(self.splits, augment="none")
+        return train_batches(
+            plain, self._batch, seed=self.seed, device=device, workers=self.workers
+        )
+
+    @property
+    def _batch(self) -> int:
+        return min(self.batch_size, len(self.splits.train))
 
 
 class _Batches:
@@ -268,6 +333,7 @@ def _evaluate_item(
     device: torch.device,
     baseline: bool,
     seed: int,
+    extra: _Extra,
 ) -> None:
     """Fill a record step by step, so that it keeps what was known before an error."""
     with torch.random.fork_rng(devices=[]):
@@ -293,6 +359,7 @@ def _evaluate_item(
     record.seconds_evaluate = _now(device) - predicted
     record.top1, record.top5, record.loss = result.top1, result.top5, result.loss
     record.finite = result.finite
+    extra.measure(record, model, batches, device)
 
 
 def _now(device: torch.device) -> float:

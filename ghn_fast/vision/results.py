@@ -74,6 +74,9 @@ class ArchitectureResult:
         random_top1: ``top1`` of the same network with its random initialisation.
         random_top5: ``top5`` likewise.
         random_loss: ``loss`` likewise.
+        running_top1: ``top1`` with running statistics of training images.
+        running_top5: ``top5`` likewise.
+        noisy_top1: ``top1`` on images with noise.
         seconds_predict: Time of the prediction.
         seconds_evaluate: Time of the evaluation with predicted parameters.
         error: Why the architecture failed, or ``None``.
@@ -89,6 +92,9 @@ class ArchitectureResult:
     random_top1: float | None = None
     random_top5: float | None = None
     random_loss: float | None = None
+    running_top1: float | None = None
+    running_top5: float | None = None
+    noisy_top1: float | None = None
     seconds_predict: float | None = None
     seconds_evaluate: float | None = None
     error: str | None = None
@@ -110,7 +116,11 @@ class EvaluationReport:
         predicted: Summary of ``top1`` over the architectures that have one, ``None`` without any.
         predicted_top5: Likewise of ``top5``.
         random: Likewise of ``random_top1``.
-        batch_norm: How BatchNorm layers normalised.
+        running: Likewise of ``running_top1``.
+        noisy: Likewise of ``noisy_top1``.
+        batch_norm: How BatchNorm layers normalised, but for ``running``.
+        statistics_batches: Batches of training images behind the statistics of ``running``.
+        noise: Standard deviation of the noise of ``noisy``, for pixels of 0..1.
         ckpt: The hypernetwork that was evaluated, if the caller says so.
         split: The split of architectures, likewise.
     """
@@ -126,7 +136,11 @@ class EvaluationReport:
     predicted: Summary | None = field(init=False)
     predicted_top5: Summary | None = field(init=False)
     random: Summary | None = field(init=False)
+    running: Summary | None = field(init=False)
+    noisy: Summary | None = field(init=False)
     batch_norm: str = "batch statistics"
+    statistics_batches: int = 0
+    noise: float = 0.0
     ckpt: str | None = None
     split: str | None = None
 
@@ -134,6 +148,8 @@ class EvaluationReport:
         self.predicted = _summary([r.top1 for r in self.records])
         self.predicted_top5 = _summary([r.top5 for r in self.records])
         self.random = _summary([r.random_top1 for r in self.records])
+        self.running = _summary([r.running_top1 for r in self.records])
+        self.noisy = _summary([r.noisy_top1 for r in self.records])
 
     @property
     def failed(self) -> list[ArchitectureResult]:
@@ -145,8 +161,11 @@ class EvaluationReport:
 
         Numbers that are not finite become null, as JSON has no other way to say it.
         """
-        text = json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n"
-        write_atomically(path, text)
+        write_atomically(path, self.json() + "\n")
+
+    def json(self) -> str:
+        """Everything as JSON; numbers that are not finite become null."""
+        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False)
 
     def histogram(self, path: str | Path) -> None:
         """Draw how top-1 accuracy is distributed, predicted beside random initialisation.

@@ -1,0 +1,144 @@
+"""The table over all splits, diversity of weights, and both BatchNorm protocols."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ghn_fast
+from ghn_fast.studies.diversity import WeightDiversity
+from ghn_fast.vision import (
+    ImageSplits,
+    accuracy,
+    collect_running_statistics,
+    eval_batches,
+    evaluate_networks,
+    train_batches,
+)
+from tolerances import assert_close
+
+
+def test_diversity_is_the_mean_over_pairs() -> None:
+    measure = WeightDiversity()
+    models = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False)]
+        models.append(nn.Sequential(*layers[: 1 + seed % 2], nn.Linear(4, 2)))
+        measure.add(models[-1])
+    assert measure.distance is not None
+    distances = []
+    for layer in (0, 1):
+        weights = [
+            m[layer].weight.detach().flatten() for m in models if isinstance(m[layer], nn.Conv2d)
+        ]
+        for i in range(len(weights)):
+            for other in weights[:i]:
+                distances.append(1 - float(torch.cosine_similarity(weights[i], other, dim=0)))
+    assert_close(measure.distance, math.fsum(distances) / 7, dtype=torch.float32)
+    assert WeightDiversity().distance is None
+
+
+def test_both_protocols_and_noise(splits: ImageSplits) -> None:
+    class Item:
+        index, name, graph = 0, "small", None
+
+    item = Item()
+    made: list[nn.Module] = []
+
+    def build(*, num_classes: int, image_size: int) -> nn.Module:
+        torch.manual_seed(3)
+        made.append(
+            nn.Sequential(
+                nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 14 * 14, 4)
+            )
+        )
+        return made[-1]
+
+    item.build = build  # type: ignore[attr-defined]
+    seen: list[str] = []
+    report = evaluate_networks(
+        [item], lambda model, graph: None, splits, batch_size=32, baseline=False,
+        statistics_batches=2, noise=0.2, on_network=lambda model, record: seen.append(record.name),
+    )  # fmt: skip
+    record = report.records[0]
+    assert record.error is None
+    assert seen == ["small"]
+    assert report.running is not None and report.noisy is not None
+    model = made[0]
+    collect_running_statistics(model, train_batches(_plain(splits), 32, seed=0), 2)
+    found = accuracy(model, eval_batches(splits.test, splits, 32))
+    assert (record.running_top1, record.running_top5) == (found.top1, found.top5)
+    for values in ({"statistics_batches": -1}, {"noise": -0.5}):
+        with pytest.raises(ValueError, match=f"{next(iter(values))}: got -"):
+            evaluate_networks([item], lambda m, g: None, splits, **values)  # type: ignore[arg-type]
+
+
+def _plain(splits: ImageSplits) -> ImageSplits:
+    from dataclasses import replace
+
+    return replace(splits, augment="none")
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ghn_fast import cli
+
+    torch.manual_seed(0)
+    ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(8, 8, 3, 3)))
+    ghn_fast.save_pretrained(ghn, tmp_path / "ghn")
+    sources = tmp_path / "images"
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for label in range(10):
+            folder = sources / part / f"c{label}"
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8), (25 * label, 80 * i, 0)).save(folder / f"{i}.png")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["ghn-fast", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    common = ("--ckpt", tmp_path / "ghn", "--dataset", f"folder:{sources}")
+    out = tmp_path / "out"
+    status, printed, error = run(
+        "evaluate-splits",
+        *common,
+        "--split",
+        "val",
+        "--split",
+        "bnfree",
+        "--limit",
+        2,
+        "--out",
+        out,
+    )
+    assert status == 0, error
+    assert "training statistics" in printed and "66.7" in printed
+    rows = json.loads((out / "splits.json").read_text())["rows"]
+    assert [(row["name"], row["networks"]) for row in rows] == [("val", 2), ("bnfree", 2)]
+    assert (out / "splits.png").stat().st_size > 1000
+    status, printed, error = run(
+        "evaluate", *common, "--limit", 1, "--out", out, "--json", "--noise", 0.1
+    )
+    assert status == 0, error
+    report = json.loads(printed)
+    assert report["running"]["count"] == report["noisy"]["count"] == 1
+    status, _, error = run("evaluate-splits", *common, "--split", "huge", "--out", tmp_path / "no")
+    assert status == 2
+    assert "needs one of" in error
