@@ -155,7 +155,7 @@ def test_train_and_evaluate_on_generated_files(run: Run, tmp_path: Path) -> None
         ((*TRAIN, "--steps", "4", "--out", "x", "--config", "none.yaml"), "no such configuration"),
         (("deepnets", "info", "nowhere"), "nowhere"),
         (("report", "nowhere"), "no metrics.jsonl"),
-        ((*TRAIN, "--steps", "4", "--out", "x", "--precision", "fp8"), "float32, tf32, bf16, fp16"),
+        ((*TRAIN, "--steps", "4", "--out", "x", "--precision", "fp8"), "tf32, bf16, fp16, auto"),
         ((*TRAIN, "--steps", "4", "--out", "x", "--eval-every", "-1"), "--eval-every"),
         (("predict", "resnet5000"), "resnet50"),
         (("predict", "resnet18", "--num-classes", str(10**12)), "RuntimeError"),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ghn_fast._version import __version__
+from ghn_fast.metatrain.precision import choose
 from ghn_fast.ops import backend, load_all
 
 
@@ -25,8 +26,14 @@ def facts() -> dict[str, Any]:
         "extension": _extension(),
         "triton": _triton(),
         "back end": _requested(),
+        **{f"precision auto on {device}:": _precision(device) for device in devices},
         "ops": {op: {device: _choice(op, device) for device in devices} for op in backend.ops()},
     }
+
+
+def _precision(device: str) -> str:
+    name, reason = choose(torch.device(device))
+    return f"{name} ({reason})"
 
 
 def report() -> str:

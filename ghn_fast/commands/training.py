@@ -48,7 +48,9 @@ def train(
     eval_every: Annotated[
         int | None, typer.Option(min=0, help="Steps between evaluations; 0 for none.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, tf32, bf16 or fp16.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, tf32, bf16, fp16 or auto.")
+    ] = None,
     pool_size: Annotated[
         int | None, typer.Option(min=0, help="Architectures in the pool; 0 for no pool.")
     ] = None,
@@ -65,6 +67,7 @@ def train(
     from ghn_fast.metatrain import TrainConfig, read_config
     from ghn_fast.metatrain import train as run
     from ghn_fast.metatrain.config import parse_settings
+    from ghn_fast.metatrain.run import networks_run_in
     from ghn_fast.utils import distributed
 
     values = read_config(config) if config is not None else {}
@@ -82,6 +85,8 @@ def train(
     check_device(checked.execution.device)
     check_out(out)
     main_process = distributed.launched().rank == 0
+    if main_process:
+        typer.echo(networks_run_in(checked, out), err=True)
     with make_progress(show=main_process, rate=True) as progress:
         task = progress.add_task("meta-training", total=None, info="")
         skipped, first = 0, None

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ghn_fast.metatrain.candidates import Candidate, candidate, candidate_key
-from ghn_fast.metatrain.precision import autocast
+from ghn_fast.metatrain.precision import PRECISIONS, autocast
 
 # Per parameter (offset, shape) in the flat buffer, in the order of the buffer.
 Ranges = dict[str, tuple[int, tuple[int, ...]]]
@@ -69,6 +69,7 @@ class Job:
         places: Where its parameters are in ``flat``, ascending.
         flat, gradient: The flat buffers (P,).
         work: What all networks have in common.
+        narrow: The parameters in the type that networks compute in, if they are cast at all.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Job:
         flat: Tensor,
         gradient: Tensor,
         work: Work,
+        narrow: Tensor | None = None,
     ) -> None:
         self.index = index
         self.places = places
@@ -88,6 +90,7 @@ class Job:
         region = region_of(places)
         self._first = region.start
         self.part, self.gradient = flat[region], gradient[region]
+        self._narrow = None if narrow is None else narrow[region]
 
     @property
     def numel(self) -> int:
@@ -117,6 +120,11 @@ class Job:
     def leaves(self, part: Tensor | None = None) -> dict[str, Tensor]:
         """Parameters as leaves of autograd's graph, by name: views of ``part``, or of its own."""
         found = views(self.part if part is None else part, self.shapes, self.offsets)
+        if part is None and self._narrow is not None and self.network.casts:
+            # Vectors stay: normalisation is computed in single precision.
+            others = views(self._narrow, self.shapes, self.offsets)
+            pairs = zip(found, others, strict=True)
+            found = [wide if wide.ndim == 1 else narrow for wide, narrow in pairs]
         return {name: view.requires_grad_() for name, view in zip(self.places, found, strict=True)}
 
     def gradients(self, gradient: Tensor | None = None) -> list[Tensor]:
@@ -187,8 +195,12 @@ def forward_backward(
 
     Nothing in here waits for the device.
     """
-    with autocast(work.precision, work.device):
-        logits = network(leaves, work.images)
+    narrow = PRECISIONS[work.precision]
+    if any(leaf.dtype == narrow for leaf in leaves.values()):
+        logits = network(leaves, work.images.to(narrow))
+    else:
+        with autocast(work.precision, work.device):
+            logits = network(leaves, work.images)
     logits = logits.float()
     loss = F.cross_entropy(logits, work.targets)
     factor = work.factor

@@ -23,9 +23,11 @@ class Candidate(Protocol):
     Attributes:
         generator: Source of all its random numbers, so that other networks may run at the same
             time; ``None`` if it may draw from torch's own.
+        casts: Whether it takes images and weights of a narrow type, and vectors in float32.
     """
 
     generator: torch.Generator | None
+    casts: bool
 
     def __call__(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, 3, S, S)."""
@@ -45,6 +47,7 @@ class FunctionalNetwork:
         self, config: NetworkConfig, num_classes: int, image_size: int, device: torch.device
     ) -> None:
         self.generator: torch.Generator | None = torch.Generator(device)
+        self.casts = True
         self._spec = network_spec(config, num_classes, image_size)
 
     def __call__(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -61,6 +64,7 @@ class ModuleNetwork:
     """
 
     generator: torch.Generator | None = None
+    casts = False
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module.train()

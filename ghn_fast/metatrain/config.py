@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_type_hints
 from ghn_fast.deepnets.architectures.spec import LARGE_IMAGE
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.metatrain.network_gradients import RULES
-from ghn_fast.metatrain.precision import PRECISIONS
+from ghn_fast.metatrain.precision import AUTO, PRECISIONS
 from ghn_fast.utils.settings import Section, checked, setting
 
 # Steps over which `max_skip_rate` is taken.
@@ -130,7 +130,9 @@ class ExecutionConfig(Section):
     Attributes:
         device: Where to train; under torchrun, ``cuda`` is the GPU of each process.
         precision: Of the candidate networks: ``float32``; ``tf32``, float32 whose products a GPU
-            computes in TF32; or autocast to ``bf16`` or ``fp16`` (the latter with a scaled loss).
+            computes in TF32; ``bf16`` or ``fp16`` (the latter with a scaled loss). ``auto`` is the
+            faster one of float32 and bf16 where the run is started
+            (:func:`ghn_fast.metatrain.precision.choose`); it is continued in the same.
         channels_last: Whether candidate networks compute with channels last.
         parallel_networks: Candidate networks that run at a time: threads on a CPU, streams on a
             GPU. One per thread of torch, and four streams, by default.
@@ -146,7 +148,7 @@ class ExecutionConfig(Section):
     """
 
     device: str = setting("cpu", may_change=True)
-    precision: str = setting("float32", choices=tuple(PRECISIONS))
+    precision: str = setting("float32", choices=(*PRECISIONS, AUTO))
     channels_last: bool = True
     parallel_networks: int | None = setting(None, least=1, may_change=True)
     cuda_graphs: int = setting(64, least=0, may_change=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 from ghn_fast.metatrain.candidate_run import Job, Ranges, Work, attempt
 from ghn_fast.metatrain.cuda_device import CudaDevice
 from ghn_fast.metatrain.cuda_networks import CudaNetworks
-from ghn_fast.metatrain.precision import tensor_cores
+from ghn_fast.metatrain.precision import AUTO, PRECISIONS, casts, choose, tensor_cores
 
 
 class Outcome(NamedTuple):
@@ -67,7 +67,7 @@ class Executor:
         cuda: CudaDevice | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.precision = precision
+        self.precision = choose(self.device)[0] if precision == AUTO else precision
         self.channels_last = channels_last
         if cuda is None and self.device.type == "cuda":
             cuda = CudaDevice(self.device)
@@ -129,8 +129,11 @@ class Executor:
         if seeds is None:
             seeds = range(len(architectures))
         work = Work(images, targets, factor * loss_scale, self.precision, self.device, num_classes)
+        # All weights are cast at once.
+        cast = casts(self.precision, self.device) and flat.dtype == torch.float32
+        narrow = flat.to(PRECISIONS[self.precision]) if cast else None
         jobs = [
-            Job(index, architecture, places, flat, gradient, work)
+            Job(index, architecture, places, flat, gradient, work, narrow)
             for index, (architecture, places) in enumerate(zip(architectures, ranges, strict=True))
         ]
         start = time.perf_counter()

@@ -31,6 +31,9 @@ from ghn_fast.ops.depthwise_conv2d import depthwise_conv2d
 EPS = 1e-5
 DROPOUT = 0.5
 
+# Pixels up to which attention in bfloat16 on a CPU stores its weights.
+MOST_PIXELS = 256
+
 # Of activations that our ops for CPUs compute; float64 by their references, for tests.
 _TYPES = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -232,8 +235,27 @@ def _attend(tokens: Tensor, weights: Weights, at: str) -> Tensor:
         part.reshape(batch, pixels, HEADS, -1).transpose(1, 2)
         for part in linear(tokens, weights, f"{at}.to_qkv", bias=False).chunk(3, dim=-1)
     )
-    merged = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+    merged = _attention(query, key, value).transpose(1, 2)
     return linear(merged.reshape(batch, pixels, -1), weights, f"{at}.to_out.0")
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of (batch, heads, pixels, channels)."""
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value)
+    # On CPUs the backward pass of torch's fused kernel is several times slower in bfloat16 than in
+    # float32. Products one by one are the fastest way, but keep all weights; long rows, whose
+    # weights are large, are computed in float32 instead.
+    if query.shape[2] > MOST_PIXELS:
+        wide = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+        return wide.to(query.dtype)
+    shape = value.shape
+    query, key, value = (part.flatten(0, 1) for part in (query, key, value))
+    scale = query.shape[-1] ** -0.5
+    nothing = query.new_zeros(())
+    # Rounded once, with the scale.
+    scores = torch.baddbmm(nothing, query, key.transpose(1, 2), beta=0, alpha=scale)
+    return torch.bmm(torch.softmax(scores, -1), value).view(shape)
 
 
 _WITH_WEIGHTS: dict[str, Callable[[Tensor, Weights, str, int], Tensor]] = {
@@ -256,8 +278,8 @@ def conv(
     weight = weights.by_name[f"{at}.weight"]
     _, channels, height, width = weight.shape
     padding = (height // 2 * dilation, width // 2 * dilation)
-    # torch is as good for smaller kernels; its weight gradient of larger ones is ten times slower.
-    if channels == 1 < x.shape[1] and max(height, width) >= 5 and _compiled(x, "depthwise_conv2d"):
+    if channels == 1 < x.shape[1] and _compiled(x, "depthwise_conv2d"):
+        # torch's weight gradients of small images, of dilated and large kernels are loops.
         return depthwise_conv2d(x, weight.to(x.dtype), stride, padding, dilation)
     return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1] // channels)
 
@@ -290,8 +312,9 @@ def layer_norm(x: Tensor, weights: Weights, at: str) -> Tensor:
 
 def linear(x: Tensor, weights: Weights, at: str, *, bias: bool = True) -> Tensor:
     """A linear layer."""
-    shift = weights.by_name[f"{at}.bias"] if bias else None
-    return F.linear(x, weights.by_name[f"{at}.weight"], shift)
+    weight = weights.by_name[f"{at}.weight"]
+    shift = weights.by_name[f"{at}.bias"].to(weight.dtype) if bias else None
+    return F.linear(x, weight, shift)
 
 
 def dropout(x: Tensor, p: float, generator: torch.Generator | None) -> Tensor:

@@ -27,8 +27,10 @@ from ghn_fast.metatrain.executor import Executor
 from ghn_fast.metatrain.memory import keep_freed_memory
 from ghn_fast.metatrain.metrics import RunLog, read_metrics
 from ghn_fast.metatrain.network_gradients import NetworkGradients
+from ghn_fast.metatrain.precision import AUTO, choose
 from ghn_fast.metatrain.resume import Saver, list_checkpoints, read_checkpoint, restore
 from ghn_fast.metatrain.step import MetaTrainer, StepResult
+from ghn_fast.ops.backend import resolve
 from ghn_fast.utils import distributed
 from ghn_fast.utils.files import write_atomically
 from ghn_fast.utils.locks import FolderLock
@@ -88,8 +90,10 @@ def train(config: TrainConfig, out: Path, *, on_step: OnStep | None = None) -> R
 
 
 def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
-    check_settings(config, out)
     device = torch.device(distributed.device_for(config.execution.device))
+    # What rank 0 chooses goes for all.
+    config = distributed.broadcast_object(with_precision(config, out, device))
+    check_settings(config, out)
     if device.type == "cpu":
         keep_freed_memory()
     data = config.data
@@ -331,25 +335,65 @@ class _Files:
         )
 
 
+def with_precision(config: TrainConfig, out: Path, device: torch.device) -> TrainConfig:
+    """The settings with ``auto`` replaced: by the precision of the run in ``out``, or the fastest.
+
+    Raises:
+        ValueError: If the settings in ``out`` are damaged.
+    """
+    if config.execution.precision != AUTO:
+        return config
+    chosen = _settings_before(out).get("precision", choose(device)[0])
+    return TrainConfig.from_dict({**config.to_dict(), "precision": chosen})
+
+
+def networks_run_in(config: TrainConfig, out: Path) -> str:
+    """What candidate networks will compute in and with, in a line for people.
+
+    Raises:
+        ValueError: If the settings in ``out`` are damaged.
+    """
+    device = torch.device(distributed.device_for(config.execution.device))
+    asked, precision = (
+        c.execution.precision for c in (config, with_precision(config, out, device))
+    )
+    why = ""
+    if asked == AUTO:
+        best, reason = choose(device)
+        why = f" ({reason})" if best == precision else " (as the run was started)"
+    words = f"candidate networks: {precision} on {device.type}{why}"
+    if device.type != "cpu":
+        return words
+    ops = {op: resolve(op, "cpu") for op in ("batch_norm_act", "depthwise_conv2d")}
+    path = ", ".join(f"{op} by {backend}" for op, backend in ops.items())
+    return f"{words}, {torch.backends.cpu.get_cpu_capability()}, {path}"
+
+
 def check_settings(config: TrainConfig, out: Path) -> None:
     """Check that ``out`` is free, or holds a run with the same settings.
 
     Raises:
         ValueError: If a setting differs that would change the numbers.
     """
-    path = out / SETTINGS_FILE
-    if not path.is_file():
-        return
-    try:
-        before = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: damaged: {error}") from error
+    before = _settings_before(out)
     for name, value in config.to_dict().items():
         if not PLACES[name].may_change and name in before and before[name] != value:
             raise ValueError(
                 f"{name}: got {value}, but the run in {out} was started with {before[name]}; use "
                 "the same setting to continue it, or another folder"
             )
+
+
+def _settings_before(out: Path) -> dict[str, Any]:
+    """Settings of the run in ``out``, none if there is no run."""
+    path = out / SETTINGS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+    return settings
 
 
 def _newest_state(out: Path) -> dict[str, Any] | None:

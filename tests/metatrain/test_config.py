@@ -26,7 +26,10 @@ RECIPES = Path(__file__).parents[2] / "configs"
         ({"schedule": "linear"}, "schedule: got 'linear', needs one of multistep, cosine"),
         ({"steps": 3, "epochs": 2}, "got both"),
         ({"max_channels": 8}, "min_channels"),
-        ({"precision": "fp8"}, "precision: got 'fp8', needs one of float32, tf32, bf16, fp16"),
+        (
+            {"precision": "fp8"},
+            "precision: got 'fp8', needs one of float32, tf32, bf16, fp16, auto",
+        ),
         ({"hypernetwork": "no"}, "hypernetwork: got 'no', needs one of sharded, replicated"),
         ({"pool_size": 4}, "pool_size: got 4, needs 0 or at least the meta-batch of 8"),
         ({"max_skip_rate": 1.5}, r"max_skip_rate: got 1\.5"),

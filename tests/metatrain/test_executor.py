@@ -118,6 +118,22 @@ def test_networks_side_by_side_give_what_they_give_alone() -> None:
     assert not torch.equal(run(Executor(), ["hidden layer"], seeds=[8]).gradient, other.gradient)
 
 
+def test_bfloat16_is_near_float32_and_the_same_for_any_number_of_networks_at_a_time() -> None:
+    names = sorted(ARCHITECTURES)
+    wide = run(Executor(), names, seeds=[5, 6, 7, 8])
+    narrow = run(Executor(precision="bf16"), names, seeds=[5, 6, 7, 8])
+    assert narrow.gradient.dtype == torch.float32
+    assert (narrow.stats[:, 0] == 0).all()
+    assert_close(narrow.stats[:, 1], wide.stats[:, 1], context="ghn", dtype=torch.bfloat16)
+    # compared by hand: signs near zero decide about elements; the direction is that of the whole.
+    assert float(F.cosine_similarity(narrow.gradient, wide.gradient, dim=0)) > 0.95
+    executor = Executor(precision="bf16", parallel=3)
+    together = run(executor, names, seeds=[5, 6, 7, 8])
+    executor.close()
+    assert torch.equal(together.gradient, narrow.gradient)
+    assert torch.equal(together.stats[:, :3], narrow.stats[:, :3])
+
+
 def test_loss_scale_is_taken_out_again() -> None:
     plain = run(Executor(), ["convolutions"])
     scaled = run(Executor(), ["convolutions"], loss_scale=1024.0)

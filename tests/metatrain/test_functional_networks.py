@@ -16,6 +16,7 @@ from ghn_fast.deepnets import ArchItem, Genotype, NetworkConfig, SampledNets
 from ghn_fast.deepnets.architectures.genotype import PRIMITIVES, VIT_CONFIG
 from ghn_fast.deepnets.architectures.network import Network
 from ghn_fast.deepnets.architectures.spec import is_connected
+from ghn_fast.metatrain import functional_networks
 from ghn_fast.metatrain.candidates import FunctionalNetwork, ModuleNetwork
 from ghn_fast.metatrain.functional_networks import Weights, dropout, primitive
 from ghn_fast.metatrain.precision import autocast
@@ -137,6 +138,46 @@ def test_autocast_is_near(norm: str | None) -> None:
         want = torch.func.functional_call(module, values, (images,))
     assert have.dtype == want.dtype
     assert_close(have, want, context="ghn", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("norm", ["bnorm", None])
+def test_weights_in_bfloat16_are_near(norm: str | None) -> None:
+    genes = tuple((name, k % 2) for k, name in enumerate(("conv_3x3", "dil_conv_3x3", "cse")))
+    genotype = Genotype((*genes, ("msa", 0)), (2, 3), (*genes, ("sep_conv_3x3", 1)), (2, 3))
+    # One cell: every layer rounds once more, and batch normalisation enlarges that.
+    config = NetworkConfig(genotype=genotype, n_cells=1, C=16, norm=norm, fc_layers=1)
+    module = module_of(config, 16, torch.Generator())
+    wide = {name: p.detach() for name, p in module.named_parameters()}
+    narrow = {name: p if p.ndim == 1 else p.bfloat16() for name, p in wide.items()}
+    images = torch.randn(8, 3, 16, 16).to(memory_format=torch.channels_last)
+    network = FunctionalNetwork(config, 10, 16, CPU)
+    assert network.casts
+    have, found = results(network, narrow, images.bfloat16())
+    want, _ = results(network, {name: p.to(wide[name]) for name, p in narrow.items()}, images)
+    assert have.dtype == torch.bfloat16
+    assert_close(have, want, context="ghn", dtype=torch.bfloat16)
+    for value, gradient in zip(narrow.values(), found, strict=True):
+        assert gradient is None or gradient.dtype == value.dtype
+
+
+@pytest.mark.parametrize("most_pixels", [0, 256])
+def test_attention_in_bfloat16(most_pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional_networks, "MOST_PIXELS", most_pixels)
+    narrow = [torch.randn(2, 4, 16, 8).bfloat16().requires_grad_() for _ in range(3)]
+    wide = [part.detach().float().requires_grad_() for part in narrow]
+    have = functional_networks._attention(*narrow)
+    want = F.scaled_dot_product_attention(*wide)
+    assert have.dtype == torch.bfloat16
+    # Scores, weights and results are rounded one after the other.
+    assert_close(have, want, context="ghn", dtype=torch.bfloat16)
+    direction = torch.randn(want.shape).bfloat16()
+    pairs = zip(
+        torch.autograd.grad(have, narrow, direction),
+        torch.autograd.grad(want, wide, direction.float()),
+        strict=True,
+    )
+    for one, other in pairs:
+        assert_close(one, other, context="ghn", dtype=torch.bfloat16)
 
 
 # Without the last ReLU of a network no sign can decide about a gradient in single precision alone.

@@ -303,6 +303,27 @@ def test_damaged_checkpoint_is_named(
         train(longer, run)
 
 
+def test_auto_stays_what_it_was_when_the_run_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen() -> str:
+        return json.loads((tmp_path / "run" / "train.json").read_text())["precision"]
+
+    def auto(steps: int) -> TrainConfig:
+        return TrainConfig.from_dict({**TINY.to_dict(), "precision": "auto", "steps": steps})
+
+    monkeypatch.setattr(run_module, "choose", lambda device: ("bf16", "the test says so"))
+    assert "bf16 on cpu (the test says so)" in run_module.networks_run_in(auto(2), tmp_path / "run")
+    train(auto(2), tmp_path / "run")
+    assert chosen() == "bf16"
+    monkeypatch.setattr(run_module, "choose", lambda device: ("float32", "the test says so"))
+    assert "bf16 on cpu (as the run" in run_module.networks_run_in(auto(3), tmp_path / "run")
+    assert train(auto(3), tmp_path / "run").step == 3
+    assert chosen() == "bf16"
+    with pytest.raises(ValueError, match="precision: got float32, but the run"):
+        train(TrainConfig.from_dict({**TINY.to_dict(), "steps": 4}), tmp_path / "run")
+
+
 def test_mistakes_leave_no_run_behind(tmp_path: Path) -> None:
     bad = TrainConfig.from_dict({**TINY.to_dict(), "dataset": "mnist9"})
     with pytest.raises(ValueError, match="digits"):
