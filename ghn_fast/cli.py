@@ -12,10 +12,12 @@ from ghn_fast._version import __version__
 from ghn_fast.commands import (
     deepnets,
     demo,
+    embeddings,
     evaluation,
     finetune,
     pictures,
     prediction,
+    properties,
     sgd,
     splits,
     training,
@@ -83,6 +85,8 @@ for command in (
     training.report,
     sgd.sgd,
     finetune.finetune,
+    properties.properties,
+    embeddings.embeddings,
 ):
     app.command()(with_json(command))
 app.add_typer(deepnets.app, name="deepnets")

@@ -252,3 +252,13 @@ def _of_file(path: Path) -> Network:
 def names_of(networks: Sequence[Network]) -> list[str]:
     """The names of networks, in their order."""
     return [network.name for network in networks]
+
+
+def names_to_find(names: Iterable[str]) -> list[str]:
+    """What :func:`find_networks` takes, for names that networks have: ``val-3`` is of a split."""
+    found = []
+    for name in names:
+        split, _, index = name.rpartition("-")
+        known = split in SPLITS and index.isdecimal()
+        found.append(f"deepnets:{split}:{index}" if known else name)
+    return found
