@@ -10,6 +10,7 @@ import typer
 
 from ghn_fast._version import __version__
 from ghn_fast.commands import (
+    conversion,
     deepnets,
     demo,
     embeddings,
@@ -78,6 +79,7 @@ for command in (
     splits.evaluate_splits,
     prediction.predict,
     prediction.models,
+    conversion.convert,
     pictures.draw,
     demo.demo,
     doctor,

@@ -9,6 +9,7 @@ import torch
 from ghn_fast.capturing.raw import NodeGraph, RawNode, node_type_of_kind
 from ghn_fast.graph.arch_graph import ArchGraph, notes_of_types
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
+from ghn_fast.graph.rules import GraphRules
 from ghn_fast.ops.shortest_distances import shortest_distances
 
 
@@ -20,6 +21,7 @@ def graph_from_nodes(
     aliases: Mapping[str, str] | None = None,
     notes: tuple[str, ...] | None = None,
     partial: str | None = None,
+    rules: GraphRules = GraphRules.GHN2,
 ) -> ArchGraph:
     """Finish an architecture graph: node types, shapes, names and distances.
 
@@ -38,15 +40,19 @@ def graph_from_nodes(
     gains: dict[str, float] = {}
     offsets: set[str] = set()
     owned: set[str] = set()
-    for index, node in enumerate(nodes.kept()):
+    kept = nodes.kept()
+    for index, node in enumerate(kept):
         kind, shape, name = _describe(node)
+        if rules.classifier == "pair" and index == len(kept) - 2 and _is_pointwise(node):
+            # A convolution of single pixels at the end is a linear classifier.
+            shape = (shape or ())[:2]
         if node.param is not None:
             if name in owned:
                 shape = None
             elif node.param.shift_name is not None:
                 shift_names[index] = node.param.shift_name
             owned.add(name)
-            if node.param.shape != node.param.predicted_shape:
+            if node.param.shape != shape:
                 full_shapes[name] = node.param.shape
             if node.param.fan_in is not None:
                 fan_ins[name] = node.param.fan_in
@@ -80,6 +86,17 @@ def graph_from_nodes(
         frozenset(offsets),
         notes_of_types(op_types) if notes is None else notes,
         partial,
+        rules,
+    )
+
+
+def _is_pointwise(node: RawNode) -> bool:
+    param = node.param
+    return (
+        param is not None
+        and param.node_type == "conv"
+        and len(param.predicted_shape) == 4
+        and max(param.predicted_shape[2:]) == 1
     )
 
 

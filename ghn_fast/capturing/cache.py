@@ -12,6 +12,7 @@ from ghn_fast.capturing.capture import capture
 from ghn_fast.capturing.input_types import ExampleInputs, InputShape
 from ghn_fast.capturing.structure import Structure, structure_of
 from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.rules import GraphRules
 
 _MOST_GRAPHS = 64
 
@@ -77,12 +78,13 @@ def cached_capture(
     virtual_edges: int,
     *,
     example_inputs: ExampleInputs | None = None,
+    rules: GraphRules = GraphRules.GHN2,
 ) -> tuple[ArchGraph, Structure | None]:
     """As :func:`ghn_fast.capture`, but a structure that was captured before is not again.
 
     Args:
         model: The network.
-        input_shape, virtual_edges, example_inputs: As in :func:`ghn_fast.capture`.
+        input_shape, virtual_edges, example_inputs, rules: As in :func:`ghn_fast.capture`.
 
     Returns:
         The graph, which is shared with other callers and must not be changed, and the structure
@@ -93,10 +95,12 @@ def cached_capture(
     """
     structure = None
     if isinstance(model, nn.Module):
-        structure = structure_of(model, (input_shape, example_inputs, virtual_edges))
+        structure = structure_of(model, (input_shape, example_inputs, virtual_edges, rules))
     graph = _cache.find(None if structure is None else structure.key)
     if graph is None:
-        graph = capture(model, input_shape, virtual_edges, example_inputs=example_inputs)
+        graph = capture(
+            model, input_shape, virtual_edges, example_inputs=example_inputs, rules=rules
+        )
         if structure is not None:
             graph = _cache.keep(structure.key, graph)
     return graph, structure

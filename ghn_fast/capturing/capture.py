@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ghn_fast.capturing.assemble import graph_from_nodes
+from ghn_fast.capturing.blocks import name_blocks
 from ghn_fast.capturing.contract import contract
 from ghn_fast.capturing.input_types import ExampleInputs, InputShape
 from ghn_fast.capturing.inputs import Inputs, from_parameters
@@ -33,6 +34,7 @@ from ghn_fast.capturing.tensors import tensors_in
 from ghn_fast.capturing.tracer import Recorder
 from ghn_fast.capturing.words import explain_failure, explain_partial
 from ghn_fast.graph.arch_graph import NOT_NORMALISED, ArchGraph
+from ghn_fast.graph.rules import GraphRules
 
 _DEFAULT_SHAPE = (3, 224, 224)
 _UNREACHED = "not on a path from the input to the output"
@@ -48,6 +50,7 @@ def capture(
     virtual_edges: int = 50,
     *,
     example_inputs: ExampleInputs | None = None,
+    rules: GraphRules = GraphRules.GHN2,
 ) -> ArchGraph:
     """Capture the architecture graph of a network in evaluation mode.
 
@@ -67,6 +70,8 @@ def capture(
             network takes them. Of floating-point tensors only shapes and types are read, batch
             dimension included (best 1); integers and booleans keep their values, which the forward
             pass may look at.
+        rules: What is a node, and which parameters have one; a hypernetwork reads graphs of the
+            rules that it was trained with (``ghn.config.graph_rules``).
 
     Returns:
         The graph; its ``skipped`` names the parameters that it has no node for, with the reason.
@@ -91,11 +96,13 @@ def capture(
     try:
         shadow = Shadow(model)
         try:
-            return _capture(model, shadow, shapes, example_inputs, virtual_edges)
+            return _capture(model, shadow, shapes, example_inputs, virtual_edges, rules)
         except _LookCloserError:
             shadow.close()
             shadow = Shadow(model)
-            return _capture(model, shadow, shapes, example_inputs, virtual_edges, closely=True)
+            return _capture(
+                model, shadow, shapes, example_inputs, virtual_edges, rules, closely=True
+            )
         finally:
             shadow.close()
     except LazyParameterError as error:
@@ -116,6 +123,7 @@ def _capture(
     shapes: Sequence[tuple[int, ...]] | None,
     example_inputs: Any,
     virtual_edges: int,
+    rules: GraphRules,
     *,
     closely: bool = False,
 ) -> ArchGraph:
@@ -163,8 +171,10 @@ def _capture(
         inputs.mark(ops)
         depends = None
         if needs_roles(ops, shadow.params.values()):
-            depends = assign_roles(ops)
-        nodes = contract(order_nodes(linearise(*roots)))
+            depends = assign_roles(ops, rules)
+        if rules.blocks == "structure":
+            name_blocks(ops)
+        nodes = contract(order_nodes(linearise(*roots)), rules)
         skipped = _skipped(nodes, shadow.params)
         if not closely and _UNREACHED in skipped.values():
             raise _LookCloserError
@@ -175,6 +185,7 @@ def _capture(
             aliases=shadow.aliases,
             notes=() if normalises(ops, depends) else (NOT_NORMALISED,),
             partial=partial,
+            rules=rules,
         )
     except (_LookCloserError, CaptureError):
         raise

@@ -13,7 +13,10 @@ do not. That is a property of DeepNets-1M as published: a hypernetwork trained o
 
 from __future__ import annotations
 
-from ghn_fast.capturing.raw import NodeGraph, node_type_of_kind
+from itertools import pairwise
+
+from ghn_fast.capturing.raw import NodeGraph, RawNode, node_type_of_kind
+from ghn_fast.graph.rules import GraphRules
 
 # Places between the attention's softmax and the copy that merges its heads.
 _SOFTMAX_TO_COPY = 11
@@ -21,21 +24,69 @@ _SOFTMAX_TO_COPY = 11
 _GATE_TO_PRODUCT = 2
 
 
-def contract(graph: NodeGraph) -> NodeGraph:
+def contract(graph: NodeGraph, rules: GraphRules = GraphRules.GHN2) -> NodeGraph:
     """Contract all operations that are not nodes of an architecture graph, in place.
 
     Args:
         graph: Operations in the order of :func:`ghn_fast.capturing.raw.order_nodes`.
+        rules: What is a node; the rules above are those of DeepNets-1M.
 
     Returns:
         The same graph; the nodes that stay keep their order.
     """
-    for kind in ("Mul", "Clone"):
-        _contract_kind(graph, kind)
-    _contract_unsupported(graph)
-    for kind in ("Mean", "Add", "Cat"):
-        _contract_kind(graph, kind)
+    if rules.blocks == "structure":
+        # What is attention or squeeze-and-excitation has a kind of its own (capturing/blocks.py).
+        _contract_unsupported(graph)
+        _contract_joins(graph)
+    else:
+        for kind in ("Mul", "Clone"):
+            _contract_kind(graph, kind)
+        _contract_unsupported(graph)
+        for kind in ("Mean", "Add", "Cat"):
+            _contract_kind(graph, kind)
+    if rules.classifier == "pair":
+        _put_mean_first(graph)
     return graph
+
+
+def _contract_joins(graph: NodeGraph) -> None:
+    """Contract sums and concatenations that a single path comes to."""
+    removed = set()
+    for number in graph.order:
+        node = graph.nodes[number]
+        if node.param is None and node.kind in ("Add", "Cat") and len(graph.preds[number]) < 2:
+            for pred in graph.preds[number]:
+                graph.succs[pred].discard(number)
+                for succ in graph.succs[number]:
+                    graph.connect(pred, succ)
+            for succ in graph.succs[number]:
+                graph.preds[succ].discard(number)
+            removed.add(number)
+    graph.order = [number for number in graph.order if number not in removed]
+
+
+def _put_mean_first(graph: NodeGraph) -> None:
+    """Let a final mean stand before the layer that it follows: the layer is the classifier.
+
+    The three are a chain, so that their edges stay.
+    """
+    nodes, order = graph.nodes, graph.order
+    last = nodes[order[-1]] if order else None
+    if last is None or last.kind != "Mean" or last.param is not None:
+        return
+    layer = order[-3:-1] if _type_of(nodes[order[-2]]) == "bias" else order[-2:-1]
+    chain = [*layer, order[-1]]
+    if _type_of(nodes[layer[0]]) != "conv" or any(
+        graph.succs[a] != {b} or graph.preds[b] != {a} for a, b in pairwise(chain)
+    ):
+        return
+    moved = [last, *(nodes[number] for number in layer)]
+    for number, node in zip(chain, moved, strict=True):
+        nodes[number] = node
+
+
+def _type_of(node: RawNode) -> str | None:
+    return None if node.param is None else node.param.node_type
 
 
 def _contract_kind(graph: NodeGraph, kind: str) -> None:

@@ -49,14 +49,18 @@ class RawParam:
         fan_in: Number of input elements per output element, where the shape does not say it.
         gain: See :class:`ghn_fast.graph.Target`.
         is_offset: Whether it is the difference of a scale from one.
+        is_free: Whether it is a scale, shift or token that belongs to no layer.
+        is_table: Whether its rows are read by index.
     """
 
     __slots__ = (
         "fan_in",
         "gain",
+        "is_free",
         "is_linear_weight",
         "is_offset",
         "is_settled",
+        "is_table",
         "name",
         "node_type",
         "open",
@@ -90,6 +94,8 @@ class RawParam:
         self.gain: float | None = None
         self.is_settled = is_settled
         self.is_offset = False
+        self.is_free = False
+        self.is_table = False
 
 
 class RawOp:
@@ -289,7 +295,7 @@ def split_positional_encodings(graph: NodeGraph) -> None:
     for number in graph.order:
         order.append(number)
         param = graph.nodes[number].param
-        if param is None or param.node_type != "pos_enc":
+        if param is None or param.node_type != "pos_enc" or param.is_table:
             continue
         total = graph.add(RawNode(None, None, "Add"))
         order.append(total)
@@ -322,6 +328,8 @@ _KIND_TO_TYPE = {
     "Clone": "msa",
     "ScaledDotProduct": "msa",
     "Mul": "cse",
+    "Attention": "msa",
+    "Gated": "cse",
     "Add": "sum",
     "Cat": "concat",
 }

@@ -18,6 +18,7 @@ from ghn_fast.capturing.inputs import READS_BY_INDEX
 from ghn_fast.capturing.raw import RawOp, RawParam
 from ghn_fast.capturing.vectors import take_norm, take_scale, take_shift, take_token
 from ghn_fast.capturing.weights import TABLE, kernel_behind, make_weight, take_product
+from ghn_fast.graph.rules import GraphRules
 
 _LOGITS = (
     "a table of summands of attention weights, one per pair of positions: predicted blocks, which "
@@ -27,6 +28,10 @@ _SLOPE = "the slope of a PReLU, whose initial value makes the activation what it
 _NUMBER = "a single number, whose initial value has a meaning of its own"
 _DIVISOR = "features are divided by it: a predicted one may be close to zero"
 _OPERAND = "features meet it in {op}, and no rule says what it is there"
+_FREE = (
+    "a scale, shift or token that belongs to no layer: the published hypernetworks of this kind "
+    "leave it at its initial value"
+)
 _SUMMANDS = {"Add": (0, 1), "Sub": (0, 1), "Rsub": (0, 1), "Addcmul": (0,), "Addcdiv": (0,)}
 _FACTORS = {"Mul": (0, 1), "Addcmul": (1, 2), "Addcdiv": (1,), "Div": (0,)}
 
@@ -76,7 +81,7 @@ def normalises(ops: Sequence[RawOp], depends: Dependence | None) -> bool:
     return any(op.kind in _NORMALISING and (depends is None or depends(op)) for op in ops)
 
 
-def assign_roles(ops: Sequence[RawOp]) -> Dependence:
+def assign_roles(ops: Sequence[RawOp], rules: GraphRules = GraphRules.GHN2) -> Dependence:
     """Find out what open parameters are, in place.
 
     Weights, scales and shifts that are computed from parameters (weight normalisation and
@@ -85,6 +90,7 @@ def assign_roles(ops: Sequence[RawOp]) -> Dependence:
 
     Args:
         ops: All operations of a network.
+        rules: Which parameters have nodes.
 
     Returns:
         What depends on features.
@@ -92,7 +98,7 @@ def assign_roles(ops: Sequence[RawOp]) -> Dependence:
     depends = Dependence(ops)
     for op in depends.order:
         if op.kind in READS_BY_INDEX:
-            _take_table(op, depends)
+            _take_table(op, depends, rules)
         elif op.kind == "Rsub" and not depends(op):
             _take_complement(op)
     for op in depends.order:
@@ -106,12 +112,22 @@ def assign_roles(ops: Sequence[RawOp]) -> Dependence:
             for place in range(len(op.inputs)):
                 item = op.inputs[place] if place < len(op.inputs) else None
                 if isinstance(item, (RawOp, RawParam)) and not depends(item):
-                    _take_operand(op, place, item, depends)
+                    _take_operand(op, place, item, depends, rules)
+    if rules.vectors == "keep":
+        _close_free(ops)
     cut_closed(ops)
     return depends
 
 
-def _take_table(op: RawOp, depends: Dependence) -> None:
+def _close_free(ops: Sequence[RawOp]) -> None:
+    """Let scales, shifts and tokens that belong to no layer keep their values."""
+    for op in ops:
+        for item in op.inputs:
+            if type(item) is RawParam and item.is_free and item.node_type is not None:
+                close(item, _FREE)
+
+
+def _take_table(op: RawOp, depends: Dependence, rules: GraphRules) -> None:
     """What is read by index keeps its values, whatever else it is used for."""
     item = op.inputs[0] if op.inputs else None
     if not isinstance(item, (RawOp, RawParam)) or depends(item):
@@ -120,6 +136,10 @@ def _take_table(op: RawOp, depends: Dependence) -> None:
         param = part.param
         # Rows that are matrices are weights of experts.
         if param.is_settled or len(param.shape) > 2:
+            continue
+        if rules.embeddings == "predict" and len(param.shape) == 2 and op.kind == "Embedding":
+            param.open, param.reason, param.node_type = False, None, "pos_enc"
+            param.is_table = param.is_settled = True
             continue
         close(param, TABLE)
 
@@ -131,14 +151,16 @@ def _take_complement(op: RawOp) -> None:
         close(item, COMPLEMENT)
 
 
-def _take_operand(op: RawOp, place: int, item: RawOp | RawParam, depends: Dependence) -> None:
+def _take_operand(
+    op: RawOp, place: int, item: RawOp | RawParam, depends: Dependence, rules: GraphRules
+) -> None:
     """An operand that depends on parameters alone meets features."""
     kind = op.kind
     if place in _FACTORS.get(kind, ()):
         if not take_scale(op, place, item):
             _take_modulated(op, item, depends)
     elif place in _SUMMANDS.get(kind, ()):
-        take_shift(op, place, item, depends)
+        take_shift(op, place, item, depends, rules)
     elif kind in JOINS or kind.startswith(("IndexPut", "MaskedScatter")):
         if type(item) is RawParam:
             # A node of its own beside the concatenation.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import isqrt, prod
 from typing import Any
 
 from ghn_fast.capturing.dependence import NORMS, Dependence
 from ghn_fast.capturing.expressions import STRUCTURAL, Part, analyse, close
 from ghn_fast.capturing.raw import RawOp, RawParam
+from ghn_fast.graph.rules import GraphRules
 
 _LOGITS = (
     "a table of summands of attention weights, one per pair of positions: predicted blocks, which "
@@ -46,14 +47,16 @@ def take_scale(op: RawOp, place: int, item: RawOp | RawParam) -> bool:
     return True
 
 
-def take_shift(op: RawOp, place: int, item: RawOp | RawParam, depends: Dependence) -> None:
+def take_shift(
+    op: RawOp, place: int, item: RawOp | RawParam, depends: Dependence, rules: GraphRules
+) -> None:
     """Features are added to an operand of ``op``."""
     expression = analyse(item, "shift")
     expression.close_others("shift")
     used = _shape_at(op, place)
     for part in expression.parts:
         if part.param.open:
-            _make_shift(part, used, _enters_softmax(op, depends))
+            _make_shift(part, used, _enters_softmax(op, depends), rules)
     kinds = ("bias", "pos_enc")
     chain(op, place, [part.param for part in expression.parts if part.param.node_type in kinds])
 
@@ -64,6 +67,7 @@ def take_token(item: RawOp | RawParam) -> None:
     expression.close_others("shift")
     for part in expression.parts:
         if part.param.open:
+            part.param.is_free = True
             _make_vector(part, None, _TOKENS)
 
 
@@ -173,7 +177,7 @@ def _make_scale(part: Part, used: Shape | None) -> None:
         return close(param, _NUMBER if prod(param.shape) == 1 else _NUMBERS)
     shape = _scale_shape(part, used) or param.shape
     param.open, param.reason, param.predicted_shape = False, None, shape
-    param.is_offset = part.is_offset
+    param.is_offset, param.is_free = part.is_offset, True
     # Channels first, as BatchNorm has them, or last, as LayerNorm.
     param.node_type = "bn" if _channels_first(param.shape, used) else "ln"
     return None
@@ -187,7 +191,7 @@ def _channels_first(stored: Shape, used: Shape | None) -> bool:
     return used[-1] != stored[0]
 
 
-def _make_shift(part: Part, used: Shape | None, is_logit: bool) -> None:
+def _make_shift(part: Part, used: Shape | None, is_logit: bool, rules: GraphRules) -> None:
     param = part.param
     shape = param.shape
     if is_logit:
@@ -198,10 +202,24 @@ def _make_shift(part: Part, used: Shape | None, is_logit: bool) -> None:
         param.node_type = "pos_enc"
     elif len(shape) == 3 and shape[0] > 1 and shape[1] == shape[2] and _vector(shape) is None:
         param.node_type, param.predicted_shape = "pos_enc", (1, *shape)
+    elif rules.positions == "grid" and (side := grid_side(shape)):
+        param.node_type, param.predicted_shape = "pos_enc", (1, shape[2], side, side)
     else:
+        param.is_free = True
         return _make_vector(part, used, _POSITIONS)
     param.open, param.reason = False, None
     return None
+
+
+def grid_side(shape: Shape) -> int:
+    """Side of the square grid that a table (1, n, c) has positions of, 0 if there is none.
+
+    One position more may belong to a token, which comes first.
+    """
+    if len(shape) != 3 or shape[0] != 1 or shape[2] < 2:
+        return 0
+    side = isqrt(shape[1])
+    return side if side > 1 and shape[1] - side * side in (0, 1) else 0
 
 
 def _enters_softmax(op: RawOp, depends: Dependence) -> bool:

@@ -35,9 +35,9 @@ def demo(
     check_out(out)
     ghn = from_pretrained(ckpt)
     splits = load_images("digits")
-    edges = ghn.config.virtual_edges
-    resnet = DeepNets(None, "predefined", virtual_edges=edges)[0]
-    nets = [resnet, *SampledNets("test", count, _TEST_SEED, virtual_edges=edges)]
+    edges, rules = ghn.config.virtual_edges, ghn.config.graph_rules
+    resnet = DeepNets(None, "predefined", edges, rules=rules)[0]
+    nets = [resnet, *SampledNets("test", count, _TEST_SEED, edges, rules=rules)]
     items = [FittedItem(net, splits.num_classes, splits.image_size) for net in nets]
     console = make_console()
     console.print(

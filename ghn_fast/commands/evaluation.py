@@ -174,9 +174,11 @@ def evaluate_split(
         )
     nets: DeepNets | SampledNets
     if deepnets is not None or split == "predefined":
-        nets = DeepNets(deepnets, split, virtual_edges=ghn.config.virtual_edges)
+        nets = DeepNets(deepnets, split, ghn.config.virtual_edges, rules=ghn.config.graph_rules)
     else:
-        nets = SampledNets(split, count, seed, virtual_edges=ghn.config.virtual_edges)
+        nets = SampledNets(
+            split, count, seed, ghn.config.virtual_edges, rules=ghn.config.graph_rules
+        )
     total = min(count, len(nets))
     items = [
         FittedItem(nets[index], splits.num_classes, splits.image_size) for index in range(total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
+from ghn_fast.graph.rules import GraphRules
 from ghn_fast.ops.gated_gnn_plan import GraphPlan
 from ghn_fast.ops.shortest_distances import shortest_distances
 from ghn_fast.utils.deferred import Deferred
@@ -100,6 +102,7 @@ class ArchGraph:
         offsets: Names of scales that are stored as their difference from one.
         notes: What users of predicted parameters should know about the network, as sentences.
         partial: What the graph leaves out or assumes of the forward pass, ``None`` for nothing.
+        rules: The rules that it was made by.
     """
 
     op_types: Tensor
@@ -116,6 +119,7 @@ class ArchGraph:
     offsets: frozenset[str] = frozenset()
     notes: Deferred[tuple[str, ...]] = Deferred(tuple)
     partial: str | None = None
+    rules: GraphRules = GraphRules.GHN2
 
     @property
     def plan(self) -> GraphPlan | None:
@@ -141,13 +145,18 @@ class ArchGraph:
         last = self.num_nodes - 1
         ends_with_bias = last >= 0 and NODE_TYPES[op_types[last]] == "bias"
         before = last - 1 if ends_with_bias else -1
+        pair = self.rules.classifier == "pair"
         for node, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True)):
             kind = NODE_TYPES[op_types[node]]
             if shape is None or kind in _WITHOUT_PARAMETERS:
                 continue
             is_bias = kind == "bias"
             is_matrix = len(shape) == 2
-            head = (node == last and (is_bias or is_matrix)) or (node == before and is_matrix)
+            if pair:
+                is_weight = is_matrix and kind in _WEIGHTS
+                head = is_bias if node == last else node == last - 1 and is_weight
+            else:
+                head = (node == last and (is_bias or is_matrix)) or (node == before and is_matrix)
             full = self.full_shapes.get(name, shape)
             row = int(is_bias or name in self.offsets)
             fan_in, gain = self.fan_ins.get(name), self.gains.get(name)
@@ -161,6 +170,13 @@ class ArchGraph:
         hops = self.edges[self.edges[:, 2] == 1, :2]
         edges = shortest_distances(hops, self.num_nodes, virtual_edges)
         return replace(self, edges=edges, virtual_edges=virtual_edges)
+
+    def with_rules(self, rules: GraphRules) -> ArchGraph:
+        """The same nodes and edges as a graph that was made by other rules."""
+        made = copy(self)
+        made.__dict__["rules"] = rules
+        made.__dict__.pop("targets", None)
+        return made
 
     def to_networkx(self, *, virtual_edges: bool = False) -> Any:
         """As a ``networkx.DiGraph`` with node attributes ``op``, ``name``, ``shape``.
@@ -186,4 +202,5 @@ class ArchGraph:
         )
 
 
+_WEIGHTS = ("conv", "sep_conv", "dil_conv")
 _WITHOUT_PARAMETERS = frozenset(("max_pool", "avg_pool", "msa", "cse", "sum", "concat", "input"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.pairs import Pairs
 from ghn_fast.ops.collate_edges import collate_edges
 from ghn_fast.ops.gated_gnn_plan import GraphPlan
 
@@ -25,7 +26,8 @@ class GraphBatch:
         graphs: The graphs.
         op_types: Long tensor (N,) of node types, N nodes in all graphs together.
         offsets: Number of the first node of each graph, and N at the end (B + 1 integers).
-        plan: Plan of message passing along and against the edges.
+
+    What propagation reads of the edges (:attr:`plan`, :attr:`pairs`) is made when it is asked for.
 
     Raises:
         TypeError: If one of ``graphs`` is not an architecture graph.
@@ -48,13 +50,42 @@ class GraphBatch:
         for graph in self.graphs:
             self.offsets.append(self.offsets[-1] + graph.num_nodes)
         self.op_types = torch.cat([graph.op_types for graph in self.graphs])
-        plans = [graph.plan for graph in self.graphs if graph.plan is not None]
-        if len(plans) == len(self.graphs):
-            self.plan = GraphPlan.join(plans)
-        else:
-            edges = collate_edges([graph.edges for graph in self.graphs], self.offsets)
-            self.plan = GraphPlan(edges, self.offsets)
+        self._plan: GraphPlan | None = None
+        self._pairs: Pairs | None = None
+        # On the CPU, unless the plans of the graphs have them.
+        self._rows: Tensor | None = None
         self._edges: Tensor | None = None
+        if any(graph.plan is None for graph in self.graphs):
+            self._rows = collate_edges([graph.edges for graph in self.graphs], self.offsets)
+
+    @property
+    def plan(self) -> GraphPlan:
+        """Plan of message passing along and against the edges, on the device of the batch."""
+        if self._plan is None:
+            if self._rows is None:
+                plans = [graph.plan for graph in self.graphs if graph.plan is not None]
+                self._plan = GraphPlan.join(plans).to(self.op_types.device)
+            else:
+                self._plan = GraphPlan(self._rows, self.offsets).to(self.op_types.device)
+        return self._plan
+
+    @property
+    def pairs(self) -> Pairs:
+        """Distances of all pairs of nodes within each graph, on the device of the batch.
+
+        Raises:
+            ValueError: If the graphs list distances up to different limits.
+        """
+        if self._pairs is None:
+            cutoffs = {graph.virtual_edges for graph in self.graphs}
+            if len(cutoffs) > 1:
+                raise ValueError(
+                    f"graphs: got virtual edges up to {sorted(cutoffs)}, needs one limit for all"
+                )
+            edges = self.plan.edges if self._rows is None else self._rows
+            made = Pairs.of(edges, self.offsets, *cutoffs)
+            self._pairs = made.to(self.op_types.device)
+        return self._pairs
 
     @property
     def edges(self) -> Tensor:
@@ -64,7 +95,8 @@ class GraphBatch:
         reads the plan alone.
         """
         if self._edges is None:
-            self._edges = self.plan.edges.to(self.op_types.device)
+            rows = self.plan.edges if self._rows is None else self._rows
+            self._edges = rows.to(self.op_types.device)
         return self._edges
 
     @property
@@ -81,7 +113,10 @@ class GraphBatch:
         """Move the tensors to a device, in place; returns the batch."""
         self.op_types = self.op_types.to(device, non_blocking=self.op_types.is_pinned())
         self._edges = None
-        self.plan = self.plan.to(device)
+        if self._plan is not None:
+            self._plan = self._plan.to(device)
+        if self._pairs is not None:
+            self._pairs = self._pairs.to(device)
         return self
 
     def pin_memory(self) -> GraphBatch:
@@ -91,7 +126,7 @@ class GraphBatch:
             RuntimeError: If there is no CUDA GPU.
         """
         self.op_types = self.op_types.pin_memory()
-        self.plan = self.plan.pin_memory()
+        self._plan = self.plan.pin_memory()
         return self
 
     def __len__(self) -> int:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ghn_fast.capturing.structure import Structure
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.hypernet.batch_statistics import drop_running_statistics, norm_layers
+from ghn_fast.hypernet.decode_plan import DecodePlan
 from ghn_fast.hypernet.named import named_parameters
 from ghn_fast.hypernet.report import Clock, PredictionReport
-from ghn_fast.ops.expand_params import ParamPlan, expand_params_into
+from ghn_fast.ops.expand_params import expand_params_into
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Destinations:
 
 def bind(
     blocks: Sequence[Tensor],
-    params: ParamPlan,
+    plan: DecodePlan,
     destinations: Destinations,
     clock: Clock,
     *,
@@ -50,12 +51,12 @@ def bind(
 
     Args:
         blocks: The decoded blocks.
-        params: The plan that says which block each parameter comes from.
-        destinations: Where the parameters go, one for each row of ``params``.
+        plan: The plan that says which block each parameter comes from.
+        destinations: Where the parameters go, one for each row of ``plan.params``.
         clock: Ends the stages ``expand`` and ``bind``.
         batch_statistics: Whether BatchNorm layers are switched to batch statistics.
     """
-    expand_params_into(blocks, params, destinations.tensors)
+    expand_params_into(blocks, plan.params, plan.predicted_parts(destinations.tensors))
     clock.lap("expand")
     return finish(destinations, clock, batch_statistics=batch_statistics)
 

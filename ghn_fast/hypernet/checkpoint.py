@@ -1,26 +1,35 @@
 """Saving and loading hypernetworks.
 
 A checkpoint is a folder with ``config.json`` (the fields of :class:`GHNConfig`) and
-``model.safetensors`` (the weights, float32). The published ``.pt`` layout is read as well. Nothing
-that is loaded can run code: safetensors, JSON and ``torch.load(weights_only=True)`` only.
+``model.safetensors`` (the weights, float32). Published ``.pt`` layouts are read as well. Nothing
+that is loaded can run code: safetensors, JSON, ``torch.load(weights_only=True)``, and an unpickler
+that knows no name but those of tensors (:mod:`ghn_fast.hypernet.unpickle`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ghn_fast.hypernet import hub
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.hypernet.propagate import BUILT_IN
-from ghn_fast.hypernet.published import is_published, published_config, published_state
+from ghn_fast.hypernet.published import (
+    inferred_config,
+    is_bare,
+    is_published,
+    published_config,
+    published_state,
+)
+from ghn_fast.hypernet.unpickle import load
 from ghn_fast.utils.files import write_atomically
 from ghn_fast.utils.logs import get_logger
 
@@ -28,7 +37,6 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _BUNDLED = Path(__file__).resolve().parent.parent / "pretrained"
 _LOG = get_logger(__name__)
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def bundled() -> list[str]:
@@ -37,26 +45,34 @@ def bundled() -> list[str]:
 
 
 def from_pretrained(
-    name_or_path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+    name_or_path: str | os.PathLike[str],
+    *,
+    filename: str | None = None,
+    device: str | torch.device = "cpu",
 ) -> GHN:
     """Load a hypernetwork.
 
     Args:
         name_or_path: Name of a bundled one (``"ghn2-digits"``), a checkpoint folder, the folder of
-            a training run, a file in the published ``.pt`` layout, or ``"owner/name"`` of a model
-            on the Hugging Face Hub in our layout.
+            a training run, a file in a published layout (of GHN-1, GHN-2, GHN-3), or
+            ``"owner/name"`` of a repository of the Hugging Face Hub.
+        filename: A file of that repository, or of a local folder, that is in a published layout:
+            ``from_pretrained("SamsungSAILMontreal/ghn3", filename="ghn3xlm16.pt")``. Without it the
+            repository has to be in our layout. :func:`save_pretrained` writes it in ours, which
+            loads faster.
         device: Where to put it.
 
     Returns:
         The hypernetwork, in evaluation mode.
 
     Raises:
-        FileNotFoundError: If there is no such file, folder or model.
+        FileNotFoundError: If there is no such file, folder or model, or no network; the message
+            says what there is, or what to download and where to put it.
         ValueError: If the file is not a checkpoint, or weights are missing, of another shape or
             type, or not finite; the message names the first such entry, what was expected and what
             the file has.
     """
-    path = _locate(os.fspath(name_or_path))
+    path = _locate(os.fspath(name_or_path), filename)
     config, state = _read_folder(path) if path.is_dir() else _read_file(path)
     _compare_sizes(config, state, str(path))
     ghn = GHN(config)
@@ -148,20 +164,36 @@ def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype)
 
 
-def _locate(name: str) -> Path:
+def _locate(name: str, filename: str | None) -> Path:
     path = Path(name).expanduser()
+    if filename is not None:
+        return _locate_file(name, path, filename)
     if path.is_file():
         return path
     if path.is_dir():
         return _newest_in_run(path)
     if name in bundled():
         return _BUNDLED / name
-    if _HUB_NAME.fullmatch(name):
-        return _download(name)
+    if hub.is_name(name):
+        return hub.download_folder(name, [CONFIG_FILE, WEIGHTS_FILE])
     raise FileNotFoundError(
         f"name_or_path: got {name!r}, needs a checkpoint file or folder, one of {bundled()}, or "
         "owner/name on the Hugging Face Hub"
     )
+
+
+def _locate_file(name: str, path: Path, filename: str) -> Path:
+    if path.is_dir():
+        if (path / filename).is_file():
+            return path / filename
+        held = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        raise FileNotFoundError(f"filename: {path} holds no {filename!r}; its files are {held}")
+    if not hub.is_name(name):
+        raise FileNotFoundError(
+            f"name_or_path: got {name!r} with a filename, needs a folder or owner/name on the "
+            "Hugging Face Hub"
+        )
+    return hub.download(name, filename)
 
 
 def _newest_in_run(path: Path) -> Path:
@@ -177,19 +209,6 @@ def _newest_in_run(path: Path) -> Path:
     return steps[-1].parent
 
 
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
-            f"name_or_path: {name!r} is no local file or folder, none of the bundled {bundled()}, "
-            f"and could not be had from the Hugging Face Hub: {str(error).splitlines()[0]}"
-        ) from error
-
-
 def _read_folder(path: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -198,12 +217,7 @@ def _read_folder(path: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
     for file in (config_path, weights_path):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: missing, a checkpoint needs it")
-    try:
-        values = json.loads(config_path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{config_path}: not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{config_path}: got a {type(values).__name__}, needs an object")
+    values = _read_json(config_path)
     try:
         config = GHNConfig.from_dict(values)
     except (TypeError, ValueError) as error:
@@ -219,23 +233,50 @@ def _read_file(path: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
         raise ValueError(
             f"{path}: give the folder of the checkpoint, which holds {CONFIG_FILE}, too"
         )
+    values = load(path)
+    beside = _read_beside(path)
     try:
-        values: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # the unpickler raises nearly anything on foreign bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a checkpoint that can be loaded safely: {reason}") from error
-    if not is_published(values):
-        found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-        raise ValueError(
-            f"{path}: not a checkpoint in the published layout, needs 'state_dict' and 'config', "
-            f"got {found}"
-        )
-    state = values["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path}: entry 'state_dict' needs to be a mapping from names to tensors")
-    try:
-        return published_config(values["config"]), published_state(state)
+        if is_bare(values):
+            return replace(inferred_config(values), **beside), published_state(values)
+        if not is_published(values):
+            found = (
+                sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+            )
+            raise ValueError(
+                "not a checkpoint in the published layout, needs 'state_dict' and 'config', "
+                f"got {found}"
+            )
+        state, config = values["state_dict"], values["config"]
+        if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+            raise ValueError("entry 'state_dict' needs to be a mapping from names to tensors")
+        return replace(published_config(config, state), **beside), published_state(state)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _read_beside(path: Path) -> dict[str, Any]:
+    """What ``NAME.config.json`` beside a file says that the file does not: the cutoff.
+
+    Raises:
+        ValueError: If it is not valid.
+    """
+    beside = path.with_name(f"{path.name.split('.')[0]}.config.json")
+    if not beside.is_file():
+        return {}
+    values = _read_json(beside)
+    edges = values.get("virtual_edges")
+    if edges is None:
+        return {}
+    if type(edges) is not int or edges < 1:
+        raise ValueError(f"{beside}: virtual_edges: got {edges!r}, needs at least 1 (1 means none)")
+    return {"virtual_edges": edges}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: got a {type(values).__name__}, needs an object")
+    return values

@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ghn_fast.graph.rules import GraphRules
 from ghn_fast.utils.settings import checked
 
 # Published hypernetworks take one. All rounds are one call of an op, which no signal ends early.
 MOST_STEPS = 1000
+WINDOWS = ("corner", "middle")
+# Width, layers and heads.
+_PUBLISHED = {
+    "ghn3-t": (64, 3, 8),
+    "ghn3-s": (128, 5, 16),
+    "ghn3-l": (256, 12, 16),
+    "ghn3-xl": (384, 24, 16),
+}
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,8 @@ class GHNConfig:
     """Shape and variant of a graph hypernetwork.
 
     The defaults are GHN-2 for CIFAR-10 (arXiv 2110.13100). GHN-1 is ``virtual_edges=1,
-    normalize=False, layer_norm=False``; the MLP baseline is ``propagator="mlp"``.
+    normalize=False, layer_norm=False``; the MLP baseline is ``propagator="mlp"``. GHN-3 (arXiv
+    2303.04143) is ``propagator="graphormer", rules="ghn3", window="middle"``.
 
     Attributes:
         max_shape: Largest block that is decoded (out, in, height, width); height equals width.
@@ -27,7 +37,13 @@ class GHNConfig:
         virtual_edges: Largest distance that gets a virtual edge; 1 means none.
         normalize: Whether predicted parameters are normalised (section 4.2).
         layer_norm: Whether the node embeddings are normalised after propagation.
-        steps: Number of rounds of propagation T, at most 1,000.
+        steps: Number of rounds of propagation T of the gated GNN, at most 1,000.
+        layers: Number of layers of the graphormer.
+        heads: Number of heads of its attention, a divisor of ``hid``.
+        rules: Name of the rules that graphs are made by (:class:`ghn_fast.graph.GraphRules`).
+        window: Which positions of the largest block small kernels are: those at its ``"corner"``,
+            or those in its ``"middle"``. Kernels that are larger than the block are interpolated
+            from all of it in the latter case.
     """
 
     max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
@@ -38,6 +54,10 @@ class GHNConfig:
     normalize: bool = True
     layer_norm: bool = True
     steps: int = 1
+    layers: int = 3
+    heads: int = 8
+    rules: str = "ghn2"
+    window: str = "corner"
 
     def __post_init__(self) -> None:
         shape = self.max_shape
@@ -47,11 +67,19 @@ class GHNConfig:
             )
         if self.hid < 4 or self.hid % 4:
             raise ValueError(f"hid: got {self.hid}, needs a positive multiple of 4")
-        for name in ("num_classes", "virtual_edges", "steps"):
+        for name in ("num_classes", "virtual_edges", "steps", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, needs at least 1")
         if self.steps > MOST_STEPS:
             raise ValueError(f"steps: got {self.steps}, needs at most {MOST_STEPS}")
+        GraphRules.named(self.rules)
+        if self.window not in WINDOWS:
+            raise ValueError(f"window: got {self.window!r}, needs one of {', '.join(WINDOWS)}")
+
+    @property
+    def graph_rules(self) -> GraphRules:
+        """The rules that graphs are made by."""
+        return GraphRules.named(self.rules)
 
     @property
     def uses_virtual_edges(self) -> bool:
@@ -63,6 +91,33 @@ class GHNConfig:
         values = asdict(self)
         values["max_shape"] = list(self.max_shape)
         return values
+
+    @staticmethod
+    def named(name: str, num_classes: int = 1000) -> GHNConfig:
+        """A configuration of the sizes that were published.
+
+        Args:
+            name: ``ghn3-t``, ``ghn3-s``, ``ghn3-l`` or ``ghn3-xl`` (arXiv 2303.04143).
+            num_classes: Number of classes; kernels up to 16 are decoded for 1,000 of them, as for
+                ImageNet, up to 11 for fewer.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if name not in _PUBLISHED:
+            raise ValueError(f"name: got {name!r}, needs one of {', '.join(_PUBLISHED)}")
+        hid, layers, heads = _PUBLISHED[name]
+        size = 16 if num_classes >= 1000 else 11
+        return GHNConfig(
+            max_shape=(hid, hid, size, size),
+            num_classes=num_classes,
+            hid=hid,
+            propagator="graphormer",
+            layers=layers,
+            heads=heads,
+            rules="ghn3",
+            window="middle",
+        )
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> GHNConfig:

@@ -46,8 +46,8 @@ def decode(
     layers, others = plain_layers(blocks), plain_layers(vectors)
     if layers is not None and others is not None:
         weights = DecoderWeights(*layers, *others)
-        if is_compiled(x, weights):
-            return decode_blocks(x, *plan.nodes_and_groups, weights)
+        if blocks.window == "corner" and is_compiled(x, weights):
+            return plan.finish(decode_blocks(x, *plan.nodes_and_groups, weights))
     embeddings = [x[index] for index in plan.indices(x.device)]
     in_blocks = [
         number
@@ -69,18 +69,19 @@ def decode(
             result.append(blocks.classifier(of_group[number]))
         else:
             result.append(of_group[number])
-    return result
+    return plan.finish(result)
 
 
 class BlockDecoder(nn.Module):
     """Decode weights and the weight of the classifier.
 
     Args:
-        config: Uses ``hid``, ``max_shape`` and ``num_classes``.
+        config: Uses ``hid``, ``max_shape``, ``num_classes`` and ``window``.
     """
 
     def __init__(self, config: GHNConfig) -> None:
         super().__init__()
+        self.window = config.window
         out, in_, size, _ = config.max_shape
         self.max_shape = config.max_shape
         self.expand = nn.Linear(config.hid, 4 * config.hid * size * size)
@@ -117,6 +118,7 @@ class BlockDecoder(nn.Module):
             self.expand.weight.view(channels, size, size, hid),
             self.expand.bias.view(channels, size, size),
             [(channels, *kernel) for kernel in sizes],
+            firsts=[(0, *self._first(kernel)) for kernel in sizes],
             relu=True,
         )
         # (n, channels, positions) -> (n * positions, channels)
@@ -152,6 +154,12 @@ class BlockDecoder(nn.Module):
                     block = block.view(-1, height * width, out * in_).transpose(1, 2)
                 blocks[index] = block.reshape(-1, out, in_, height, width)
         return blocks
+
+    def _first(self, kernel: tuple[int, int]) -> tuple[int, ...]:
+        """First row and column of the positions of a kernel."""
+        if self.window == "corner":
+            return 0, 0
+        return tuple(self.max_shape[2] // 2 - size // 2 for size in kernel)
 
     def classifier(self, blocks: Tensor) -> Tensor:
         """Classifier weights (n, num_classes, in) from blocks (n, out, in, 1, 1) of full out."""

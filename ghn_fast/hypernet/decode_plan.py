@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ghn_fast.graph.arch_graph import ArchGraph, Target
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX
@@ -30,10 +31,23 @@ class Group(NamedTuple):
     Attributes:
         decoder: What decodes them.
         shape: Shape (out, in, h, w) of the decoder's blocks; ones for a decoder of vectors.
+        resized: Height and width that blocks are interpolated to, if not their own.
+        is_table: Whether blocks (1, c, h, w) become tables (h w, c).
     """
 
     decoder: Decoder
     shape: Shape4
+    resized: tuple[int, int] | None = None
+    is_table: bool = False
+
+    def finished(self, blocks: Tensor) -> Tensor:
+        """Blocks (n, out, in, h, w) as parameters are expanded from, differentiable."""
+        if self.resized is not None:
+            flat = F.interpolate(blocks.flatten(0, 1), self.resized, mode="bilinear")
+            blocks = flat.unflatten(0, blocks.shape[:2])
+        if self.is_table:
+            blocks = blocks.flatten(3).transpose(2, 3)
+        return blocks.contiguous()
 
 
 @dataclass
@@ -44,11 +58,14 @@ class DecodePlan:
         groups: The groups of parameters, each with its nodes.
         params: Plan of the flat buffer; its blocks are the groups in order.
         ranges: Per graph, name of each parameter to (offset, shape) in the flat buffer.
+        tables: Numbers of the rows that are the last positions of a table (1, n, c) whose first
+            ones are not predicted; these are zero in the flat buffer.
     """
 
     groups: dict[Group, list[int]]
     params: ParamPlan
     ranges: list[dict[str, tuple[int, tuple[int, ...]]]]
+    tables: frozenset[int] = frozenset()
     _indices: dict[torch.device, list[Tensor]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -64,9 +81,29 @@ class DecodePlan:
     @cached_property
     def nodes_and_groups(self) -> tuple[Tensor, list[int]]:
         """Nodes and groups, as :func:`ghn_fast.ops.decode_blocks.decode_blocks` reads them."""
-        rows = [GroupRow(*group, len(nodes)) for group, nodes in self.groups.items()]
+        rows = [
+            GroupRow(group.decoder, group.shape, len(nodes)) for group, nodes in self.groups.items()
+        ]
         nodes = [node for group in self.groups.values() for node in group]
         return torch.tensor(nodes, dtype=torch.int64), group_numbers(rows)
+
+    def finish(self, blocks: Sequence[Tensor]) -> list[Tensor]:
+        """Decoded blocks of all groups, as parameters are expanded from."""
+        return [
+            group.finished(block) if group.resized is not None or group.is_table else block
+            for group, block in zip(self.groups, blocks, strict=True)
+        ]
+
+    def predicted_parts(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Of one tensor for each row the part that is predicted."""
+        if not self.tables:
+            return tensors
+        parts = list(tensors)
+        for row in self.tables:
+            tensor = parts[row]
+            if tensor is not None:
+                parts[row] = tensor.detach()[:, -self.params.rows[row].shape[0] :]
+        return parts
 
 
 def plan_decoding(
@@ -86,6 +123,7 @@ def plan_decoding(
     groups: dict[Group, tuple[int, dict[int, int]]] = {}
     # Many parameters of an architecture are alike.
     layouts: dict[Any, tuple[Group, tuple[Shape4, Shape4, Kind, float]]] = {}
+    tables: set[int] = set()
     first_node = end = 0
     for graph in graphs:
         ranges.append({})
@@ -93,30 +131,39 @@ def plan_decoding(
         for target in graph.targets:
             if target.head and not head:
                 continue
-            is_position = node_types[target.node] == NODE_TYPE_INDEX["pos_enc"]
+            is_position = (
+                node_types[target.node] == NODE_TYPE_INDEX["pos_enc"]
+                and len(target.predicted_shape) == 4
+            )
+            is_table = is_position and len(target.shape) == 3 and target.shape[0] == 1
             alike = (
                 *(target.predicted_shape, target.head, target.row),
-                *(target.fan_in, target.gain, is_position),
+                *(target.fan_in, target.gain, is_position, is_table),
             )
             if alike not in layouts:
-                group = _group_of(target, config)
+                group = _group_of(target, config, is_table)
                 kind, scale = _normalisation(target, is_position, config)
                 shape = _pad(target.predicted_shape)
+                if is_table:
+                    shape = (shape[2] * shape[3], shape[1], 1, 1)
                 layouts[alike] = group, (_block_shape(group, config), shape, kind, scale)
             group, layout = layouts[alike]
             number, nodes = groups.setdefault(group, (len(groups), {}))
             index = nodes.setdefault(first_node + target.node, len(nodes))
             if group.decoder == Decoder.VECTOR:
                 index = 2 * index + target.row
-            rows.append(PlanRow(number, index * prod(layout[0]), *layout, end))
+            first = prod(target.shape) - prod(layout[1])
+            if first:
+                tables.add(len(rows))
+            rows.append(PlanRow(number, index * prod(layout[0]), *layout, end + first))
             ranges[-1][target.name] = (end, target.shape)
             end += -(-prod(target.shape) // _ALIGNMENT) * _ALIGNMENT
         first_node += graph.num_nodes
     nodes_of = {group: list(nodes) for group, (_, nodes) in groups.items()}
-    return DecodePlan(nodes_of, ParamPlan(rows, end), ranges)
+    return DecodePlan(nodes_of, ParamPlan(rows, end), ranges, frozenset(tables))
 
 
-def _group_of(target: Target, config: GHNConfig) -> Group:
+def _group_of(target: Target, config: GHNConfig, is_table: bool) -> Group:
     shape, limit = target.predicted_shape, config.max_shape
     if len(shape) == 1:
         return Group(Decoder.HEAD_BIAS if target.head else Decoder.VECTOR, (1, 1, 1, 1))
@@ -125,7 +172,11 @@ def _group_of(target: Target, config: GHNConfig) -> Group:
     if target.head:
         return Group(Decoder.HEAD_WEIGHT, (limit[0], in_, 1, 1))
     out = _round_up(out, limit[0])
-    return Group(Decoder.BLOCK, (out, in_, min(height, limit[2]), min(width, limit[3])))
+    resized = None
+    if config.window == "middle" and height > limit[2] and width > limit[3]:
+        resized = height, width
+    block = (out, in_, min(height, limit[2]), min(width, limit[3]))
+    return Group(Decoder.BLOCK, block, resized, is_table)
 
 
 def _round_up(channels: int, limit: int) -> int:
@@ -148,7 +199,10 @@ def _block_shape(group: Group, config: GHNConfig) -> Shape4:
         return config.num_classes, 1, 1, 1
     if group.decoder == Decoder.HEAD_WEIGHT:
         return config.num_classes, group.shape[1], 1, 1
-    return group.shape
+    height, width = group.resized or group.shape[2:]
+    if group.is_table:
+        return height * width, group.shape[1], 1, 1
+    return (*group.shape[:2], height, width)
 
 
 def _normalisation(target: Target, is_position: bool, config: GHNConfig) -> tuple[Kind, float]:

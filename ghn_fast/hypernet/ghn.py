@@ -108,7 +108,8 @@ class GHN(nn.Module):
         Raises:
             TypeError: If ``model`` is not a module or ``graph`` not an architecture graph.
             CaptureError: If the graph cannot be captured.
-            ValueError: If ``graph`` belongs to another network, or ``frozen`` is not valid.
+            ValueError: If ``graph`` belongs to another network or was made by other rules than the
+                hypernetwork's, or ``frozen`` is not valid.
         """
         report = self._predict(
             model,
@@ -175,7 +176,8 @@ class GHN(nn.Module):
 
         Raises:
             TypeError: If one of ``graphs`` is not an architecture graph.
-            ValueError: If ``graphs`` is empty, or the edges of a graph are not valid.
+            ValueError: If ``graphs`` is empty, a graph was made by other rules than the
+                hypernetwork's, or its edges are not valid.
         """
         prepared = pipeline.prepare(self, graphs, head=head)
         blocks = pipeline.forward(self, prepared)
@@ -198,10 +200,10 @@ class GHN(nn.Module):
         # One split instead of a slice for each: its backward pass fills one buffer. Between two
         # parameters there is a gap, which may be empty.
         sizes, end = [], 0
-        for row in plan.params.rows:
-            size = math.prod(row.shape)
-            sizes += [row.offset - end, size]
-            end = row.offset + size
+        for offset, shape in (place for ranges in plan.ranges for place in ranges.values()):
+            size = math.prod(shape)
+            sizes += [offset - end, size]
+            end = offset + size
         pieces = iter(flat.split([*sizes, flat.numel() - end])[1::2])
         return [
             {name: next(pieces).view(shape) for name, (_, shape) in ranges.items()}
@@ -296,5 +298,9 @@ class GHN(nn.Module):
         if input_shape is None and example_inputs is None:
             input_shape = getattr(model, "input_shape", None)
         return cached_capture(
-            model, input_shape, self.config.virtual_edges, example_inputs=example_inputs
+            model,
+            input_shape,
+            self.config.virtual_edges,
+            example_inputs=example_inputs,
+            rules=self.config.graph_rules,
         )

@@ -24,6 +24,9 @@ from torch.nn import functional as F
 # of inputs does not count: the same node gets the same numbers in a small batch and in a large one.
 _LEAST_WEIGHT = 1 << 15
 
+Window = tuple[slice, ...]
+Key = tuple[tuple[int, int], ...]
+
 
 def sliced_linears(
     inputs: Sequence[Tensor],
@@ -31,9 +34,10 @@ def sliced_linears(
     bias: Tensor,
     sizes: Sequence[tuple[int, ...]],
     *,
+    firsts: Sequence[tuple[int, ...]] | None = None,
     relu: bool = False,
 ) -> list[Tensor]:
-    """Linear layers with the first rows of one weight, each optionally followed by a ReLU.
+    """Linear layers with some rows of one weight, each optionally followed by a ReLU.
 
     Differentiable once in inputs, weight and bias.
 
@@ -41,7 +45,8 @@ def sliced_linears(
         inputs: G tensors (n_g, in).
         weight: (r_1, ..., r_k, in); rows in k dimensions.
         bias: (r_1, ..., r_k).
-        sizes: For each input the numbers (c_1, ..., c_k) of first rows that its layer has.
+        sizes: For each input the numbers (c_1, ..., c_k) of rows that its layer has.
+        firsts: For each input the first of them in each dimension, 0 by default.
         relu: Whether to apply max(0, .).
 
     Returns:
@@ -49,11 +54,15 @@ def sliced_linears(
     """
     if not inputs:
         return []
+    windows = tuple(
+        tuple(slice(start, start + count) for start, count in zip(first, size, strict=True))
+        for first, size in zip(firsts or [(0,) * len(size) for size in sizes], sizes, strict=True)
+    )
     if not torch.is_grad_enabled() or not any(
         tensor.requires_grad for tensor in (weight, bias, *inputs)
     ):
-        return _sliced_linears(inputs, _rows(weight, sizes), bias, sizes, relu)
-    return list(_SlicedLinears.apply(weight, bias, tuple(sizes), relu, *inputs))  # type: ignore[no-untyped-call]
+        return _sliced_linears(inputs, _rows(weight, windows), bias, windows, relu)
+    return list(_SlicedLinears.apply(weight, bias, windows, relu, *inputs))  # type: ignore[no-untyped-call]
 
 
 class _SlicedLinears(torch.autograd.Function):
@@ -62,14 +71,14 @@ class _SlicedLinears(torch.autograd.Function):
         ctx: Any,
         weight: Tensor,
         bias: Tensor,
-        sizes: tuple[tuple[int, ...], ...],
+        windows: tuple[Window, ...],
         relu: bool,
         *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.sizes, ctx.relu = sizes, relu
+        ctx.windows, ctx.relu = windows, relu
         # Kept, because copying them again takes as long as a small product.
-        ctx.rows = _rows(weight, sizes)
-        outputs = _sliced_linears(inputs, ctx.rows, bias, sizes, relu)
+        ctx.rows = _rows(weight, windows)
+        outputs = _sliced_linears(inputs, ctx.rows, bias, windows, relu)
         ctx.save_for_backward(weight, bias, *inputs, *(outputs if relu else ()))
         return tuple(outputs)
 
@@ -77,54 +86,56 @@ class _SlicedLinears(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         weight, bias, *rest = ctx.saved_tensors
-        count = len(ctx.sizes)
+        count = len(ctx.windows)
         inputs, outputs = rest[:count], rest[count:]
         need_weight, need_bias = ctx.needs_input_grad[:2]
         grad_weight = torch.zeros_like(weight) if need_weight else None
         grad_bias = torch.zeros_like(bias) if need_bias else None
         grad_inputs: list[Tensor | None] = []
-        for i, (size, grad) in enumerate(zip(ctx.sizes, grads, strict=True)):
+        for i, (window, grad) in enumerate(zip(ctx.windows, grads, strict=True)):
             if grad is None:
                 grad_inputs.append(None)
                 continue
             if ctx.relu:
                 grad = torch.ops.aten.threshold_backward(grad, outputs[i], 0)
             grad = grad.contiguous()
-            first = _first(size)
+            size = [part.stop - part.start for part in window]
             if grad_weight is not None:
                 numel = math.prod(size) * weight.shape[-1]
                 product = _linear(grad.t().contiguous(), inputs[i].t(), None, False, numel)
-                grad_weight[first] += product.view(*size, -1)
+                grad_weight[window] += product.view(*size, -1)
             if grad_bias is not None:
-                grad_bias[first] += grad.sum(0).view(size)
+                grad_bias[window] += grad.sum(0).view(size)
             needed = ctx.needs_input_grad[4 + i]
-            rows = ctx.rows[size]
+            rows = ctx.rows[_key(window)]
             grad_inputs.append(_linear(grad, rows.t(), None, False) if needed else None)
         return grad_weight, grad_bias, None, None, *grad_inputs
 
 
 def _sliced_linears(
     inputs: Sequence[Tensor],
-    rows: dict[tuple[int, ...], Tensor],
+    rows: dict[Key, Tensor],
     bias: Tensor,
-    sizes: Sequence[tuple[int, ...]],
+    windows: Sequence[Window],
     relu: bool,
 ) -> list[Tensor]:
     return [
-        _linear(x, rows[size], bias[_first(size)].reshape(-1).contiguous(), relu)
-        for x, size in zip(inputs, sizes, strict=True)
+        _linear(x, rows[_key(window)], bias[window].reshape(-1).contiguous(), relu)
+        for x, window in zip(inputs, windows, strict=True)
     ]
 
 
-def _rows(weight: Tensor, sizes: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
-    """First rows of a weight as matrices (c_1 * ... * c_k, in), contiguous, one for each size."""
+def _rows(weight: Tensor, windows: Sequence[Window]) -> dict[Key, Tensor]:
+    """Rows of a weight as matrices (c_1 * ... * c_k, in), contiguous, one for each window."""
     return {
-        size: weight[_first(size)].reshape(-1, weight.shape[-1]).contiguous() for size in set(sizes)
+        key: weight[window].reshape(-1, weight.shape[-1]).contiguous()
+        for key, window in {_key(window): window for window in windows}.items()
     }
 
 
-def _first(size: tuple[int, ...]) -> tuple[slice, ...]:
-    return tuple(slice(0, count) for count in size)
+def _key(window: Window) -> Key:
+    """A window to look up by: slices cannot be."""
+    return tuple((part.start, part.stop) for part in window)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, numel: int = 0) -> Tensor:

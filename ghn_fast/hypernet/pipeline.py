@@ -107,6 +107,15 @@ def collate(ghn: Hypernetwork, graphs: Sequence[ArchGraph]) -> tuple[GraphBatch,
         TypeError, ValueError: As :class:`~ghn_fast.graph.batch.GraphBatch`.
     """
     batch = GraphBatch(graphs).to(ghn.device)
+    rules = ghn.config.graph_rules
+    for index, graph in enumerate(graphs):
+        if graph.rules != rules:
+            raise ValueError(
+                f"graphs[{index}]: made by {graph.rules}, needs the rules of the hypernetwork, "
+                f"{ghn.config.rules!r}: {rules}"
+            )
+    for needed in getattr(ghn.propagator, "needs", ()):
+        getattr(batch, needed)
     return batch, ghn.encoder.shape_index(batch.shapes).to(ghn.device)
 
 
@@ -186,5 +195,4 @@ def predict(
     """
     with torch.no_grad():
         blocks = forward(ghn, prepared, clock)
-        params = prepared.plan.params
-        return bind(blocks, params, destinations, clock, batch_statistics=batch_statistics)
+        return bind(blocks, prepared.plan, destinations, clock, batch_statistics=batch_statistics)

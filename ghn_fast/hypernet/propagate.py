@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.hypernet.graphormer import Graphormer
 from ghn_fast.ops.gated_gnn import GRUWeights, MLPWeights, gated_gnn
 
 PropagatorFactory = Callable[[GHNConfig], nn.Module]
@@ -60,6 +61,8 @@ class GatedGNN(nn.Module):
         config: Uses ``hid``, ``virtual_edges`` and ``steps``.
     """
 
+    needs = ("plan",)
+
     def __init__(self, config: GHNConfig) -> None:
         super().__init__()
         hid = config.hid
@@ -109,6 +112,7 @@ def _weights(mlp: nn.Sequential) -> MLPWeights:
 
 
 register_propagator("gated_gnn", GatedGNN)
+register_propagator("graphormer", Graphormer)
 register_propagator("mlp", MLPPropagator)
 
 BUILT_IN = tuple(propagators())

@@ -18,12 +18,15 @@ def training_architectures(config: TrainConfig) -> DeepNets | SampledNets:
         ValueError: If it is a number below 1.
         FileNotFoundError: If it is no folder with files.
     """
-    source, virtual_edges = config.architectures.deepnets, config.ghn.virtual_edges
+    source = config.architectures.deepnets
+    virtual_edges, rules = config.ghn.virtual_edges, config.ghn.graph_rules
     if source.lstrip("+-").isdigit():
         if int(source) < 1:
             raise ValueError(f"deepnets: got {source}, needs at least 1 architecture")
-        return SampledNets("train", int(source), config.seed, virtual_edges, exclude=_held_out())
-    return DeepNets(source, "train", virtual_edges)
+        return SampledNets(
+            "train", int(source), config.seed, virtual_edges, exclude=_held_out(), rules=rules
+        )
+    return DeepNets(source, "train", virtual_edges, rules=rules)
 
 
 @cache
@@ -79,14 +82,14 @@ def validation_architectures(
 ) -> list[ArchItem]:
     """The architectures of periodic evaluation: from the files, if they have any, or sampled."""
     source, count = config.architectures.deepnets, config.evaluation.eval_networks
-    virtual_edges = config.ghn.virtual_edges
+    virtual_edges, rules = config.ghn.virtual_edges, config.ghn.graph_rules
     nets: Any = None
     if not source.lstrip("+-").isdigit():
         try:
-            nets = DeepNets(source, "val", virtual_edges)
+            nets = DeepNets(source, "val", virtual_edges, rules=rules)
         except FileNotFoundError:
             nets = None
     if nets is None:
-        nets = SampledNets("val", count, 0, virtual_edges)
+        nets = SampledNets("val", count, 0, virtual_edges, rules=rules)
     sizes = {"image_size": image_size, "num_classes": num_classes}
     return [item.with_config(item.config, **sizes) for item in nets[: min(count, len(nets))]]

@@ -16,11 +16,13 @@ from ghn_fast.deepnets.files.hdf5 import SplitFile
 from ghn_fast.deepnets.files.node_table import in_order, stored_node_order, with_shapes
 from ghn_fast.deepnets.files.packed import PackFile
 from ghn_fast.deepnets.graphs.build import build_graph
+from ghn_fast.deepnets.graphs.correct import by_rules
 from ghn_fast.deepnets.graphs.derive import compiled, derive_graph, record_of
 from ghn_fast.deepnets.graphs.sizes import count_parameters, network_sizes, parameter_shapes
 from ghn_fast.deepnets.sampling.sampler import base_params
 from ghn_fast.deepnets.sampling.splits import IMAGE_SIZES
 from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.rules import GraphRules
 from ghn_fast.utils.deferred import Deferred
 
 # What an item makes of what it has, and need not carry along.
@@ -43,6 +45,7 @@ class ArchItem:
         file: The file that holds its graph or its configuration, if there is one.
         reorder: Whether to put the nodes of the file in the order of the graph.
         record: The record of the configuration, if a packed file holds it.
+        rules: The rules that its graph is made by.
     """
 
     index: int
@@ -55,11 +58,13 @@ class ArchItem:
     file: SplitFile | PackFile | None = None
     reorder: bool = False
     record: bytes | None = None
+    rules: GraphRules = GraphRules.GHN2
 
     @cached_property
     def graph(self) -> ArchGraph:
         """The architecture graph for the item's number of classes and image size."""
-        return self._graph_for(self.num_classes, self.image_size)
+        graph = self._graph_for(self.num_classes, self.image_size)
+        return by_rules(graph, self.config, self.rules)
 
     def graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
         """The architecture graph with the shapes for a number of classes and an image size.
@@ -72,7 +77,7 @@ class ArchItem:
         """
         if (num_classes, image_size) == (self.num_classes, self.image_size):
             return self.graph
-        return self._graph_for(num_classes, image_size)
+        return by_rules(self._graph_for(num_classes, image_size), self.config, self.rules)
 
     def build(self, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
         """The network.

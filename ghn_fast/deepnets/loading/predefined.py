@@ -38,7 +38,7 @@ class ResNet50Item(PredefinedItem):
     def _graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
         with torch.device("meta"):
             network = self.build(num_classes, image_size)
-        return capture(network, (3, image_size, image_size), self.virtual_edges)
+        return capture(network, (3, image_size, image_size), self.virtual_edges, rules=self.rules)
 
     def build(self, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
         from torchvision.models import resnet50

@@ -21,6 +21,7 @@ from ghn_fast.deepnets.loading.items import ArchItem
 from ghn_fast.deepnets.loading.predefined import PredefinedItem, ResNet50Item
 from ghn_fast.deepnets.sampling.sampler import architecture_key, sample_config
 from ghn_fast.deepnets.sampling.splits import SPACES, SPLIT_SIZES, check_split
+from ghn_fast.graph.rules import GraphRules
 
 SPLITS: Final[tuple[str, ...]] = (*SPACES, "predefined")
 """Names of all splits."""
@@ -34,18 +35,20 @@ class ArchSequence(Sequence[ArchItem]):
     Args:
         virtual_edges: Largest shortest-path distance that gets a virtual edge in the graphs
             (arXiv 2110.13100, Eq. 4); 1 means none. GHN-2 uses 50.
+        rules: The rules that the graphs are made by.
 
     Raises:
         ValueError: If ``virtual_edges`` is below 1.
     """
 
-    def __init__(self, split: str, virtual_edges: int) -> None:
+    def __init__(self, split: str, virtual_edges: int, rules: GraphRules = GraphRules.GHN2) -> None:
         if not isinstance(virtual_edges, int) or virtual_edges < 1:
             raise ValueError(
                 f"virtual_edges: got {virtual_edges!r}, needs at least 1 (1 means none)"
             )
         self.split = split
         self.virtual_edges = virtual_edges
+        self.rules = rules
 
     @abstractmethod
     def _item(self, index: int) -> ArchItem: ...
@@ -91,7 +94,7 @@ class DeepNets(ArchSequence):
         path: Folder with the files, a packed file or an HDF5 file; not used for ``predefined``,
             where it may be ``None``. In a folder with both formats, the packed file is read.
         split: One of :data:`SPLITS`.
-        virtual_edges: See :class:`ArchSequence`.
+        virtual_edges, rules: See :class:`ArchSequence`.
         reorder: Whether to put the nodes of a file in the order of the graph.
 
     Attributes:
@@ -110,10 +113,11 @@ class DeepNets(ArchSequence):
         virtual_edges: int = 50,
         *,
         reorder: bool = False,
+        rules: GraphRules = GraphRules.GHN2,
     ) -> None:
         check_split(split, SPLITS)
         self.reorder = reorder
-        super().__init__(split, virtual_edges)
+        super().__init__(split, virtual_edges, rules)
         self.file: SplitFile | PackFile | None = None
         if split != "predefined":
             if path is None:
@@ -136,8 +140,8 @@ class DeepNets(ArchSequence):
     def _item(self, index: int) -> ArchItem:
         if self.file is None:
             if index == 0:
-                return ResNet50Item(0, "resnet50", None, self.virtual_edges)
-            return PredefinedItem(1, "ViT", VIT_CONFIG, self.virtual_edges)
+                return ResNet50Item(0, "resnet50", None, self.virtual_edges, rules=self.rules)
+            return PredefinedItem(1, "ViT", VIT_CONFIG, self.virtual_edges, rules=self.rules)
         record = self.file.record(index) if isinstance(self.file, PackFile) else None
         return ArchItem(
             index,
@@ -148,6 +152,7 @@ class DeepNets(ArchSequence):
             file=self.file,
             reorder=self.reorder,
             record=record,
+            rules=self.rules,
         )
 
 
@@ -158,7 +163,7 @@ class SampledNets(ArchSequence):
         split: One of :data:`SPLITS` except ``predefined``.
         count: Number of architectures.
         seed: Seed of the data set; see :func:`ghn_fast.deepnets.sample_config`.
-        virtual_edges: See :class:`ArchSequence`.
+        virtual_edges, rules: See :class:`ArchSequence`.
         exclude: Keys of architectures that must not come up; see
             :func:`ghn_fast.deepnets.architecture_key`.
 
@@ -174,9 +179,10 @@ class SampledNets(ArchSequence):
         virtual_edges: int = 50,
         *,
         exclude: Collection[str] = frozenset(),
+        rules: GraphRules = GraphRules.GHN2,
     ) -> None:
         check_split(split)
-        super().__init__(split, virtual_edges)
+        super().__init__(split, virtual_edges, rules)
         for name, value, least in (("count", count, 1), ("seed", seed, 0)):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}: got {value!r}, needs an integer of at least {least}")
@@ -190,7 +196,14 @@ class SampledNets(ArchSequence):
     def _item(self, index: int) -> ArchItem:
         config = sample_config(self.split, index, self.seed, exclude=self.exclude)
         name = f"{self.split}-{index}"
-        return ArchItem(index, name, config, self.virtual_edges, widening=_widening(self.split))
+        return ArchItem(
+            index,
+            name,
+            config,
+            self.virtual_edges,
+            widening=_widening(self.split),
+            rules=self.rules,
+        )
 
 
 def held_out_keys(seed: int = 0) -> frozenset[str]:

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from ghn_fast.ops.graph_attention import graph_attention
+from tolerances import assert_close
+
+
+def inputs(
+    sizes: list[int], heads: int, width: int, rows: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, list[int], Tensor]:
+    offsets = [0]
+    for size in sizes:
+        offsets.append(offsets[-1] + size)
+    qkv = torch.randn(offsets[-1], 3, heads, width, dtype=dtype, requires_grad=True)
+    table = torch.randn(rows, heads, dtype=dtype, requires_grad=True)
+    codes = torch.randint(0, rows, (sum(size * size for size in sizes),))
+    return qkv, codes.to(torch.uint8 if rows <= 256 else torch.int16), offsets, table
+
+
+def naive(qkv: Tensor, codes: Tensor, offsets: list[int], table: Tensor) -> Tensor:
+    """Node by node and head by head."""
+    rows, start = [], 0
+    for first, last in pairwise(offsets):
+        size = last - first
+        for i in range(size):
+            heads = []
+            for h in range(qkv.shape[2]):
+                q, k, v = qkv[first + i, 0, h], qkv[first:last, 1, h], qkv[first:last, 2, h]
+                code = codes[start + i * size : start + (i + 1) * size].long()
+                weights = (k @ q / math.sqrt(qkv.shape[3]) + table[code, h]).exp()
+                heads.append((weights / weights.sum()) @ v)
+            rows.append(torch.cat(heads))
+        start += size * size
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("heads", "width", "rows"), [(1, 4, 3), (3, 5, 101), (2, 8, 501)])
+def test_reference(heads: int, width: int, rows: int) -> None:
+    given = inputs([5, 1, 17], heads, width, rows)
+    out = graph_attention(*given)
+    expected = naive(*given)
+    assert_close(out, expected)
+    weight = torch.randn_like(out)
+    grads = torch.autograd.grad(out, (given[0], given[3]), weight)
+    wanted = torch.autograd.grad(expected, (given[0], given[3]), weight)
+    for got, want in zip(grads, wanted, strict=True):
+        assert_close(got, want, context="gradient")
+
+
+def test_gradcheck() -> None:
+    qkv, codes, offsets, table = inputs([3, 4], 2, 3, 5, torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x, t: graph_attention(x, codes, offsets, t), (qkv, table)
+    )
+
+
+def test_without_nodes() -> None:
+    qkv, codes, offsets, table = inputs([], 2, 3, 5)
+    assert graph_attention(qkv, codes, offsets, table).shape == (0, 6)
+    qkv, codes, offsets, table = inputs([0, 2], 2, 3, 5)
+    assert graph_attention(qkv, codes, offsets, table).shape == (2, 6)
+
+
+def test_wrong_arguments_are_named() -> None:
+    qkv, codes, offsets, table = inputs([3, 4], 2, 3, 5)
+    for change, error, message in (
+        ({"qkv": qkv.long()}, TypeError, "qkv: got torch.int64"),
+        ({"qkv": qkv[:, :2]}, ValueError, r"qkv: got shape \[7, 2, 2, 3\]"),
+        ({"table": table.double()}, TypeError, "table: got torch.float64"),
+        ({"table": table[:, :1]}, ValueError, r"table: got shape \[5, 1\], needs \(R, 2\)"),
+        ({"codes": codes.long()}, TypeError, "codes: got torch.int64, needs uint8 or int16"),
+        ({"codes": codes[:-1]}, ValueError, r"codes: got shape \[24\], needs \(25,\)"),
+        ({"offsets": [0, 3]}, ValueError, r"offsets: got \[0, 3\]"),
+    ):
+        given = {"qkv": qkv, "codes": codes, "offsets": offsets, "table": table, **change}
+        with pytest.raises(error, match=message):
+            graph_attention(**given)  # type: ignore[arg-type]
