@@ -251,7 +251,9 @@ def test_torch_geometric_propagator(registry: None) -> None:
 
 
 def test_unknown_propagator_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'gcn', registered are \['gated_gnn', 'mlp'\]"):
+    with pytest.raises(
+        ValueError, match=r"'gcn', registered are \['gated_gnn', 'graphormer', 'mlp'\]"
+    ):
         make(ghn_fast.GHNConfig(propagator="gcn"))
 
 
