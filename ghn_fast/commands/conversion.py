@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ghn_fast.commands.common import check_out
+from ghn_fast.commands.output import say
 
 
 def convert(
@@ -18,7 +19,7 @@ def convert(
     filename: Annotated[
         str | None, typer.Option(help="File of the repository, for example ghn3xlm16.pt.")
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Write a published checkpoint as config.json and model.safetensors."""
     from ghn_fast.hypernet import from_pretrained, save_pretrained
 
@@ -26,4 +27,5 @@ def convert(
     ghn = from_pretrained(checkpoint, filename=filename)
     save_pretrained(ghn, out)
     numel = sum(parameter.numel() for parameter in ghn.parameters())
-    typer.echo(f"written: {out} ({ghn.config.propagator}, {numel:,} weights)")
+    say(f"written: {out} ({ghn.config.propagator}, {numel:,} weights)")
+    return {"out": out, "weights": numel, "config": ghn.config.to_dict()}

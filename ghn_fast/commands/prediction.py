@@ -51,7 +51,7 @@ def predict(
     network = named.build()
     graph = None
     if named.derive is not None:
-        graph = named.graph(ghn.config.virtual_edges)
+        graph = named.graph(ghn.config.virtual_edges, rules=ghn.config.graph_rules)
     with warnings.catch_warnings():
         # The parameters that keep their values are printed below.
         warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ parameters were not predicted")

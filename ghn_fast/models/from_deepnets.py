@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ghn_fast.deepnets import SPLITS, DeepNets, SampledNets
+from ghn_fast.deepnets.graphs.correct import by_rules
 from ghn_fast.models.model import NamedModel
 
 PREFIX = "deepnets:"
@@ -52,7 +53,9 @@ def resolve(
         name,
         lambda: item.build(num_classes=classes, image_size=size),
         input_shape=(3, size, size),
-        derive=lambda edges: item.graph_for(classes, size).with_virtual_edges(edges),
+        derive=lambda edges, rules: by_rules(
+            item.graph_for(classes, size).with_virtual_edges(edges), item.config, rules
+        ),
         image_size=size,
         num_classes=classes,
         built_for_size=True,

@@ -117,7 +117,10 @@ def _predict(
     model.to(device)
     graph = None
     if network.config is not None:
-        graph = network.graph(num_classes, image_size, ghn.config.virtual_edges)
+        config = ghn.config
+        graph = network.graph(
+            num_classes, image_size, config.virtual_edges, rules=config.graph_rules
+        )
     with warnings.catch_warnings():
         # Operations that no path uses keep their values.
         warnings.simplefilter("ignore", UserWarning)

@@ -16,7 +16,9 @@ from ghn_fast.capturing import capture
 from ghn_fast.deepnets import SPLITS, DeepNets, NetworkConfig, SampledNets, build_graph
 from ghn_fast.deepnets.architectures.genotype import DARTS, PDARTS, VIT_CONFIG
 from ghn_fast.deepnets.architectures.network import Network as CellNetwork
+from ghn_fast.deepnets.graphs.correct import by_rules
 from ghn_fast.graph import ArchGraph
+from ghn_fast.graph.rules import GraphRules
 from ghn_fast.models import resolve
 from ghn_fast.utils.seeds import derive_seed
 from ghn_fast.vision.images import SMALL_IMAGE
@@ -73,27 +75,36 @@ class Network:
             raise ValueError(f"{self.name}: got {type(model).__name__}, needs a torch.nn.Module")
         return model
 
-    def graph(self, num_classes: int, image_size: int, virtual_edges: int = 50) -> ArchGraph:
+    def graph(
+        self,
+        num_classes: int,
+        image_size: int,
+        virtual_edges: int = 50,
+        *,
+        rules: GraphRules = GraphRules.GHN2,
+    ) -> ArchGraph:
         """Its architecture graph; without a capture if it is made of cells.
 
         Args:
             num_classes, image_size: As in :meth:`build`.
             virtual_edges: Largest distance that gets a virtual edge; 1 means none.
+            rules: The rules that the graph is made by.
 
         Raises:
             CaptureError: If it cannot be captured.
         """
         if self.config is not None:
-            return build_graph(
+            graph = build_graph(
                 self.config,
                 num_classes=num_classes,
                 image_size=image_size,
                 virtual_edges=virtual_edges,
             )
+            return by_rules(graph, self.config, rules)
         with torch.device("meta"):
             model = self.build(num_classes, image_size)
         shape = getattr(model, "input_shape", (3, image_size, image_size))
-        return capture(model, shape, virtual_edges)
+        return capture(model, shape, virtual_edges, rules=rules)
 
     @property
     def file_name(self) -> str:
