@@ -8,10 +8,11 @@ CANDIDATES := $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint format sanitize gpu-check clean \
-  bench bench-compare bench-publish bench-record bench-roofline bench-docs bench-track bench-quick
+  bench bench-compare bench-bisect bench-noise bench-instructions bench-measure bench-docs \
+  bench-publish bench-track bench-quick
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP) ## Create .venv and install the package into it (once, and when its metadata changes)
 
@@ -36,9 +37,9 @@ sanitize: $(STAMP) ## Run the C++ tests under address and undefined-behaviour sa
 	@ctest --test-dir build/sanitize --output-on-failure
 
 # VENV_PYTHON=python3 takes an interpreter that has torch already, and makes no .venv.
-# GPU_CHECK="--sanitize --commit ..." passes options on (benchmarks/gpu_check.py --help).
+# GPU_CHECK="--sanitize --commit ..." passes options on (.ci/gpu_check.py --help).
 gpu-check: $(if $(VENV_PYTHON),,$(STAMP)) ## Build, test and measure on this machine's GPU; writes one report
-	@$(or $(VENV_PYTHON),$(BIN)/python) benchmarks/gpu_check.py $(GPU_CHECK)
+	@$(or $(VENV_PYTHON),$(BIN)/python) .ci/gpu_check.py $(GPU_CHECK)
 
 # What runs the benchmarks: VENV_PYTHON=python3 as above; asv is in the extra `bench`.
 BENCH := $(or $(VENV_PYTHON),$(BIN)/python)
@@ -52,31 +53,43 @@ bench-extra: $(STAMP)
 	  print(*extras["bench"], sep="\n")' \
 	  | $(BIN)/python -m pip install -qq --disable-pip-version-check --requirement /dev/stdin
 
-bench: $(NEEDS_BENCH) ## Time and count every case of this checkout (BENCH_ONLY=REGEX for some)
-	@$(BENCH) benchmarks/run_asv.py quick $(if $(BENCH_ONLY),--bench "$(BENCH_ONLY)")
+# What has been measured is kept in GHN_FAST_BENCH_RESULTS, .asv if not set, which git ignores.
+bench: $(NEEDS_BENCH) ## Time every case of this checkout with asv, once each (BENCH_ONLY=REGEX for some)
+	@$(BENCH) -m asv run --quick --show-stderr --environment existing:same \
+	  --set-commit-hash "$$(git rev-parse HEAD)" $(if $(BENCH_ONLY),--bench "$(BENCH_ONLY)")
 
-# COMPARE="--only gated_gnn --instructions" passes options on (benchmarks/compare.py --help).
+# COMPARE="--only gated_gnn --markdown report.md" passes options on (benchmarks/bench.py compare --help).
 bench-compare: $(if $(VENV_PYTHON),,$(STAMP)) ## Fail if this checkout is slower than BASE=REV
 	@test -n "$(BASE)" || { echo "bench-compare: name a revision, make bench-compare BASE=main" >&2; exit 2; }
-	@$(BENCH) benchmarks/compare.py "$(BASE)" $(COMPARE)
+	@$(BENCH) benchmarks/bench.py compare "$(BASE)" $(COMPARE)
 
-bench-record: $(NEEDS_BENCH) ## Measure REV (the last commit if not given) into benchmarks/results/asv
-	@$(BENCH) benchmarks/run_asv.py record $(REV) $(if $(BENCH_ONLY),--bench "$(BENCH_ONLY)")
+bench-bisect: $(if $(VENV_PYTHON),,$(STAMP)) ## Find the commit between GOOD=REV and BAD=REV that made CASE=NAME slower
+	@test -n "$(CASE)" -a -n "$(GOOD)" -a -n "$(BAD)" || \
+	  { echo "bench-bisect: make bench-bisect CASE=predict_warm GOOD=v1 BAD=main" >&2; exit 2; }
+	@$(BENCH) benchmarks/bench.py bisect "$(CASE)" "$(GOOD)" "$(BAD)"
 
-bench-publish: $(NEEDS_BENCH) ## Write the site with all trends into build/benchmarks-html
-	@$(BENCH) benchmarks/run_asv.py publish
+bench-noise: $(if $(VENV_PYTHON),,$(STAMP)) ## Measure this machine's noise, from which thresholds follow
+	@$(BENCH) benchmarks/bench.py noise $(NOISE)
 
-bench-roofline: $(if $(VENV_PYTHON),,$(STAMP)) ## Measure how near the ops come to the machine's ceilings
-	@$(BENCH) benchmarks/roofline.py
+bench-instructions: $(if $(VENV_PYTHON),,$(STAMP)) ## Show which functions execute more than in BASE=REV (valgrind)
+	@test -n "$(BASE)" || { echo "bench-instructions: name a revision, BASE=main" >&2; exit 2; }
+	@$(BENCH) benchmarks/bench.py instructions "$(BASE)" $(COMPARE)
 
-bench-docs: $(if $(VENV_PYTHON),,$(STAMP)) ## Write docs/performance.md from the results
-	@$(BENCH) benchmarks/make_performance_page.py
+bench-measure: $(if $(VENV_PYTHON),,$(STAMP)) ## Measure every case into one file, RESULTS=FILE
+	@$(BENCH) benchmarks/bench.py measure $(if $(RESULTS),--out "$(RESULTS)") $(MEASURE)
+
+bench-docs: $(if $(VENV_PYTHON),,$(STAMP)) ## Write docs/performance.md and README's table from RESULTS=FILE
+	@test -n "$(RESULTS)" || { echo "bench-docs: name a file of bench-measure, RESULTS=FILE" >&2; exit 2; }
+	@$(BENCH) benchmarks/bench.py docs "$(RESULTS)"
+
+bench-publish: $(NEEDS_BENCH) ## Write a page with all trends and the commits that moved them
+	@$(BENCH) benchmarks/bench.py site
 
 bench-track: $(if $(VENV_PYTHON),,$(STAMP)) ## Record the counts that the tests compare with
-	@$(BENCH) benchmarks/track.py
+	@$(BENCH) benchmarks/bench.py track
 
 bench-quick: $(if $(VENV_PYTHON),,$(STAMP)) ## Compiled ops against the references, with generous floors
-	@$(BENCH) benchmarks/quick.py
+	@$(BENCH) benchmarks/bench.py floors
 
 clean: ## Remove build products, caches and demo-out/ (.venv stays)
 	@rm -rf build dist *.egg-info demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baseline import Baseline
-from native import about
-from straightforward_step import straightforward_step
+from suite.machine import about
+from suite.peers.node_by_node import Baseline
+from suite.peers.training import straightforward_step
 from torch import nn
 
 import ghn_fast

@@ -17,8 +17,8 @@ class Case:
 
     Attributes:
         path: The op or the way through the package.
-        part: ``forward``, ``backward``, or ``call`` where there is no gradient.
-        backend: Back end of the ops.
+        part: ``forward``, ``backward``, or what is called where there is no gradient.
+        backend: Back end of the ops, or ``straightforward`` for what one would write first.
         device: Device of the tensors.
         hid: Width of the node embeddings.
         graph: Which architecture graphs (see :func:`suite.setups.graphs_of`).
@@ -26,6 +26,7 @@ class Case:
         dtype: Type of the floating-point tensors.
         threshold: Ratio of times above which a case has become slower.
         exact: Whether the allocations are the same on every machine of one architecture.
+        cache: ``warm``, or ``cold`` if each call finds the caches full of other data.
     """
 
     path: str
@@ -38,13 +39,15 @@ class Case:
     dtype: str
     threshold: float = 1.05
     exact: bool = True
+    cache: str = "warm"
 
     @property
     def name(self) -> str:
         """Unique among all cases."""
         return (
             f"{self.path}.{self.part}({self.backend}, {self.device}, hid={self.hid}, "
-            f"{self.graph} x {self.meta_batch}, {self.dtype})"
+            f"{self.graph} x {self.meta_batch}, {self.dtype}"
+            f"{', cold' if self.cache == 'cold' else ''})"
         )
 
 
@@ -66,13 +69,15 @@ class Grid:
     dtypes: tuple[str, ...] = ("float32",)
     threshold: float = 1.05
     exact: bool = True
+    caches: tuple[str, ...] = ("warm",)
     guard: tuple[tuple[str, tuple[object, ...]], ...] = ()
 
     def cases(self) -> Iterator[Case]:
         """Yield every combination."""
-        for part, target, hid, graph, meta_batch, dtype in itertools.product(
-            self.parts, self.targets, self.hid, self.graphs, self.meta_batches, self.dtypes
-        ):
+        for part, target, hid, graph, meta_batch, dtype, cache in itertools.product(
+            self.parts, self.targets, self.hid, self.graphs, self.meta_batches, self.dtypes,
+            self.caches,
+        ):  # fmt: skip
             yield Case(
                 self.path,
                 part,
@@ -83,6 +88,7 @@ class Grid:
                 dtype,
                 self.threshold,
                 self.exact,
+                cache,
             )
 
     def guards(self, case: Case) -> bool:
@@ -92,27 +98,20 @@ class Grid:
 
 CPU, REFERENCE, CUDA = ("cpu", "cpu"), ("reference", "cpu"), ("cuda", "cuda")
 AUTO, AUTO_CUDA = ("auto", "cpu"), ("auto", "cuda")
+# What one would write first (suite/peers): the ratio to it is what README quotes.
+PLAIN, PLAIN_CUDA = ("straightforward", "cpu"), ("straightforward", "cuda")
 _GRADIENT = ("forward", "backward")
 _COMPILED = ("backend", ("cpu", "cuda", "auto"))
+_NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "vgg16")
+_ONE = (_COMPILED, ("graph", ("resnet18",)))
 
 GRIDS = (
-    Grid(
-        "gated_gnn",
-        _GRADIENT,
-        (CPU, REFERENCE, CUDA),
-        hid=(32, 64),
-        graphs=("resnet50", "train"),
-        meta_batches=(1, 8),
-        guard=(_COMPILED, ("hid", (32,)), ("graph", ("train",)), ("meta_batch", (8,))),
-    ),
-    Grid(
-        "expand_params",
-        _GRADIENT,
-        (CPU, REFERENCE, CUDA),
-        graphs=("resnet50", "train"),
-        dtypes=("float32", "bfloat16"),
-        guard=(_COMPILED, ("dtype", ("float32",))),
-    ),
+    Grid("gated_gnn", _GRADIENT, (CPU, REFERENCE, PLAIN, CUDA, PLAIN_CUDA), hid=(32, 64),
+         graphs=("resnet50", "train"), meta_batches=(1, 8),
+         guard=(_COMPILED, ("hid", (32,)), ("graph", ("train",)), ("meta_batch", (8,)))),
+    Grid("expand_params", _GRADIENT, (CPU, REFERENCE, CUDA), graphs=("resnet50", "train"),
+         dtypes=("float32", "bfloat16"), caches=("warm", "cold"),
+         guard=(_COMPILED, ("dtype", ("float32",)), ("cache", ("warm",)))),
     Grid("shortest_distances", ("call",), (CPU, REFERENCE), graphs=("train", "deep"),
          guard=(_COMPILED,)),
     Grid("collate_edges", ("call",), (CPU, REFERENCE), graphs=("train",), meta_batches=(8,),
@@ -120,17 +119,27 @@ GRIDS = (
     Grid("decode", _GRADIENT, (AUTO, AUTO_CUDA), hid=(32, 64), graphs=("train",),
          meta_batches=(1, 8), guard=(("hid", (32,)), ("meta_batch", (1,)))),
     Grid("capture", ("call",), (AUTO,), graphs=("resnet18", "resnet50"), threshold=1.08,
-         guard=(("graph", ("resnet18",)),)),
-    Grid("predict_cold", ("call",), (AUTO, AUTO_CUDA), graphs=("resnet18", "resnet50"),
-         threshold=1.08, guard=(("graph", ("resnet18",)),)),
-    Grid("predict_warm", ("call",), (AUTO, AUTO_CUDA), graphs=("resnet18", "resnet50"),
-         threshold=1.08, guard=(("graph", ("resnet18",)),)),
-    Grid("loader", ("call",), (AUTO,), graphs=("train",), meta_batches=(1, 8), threshold=1.08,
-         guard=(("meta_batch", (1,)),)),
-    Grid("generator", ("call",), (AUTO,), graphs=("train",), threshold=1.08),
-    # Convolutions of the candidate networks allocate what the machine's library wants.
-    Grid("meta_step", ("call",), (AUTO, AUTO_CUDA), graphs=("train",), meta_batches=(1, 2),
-         threshold=1.08, exact=False, guard=(("meta_batch", (1,)),)),
+         guard=_ONE),
+    Grid("predict_cold", ("call",), (AUTO, PLAIN, AUTO_CUDA), graphs=_NETWORKS, threshold=1.08,
+         guard=_ONE),
+    Grid("predict_warm", ("call",), (AUTO, PLAIN, AUTO_CUDA), graphs=_NETWORKS, threshold=1.08,
+         guard=_ONE),
+    # Preparing repeated prediction for one network; and the prediction then.
+    Grid("compile_plan", ("build", "call"), (AUTO, AUTO_CUDA), graphs=("resnet18", "resnet50"),
+         threshold=1.08, guard=(*_ONE, ("part", ("call",)))),
+    # A stack of wide linear layers, for the memory that it takes.
+    Grid("predict_large", ("call",), (AUTO,), graphs=("stack",), dtypes=("float32", "bfloat16"),
+         threshold=1.08, guard=(("graph", ()),)),
+    Grid("loader", ("call",), (AUTO,), graphs=("train", "packed"), meta_batches=(1, 8),
+         threshold=1.08, guard=(("graph", ("train",)), ("meta_batch", (1,)))),
+    # One record for a file; and a whole file of them in the packed layout.
+    Grid("generator", ("record", "file"), (AUTO,), graphs=("train",), threshold=1.08,
+         guard=(("part", ("record",)),)),
+    # Convolutions of the candidate networks allocate what the machine's library wants. `fresh` are
+    # other architectures in every step.
+    Grid("meta_step", ("call",), (AUTO, PLAIN, AUTO_CUDA), graphs=("train", "fresh"),
+         meta_batches=(1, 2, 8), threshold=1.08, exact=False,
+         guard=(_COMPILED, ("graph", ("train",)), ("meta_batch", (1,)))),
 )  # fmt: skip
 
 

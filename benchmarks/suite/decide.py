@@ -1,47 +1,66 @@
-"""Whether a case has become slower: an interval for the median of ratios, without assumptions.
+"""Whether a case has become slower: an interval for the centre of ratios, whatever their spread.
 
 Every round gives one ratio of the time of the changed revision to that of the base, of processes
-of their own. The interval for their median lies between two of the sorted ratios (sign test): the
-median is below the k-th smallest of n with probability P(Binomial(n, 1/2) < k). Nothing is assumed
-about the noise, and a few disturbed rounds move nothing.
+of their own. Two processes of one revision are exchangeable, so that the logarithm of their ratio
+is as likely positive as negative: the ratios of two revisions lie symmetrically around what the
+change made. The interval for that centre is the one of Wilcoxon's signed-rank test: it lies between
+two of the sorted means of pairs of ratios (Walsh averages), whose median is the estimate of Hodges
+and Lehmann. Nothing else is assumed about the noise, and a few disturbed rounds move little.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-# Chance of calling a case slower whose median is at its threshold: 1 of 2^5 with five rounds.
-FALSE_ALARM = 0.05
-# Chance of stopping early with a case whose median is at its threshold: 1 of 2^3.
-EARLY_PASS = 0.125
-# Rounds after which a median nearer to 1 than to the threshold is enough to pass.
-ENOUGH = 5
+import numpy as np
+
+# Chance, at one look, of calling a case slower whose centre is at its threshold: seven rounds at
+# least.
+FALSE_ALARM = 0.01
+# Chance, at one look, of stopping with a case whose centre is at its threshold: five rounds.
+EARLY_PASS = 0.035
 
 
 class Verdict(StrEnum):
     """What is known of a case."""
 
     PASSED = "ok"
+    FASTER = "faster"
     SLOWER = "SLOWER"
     UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Median of ratios, and between which of them it lies; infinite where too few are known."""
+    """Centre of ratios, and between which ratios it lies; infinite where too few are known."""
 
-    median: float
+    centre: float
     low: float
     high: float
 
 
-def tail(rounds: int, k: int) -> float:
-    """Compute P(Binomial(rounds, 1/2) < k)."""
-    return sum(math.comb(rounds, i) for i in range(k)) / 2**rounds
+@functools.cache
+def rank(rounds: int, chance: float) -> int:
+    """How many of the sorted Walsh averages lie outside of the interval at either end.
+
+    The largest k for which a sum of signed ranks is below k with at most ``chance``.
+    """
+    ways = np.zeros(rounds * (rounds + 1) // 2 + 1)
+    ways[0] = 1.0
+    for place in range(1, rounds + 1):
+        ways[place:] += ways[:-place].copy()
+    below = np.cumsum(ways) / 2.0**rounds
+    return int(np.searchsorted(below, chance, side="right"))
+
+
+def walsh(logarithms: np.ndarray) -> np.ndarray:
+    """Means of all pairs along the last axis, each element with itself included."""
+    first, second = np.triu_indices(logarithms.shape[-1])
+    return (logarithms[..., first] + logarithms[..., second]) / 2
 
 
 def interval(ratios: Sequence[float], chance: float = FALSE_ALARM) -> Interval:
@@ -52,13 +71,11 @@ def interval(ratios: Sequence[float], chance: float = FALSE_ALARM) -> Interval:
     """
     if not ratios or not all(math.isfinite(r) and r > 0 for r in ratios):
         raise ValueError(f"ratios: got {list(ratios)}, needs positive numbers")
-    ordered = sorted(ratios)
-    k = 0
-    while k < len(ordered) and tail(len(ordered), k + 1) <= chance:
-        k += 1
-    low = ordered[k - 1] if k else 0.0
-    high = ordered[-k] if k else math.inf
-    return Interval(statistics.median(ordered), low, high)
+    ordered = np.sort(walsh(np.log(ratios)))
+    k = rank(len(ratios), chance)
+    low = math.exp(ordered[k - 1]) if k else 0.0
+    high = math.exp(ordered[-k]) if k else math.inf
+    return Interval(math.exp(float(np.median(ordered))), low, high)
 
 
 def decide(ratios: Sequence[float], threshold: float) -> Verdict:
@@ -70,27 +87,15 @@ def decide(ratios: Sequence[float], threshold: float) -> Verdict:
     """
     if interval(ratios).low > threshold:
         return Verdict.SLOWER
-    if interval(ratios, EARLY_PASS).high <= threshold:
-        return Verdict.PASSED
-    if len(ratios) >= ENOUGH and statistics.median(ratios) <= (1 + threshold) / 2:
-        return Verdict.PASSED
-    return Verdict.UNDECIDED
+    high = interval(ratios, EARLY_PASS).high
+    if high < 1 / threshold:
+        return Verdict.FASTER
+    return Verdict.PASSED if high <= threshold else Verdict.UNDECIDED
 
 
 def final(ratios: Sequence[float], threshold: float) -> Verdict:
     """Judge a case when no more rounds will be made: slower only with confidence."""
     verdict = decide(ratios, threshold)
-    if verdict is Verdict.UNDECIDED and statistics.median(ratios) <= threshold:
+    if verdict is Verdict.UNDECIDED and interval(ratios).centre <= threshold:
         return Verdict.PASSED
     return verdict
-
-
-def quartile(times: Sequence[float]) -> float:
-    """The lower quartile: others only add to a time, and the least one is a matter of luck.
-
-    Raises:
-        ValueError: If there are no times.
-    """
-    if not times:
-        raise ValueError("times: got none, needs at least one")
-    return sorted(times)[(len(times) - 1) // 4]

@@ -21,6 +21,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "collate_edges": ("ghn_fast.ops.collate_edges",),
     "expand_params": ("ghn_fast.ops.expand_params",),
     "shortest_distances": ("ghn_fast.ops.shortest_distances",),
+    "generate": ("ghn_fast.deepnets.files.generate", "ghn_fast.deepnets"),
     "make_record": ("ghn_fast.deepnets.files.generate", "ghn_fast.deepnets.generate"),
     "Executor": ("ghn_fast.metatrain.executor",),
     "MetaTrainer": ("ghn_fast.metatrain.step",),

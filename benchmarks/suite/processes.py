@@ -103,8 +103,12 @@ class RunningWorker:
         found = Path(self.receive()["package"])
         if found != self.tree.resolve():
             raise WorkerError(f"imports the package of {found}, not of {self.tree}")
-        if self.core is not None:
-            os.sched_setaffinity(self.process.pid, {self.core})
+        self.bind(self.core)
+
+    def bind(self, core: int | None) -> None:
+        """Bind the process, and the children that it makes from now on, to a processor."""
+        if core is not None:
+            os.sched_setaffinity(self.process.pid, {core})
 
     def close(self) -> None:
         """End the process."""

@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT
-
-RESULTS = ROOT / "benchmarks" / "results" / "asv"
-_TIMED = re.compile(r"\.time_")
-
 
 @dataclass(frozen=True)
-class Value:
-    """What one benchmark measured with one set of parameters.
+class Series:
+    """One benchmark with one set of parameters over the commits of one machine, oldest first.
 
     Attributes:
-        benchmark: Its name in asv.
-        params: The values of its parameters.
-        value: In seconds, bytes or as a count; ``None`` where it failed, NaN where it cannot run.
-        low, high: Quartiles of times; NaN for what is no time.
+        name: The benchmark and its parameters.
+        machine: The machine.
+        unit: ``seconds`` for times, empty for counts and sizes.
+        points: Commit and value.
     """
 
-    benchmark: str
-    params: tuple[str, ...]
-    value: float | None
-    low: float
-    high: float
+    name: str
+    machine: str
+    unit: str
+    points: list[tuple[str, float]]
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -45,68 +36,27 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda result: result["date"])
 
 
-def file_of(folder: Path, machine: str, commit: str) -> Path | None:
-    """Find the results of a commit on a machine, the newest file if there are several."""
-    found = sorted((folder / machine).glob(f"{commit[:8]}*.json"), key=lambda p: p.stat().st_mtime)
-    return found[-1] if found else None
-
-
-def tidy(path: Path, about: Mapping[str, str]) -> Path:
-    """Add what the results were measured with, and leave out where on the disk that was.
-
-    Args:
-        path: A result file.
-        about: What asv does not know or keep; ``python``, its version, has to be there.
-
-    Returns:
-        The file, whose name changes.
-    """
-    result = json.loads(path.read_text())
-    result["params"] |= about
-    result["python"] = result["params"]["python"]
-    result["env_name"] = python = f"existing-py{result['python']}"
-    to = path.with_name(f"{path.name.partition('-')[0]}-{python}.json")
-    part = to.with_name(f".{to.name}.{os.getpid()}")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    path.unlink()
-    os.replace(part, to)
-    return to
-
-
-def values(result: Mapping[str, Any]) -> Iterator[Value]:
-    """Yield every value of a result file."""
+def values(result: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """Yield name, unit and value of all that was measured; what failed is left out."""
     columns = result["result_columns"]
     for benchmark, row in result["results"].items():
         fields = dict(zip(columns, row, strict=False))
         params = [[str(p).strip("'") for p in axis] for axis in fields.get("params") or []]
-        combinations = list(itertools.product(*params))
-        found = fields["result"]
-        if found is None:
-            found = [None] * len(combinations)
-        lows, highs = (
-            fields.get(f"stats_{name}") or [None] * len(combinations) for name in ("q_25", "q_75")
-        )
-        for combination, value, low, high in zip(combinations, found, lows, highs, strict=True):
-            yield Value(benchmark, combination, value, _number(low), _number(high))
+        found = fields["result"] or []
+        unit = "seconds" if benchmark.rpartition(".")[2].startswith("time_") else ""
+        for combination, value in zip(itertools.product(*params), found, strict=False):
+            if value is not None and value == value:
+                shown = f"({', '.join(combination)})" if combination else ""
+                yield f"{benchmark}{shown}", unit, float(value)
 
 
-def timed(result: Mapping[str, Any]) -> dict[tuple[str, tuple[str, ...]], Value]:
-    """Collect the times of a result file that there are."""
-    return {
-        (value.benchmark, value.params): value
-        for value in values(result)
-        if _TIMED.search(value.benchmark) and value.value is not None and value.value == value.value
-    }
-
-
-def failures(result: Mapping[str, Any]) -> list[str]:
-    """List what failed; what cannot run on the machine (NaN) did not fail."""
-    return [
-        f"{value.benchmark}({', '.join(value.params)})"
-        for value in values(result)
-        if value.value is None
-    ]
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+def series(folder: Path) -> list[Series]:
+    """Collect the values of all results by benchmark, parameters and machine."""
+    found: dict[tuple[str, str], Series] = {}
+    for result in read_results(folder):
+        machine = result["params"]["machine"]
+        for name, unit, value in values(result):
+            key = name, machine
+            kept = found.setdefault(key, Series(name, machine, unit, []))
+            kept.points.append((result["commit_hash"], value))
+    return list(found.values())

@@ -8,7 +8,6 @@ are measured on the machine, with as many threads as the ops get.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from measure import cuda_seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from ghn_fast.graph.batch import GraphBatch
@@ -25,8 +23,9 @@ from ghn_fast.hypernet import linear
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.decode_plan import plan_decoding
 from ghn_fast.hypernet.propagate import GatedGNN
-from suite.cases import Case, guarded_cases
-from suite.setups import CLASSES, graphs_of, prepared, problem_of
+from suite.cases import Case
+from suite.clock import in_turn, quartile
+from suite.setups import CLASSES, graphs_of, prepared
 
 PATHS = ("gated_gnn", "expand_params", "shortest_distances", "collate_edges", "decode")
 _BYTES = 256 * 10**6
@@ -69,22 +68,8 @@ class Work:
 
 
 def best(run: Callable[[], Any], device: str, repeats: int = 15) -> float:
-    """Measure the lower quartile of the seconds of a call: of the processor, or of the GPU."""
-
-    def processor(least: float) -> float:
-        calls, begin = 0, time.process_time()
-        while True:
-            run()
-            calls += 1
-            elapsed = time.process_time() - begin
-            if elapsed >= least:
-                return elapsed / calls
-
-    run()
-    times = [
-        cuda_seconds(run, 0.02) if device == "cuda" else processor(0.02) for _ in range(repeats)
-    ]
-    return sorted(times)[(repeats - 1) // 4]
+    """Measure the lower quartile of the seconds of a call."""
+    return quartile(in_turn({"": run}, repeats, 0.02, device)[""])
 
 
 def measure_ceilings(device: str) -> Ceilings:
@@ -179,24 +164,14 @@ def _decode(case: Case) -> Work:
     return Work(_FLOAT * elements, counter.get_total_flops())
 
 
-def measure_all() -> dict[str, Any]:
-    """Ceilings by device, and for every guarded case of an op its work, time and achieved part."""
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    ceilings = {device: measure_ceilings(device) for device in devices}
-    cases = {}
-    for case in guarded_cases():
-        if case.path not in PATHS or problem_of(case) is not None:
-            continue
-        work = work_of(case)
-        with prepared(case) as run:
-            seconds = best(run, case.device)
-        limits = ceilings[case.device]
-        cases[case.name] = {
-            "bytes": work.bytes,
-            "flops": work.flops,
-            "seconds": seconds,
-            "least_seconds": work.seconds(limits),
-            "bound": work.bound(limits),
-            "achieved": work.seconds(limits) / seconds,
-        }
-    return {"ceilings": {d: vars(c) for d, c in ceilings.items()}, "cases": cases}
+def roofline_of(case: Case, seconds: float, ceilings: Ceilings) -> dict[str, Any]:
+    """The work of a case, its least time, and the part of the ceiling that it achieves."""
+    work = work_of(case)
+    least = work.seconds(ceilings)
+    return {
+        "bytes": work.bytes,
+        "flops": work.flops,
+        "least_seconds": least,
+        "bound": work.bound(ceilings),
+        "achieved": least / seconds,
+    }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import ghn_fast
-from ghn_fast.deepnets import SampledNets, meta_batches
+from ghn_fast.deepnets import DeepNets, SampledNets, meta_batches
 from ghn_fast.graph import ArchGraph, clear_cache
 from ghn_fast.ops import backend
 from suite.cases import Case
@@ -29,6 +31,8 @@ CUTOFF = 50
 CLASSES = 10
 # Images of a meta-training step; their number changes the candidate networks' share only.
 IMAGES, IMAGE_SIZE = 8, 32
+# Architectures of the steps that never see one twice, in one process; and of a file.
+FRESH, FILE_COUNT = 64, 200
 _OPS = ("gated_gnn", "expand_params", "shortest_distances", "collate_edges")
 
 
@@ -40,6 +44,8 @@ def problem_of(case: Case) -> str | None:
     """Why a case cannot run here, or ``None`` if it can."""
     if case.device == "cuda" and not torch.cuda.is_available():
         return "there is no CUDA device here"
+    if case.backend == "straightforward":
+        return None
     if case.path in _OPS:
         # An op is known once its module has been imported.
         importlib.import_module(f"ghn_fast.ops.{case.path}")
@@ -58,8 +64,13 @@ def prepared(case: Case) -> Iterator[Run]:
     if problem is not None:
         raise SkippedError(problem)
     torch.manual_seed(0)
-    with ghn_fast.backend(case.backend):
-        run = SETUPS[case.path](case)
+    is_plain = case.backend == "straightforward"
+    with ghn_fast.backend("reference" if is_plain else case.backend):
+        if is_plain:
+            from suite.peers.plain import PLAIN as setups
+        else:
+            setups = SETUPS
+        run = setups[case.path](case)
         if case.part == "forward":
             run = _without_gradient(run)
         gc.collect()
@@ -92,6 +103,22 @@ def blocks_of(plan: ParamPlan, device: str, dtype: torch.dtype) -> list[Tensor]:
         torch.randn(sizes.get(block, 0)).to(device, dtype).requires_grad_()
         for block in range(max(sizes, default=-1) + 1)
     ]
+
+
+def stack(layers: int, width: int = 8192, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """Build ``layers`` linear layers of ``width`` squared parameters, norms between, and a head."""
+    torch.set_default_dtype(dtype)
+    try:
+        modules: list[nn.Module] = [nn.Linear(64, width)]
+        for _ in range(layers):
+            modules += [nn.LayerNorm(width), nn.ReLU(), nn.utils.skip_init(nn.Linear, width, width)]
+        network = nn.Sequential(*modules, nn.Linear(width, CLASSES))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(0.5)
+    return network
 
 
 def _without_gradient(run: Run) -> Run:
@@ -147,7 +174,7 @@ def _collate_edges(case: Case) -> Run:
 
 def _decode(case: Case) -> Run:
     graphs = graphs_of(case.graph, case.meta_batch)
-    ghn, decode = _hypernetwork(case), find("decode")
+    ghn, decode = hypernetwork(case), find("decode")
     plan = find("plan_decoding")(graphs, ghn.config)
     nodes = sum(graph.num_nodes for graph in graphs)
     x = torch.randn(nodes, case.hid).to(case.device).requires_grad_()
@@ -157,7 +184,8 @@ def _decode(case: Case) -> Run:
     return lambda: decode(x, plan, ghn.blocks, ghn.vectors)
 
 
-def _hypernetwork(case: Case) -> ghn_fast.GHN:
+def hypernetwork(case: Case) -> ghn_fast.GHN:
+    """Build the hypernetwork of a case, with random weights."""
     return ghn_fast.GHN(ghn_fast.GHNConfig(hid=case.hid, num_classes=CLASSES)).to(case.device)
 
 
@@ -167,12 +195,12 @@ def _capture(case: Case) -> Run:
 
 
 def _predict_warm(case: Case) -> Run:
-    network, ghn = network_of(case.graph).to(case.device), _hypernetwork(case)
+    network, ghn = network_of(case.graph).to(case.device), hypernetwork(case)
     return lambda: ghn.predict(network)
 
 
 def _predict_cold(case: Case) -> Run:
-    network, ghn = network_of(case.graph).to(case.device), _hypernetwork(case)
+    network, ghn = network_of(case.graph).to(case.device), hypernetwork(case)
 
     def run() -> None:
         clear_cache()
@@ -181,8 +209,29 @@ def _predict_cold(case: Case) -> Run:
     return run
 
 
+def _compile_plan(case: Case) -> Run:
+    network, ghn = network_of(case.graph).to(case.device), hypernetwork(case)
+    if case.part == "build":
+        return lambda: ghn.compile_plan(network)
+    return ghn.compile_plan(network)
+
+
+def _predict_large(case: Case) -> Run:
+    network, ghn = stack(4, dtype=getattr(torch, case.dtype)), hypernetwork(case)
+    return lambda: ghn.predict(network, input_shape=(64,))
+
+
+@cache
+def packed() -> DeepNets:
+    """A packed file of architectures, in a folder that goes with the process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    find("generate")("train", 500, folder.name, format="packed")
+    return DeepNets(folder.name, "train")
+
+
 def _loader(case: Case) -> Run:
-    nets = SampledNets("train", 10**4, seed=1)
+    nets = packed() if case.graph == "packed" else SampledNets("train", 10**4, seed=1)
     # The same few steps again and again, whatever number of calls a measurement makes: step 0 is
     # a function of the seed.
 
@@ -194,26 +243,49 @@ def _loader(case: Case) -> Run:
 
 
 def _generator(case: Case) -> Run:
-    make_record = find("make_record")
-    return lambda: [make_record(case.graph, index, seed=1) for index in range(2)]
+    if case.part == "record":
+        make_record = find("make_record")
+        return lambda: [make_record(case.graph, index, seed=1) for index in range(2)]
+    generate = find("generate")
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            generate(case.graph, FILE_COUNT, folder, format="packed")
+
+    return run
+
+
+def architectures(case: Case) -> Iterator[list[Any]]:
+    """Yield the meta-batches of the steps of a case: always one, or ever new ones (``fresh``)."""
+    nets = SampledNets("train", 10**4, seed=1)
+    batches = meta_batches(nets, case.meta_batch, seed=3)
+    if case.graph != "fresh":
+        return itertools.repeat(next(batches))
+    made = list(itertools.islice(batches, max(FRESH // case.meta_batch, 12)))
+    for item in itertools.chain.from_iterable(made):
+        # A loader has made the graphs before a step begins.
+        item.graph  # noqa: B018
+    return itertools.cycle(made)
+
+
+def images_for(case: Case) -> tuple[Tensor, Tensor]:
+    """Make the images and targets of a step."""
+    images = torch.randn(IMAGES, 3, IMAGE_SIZE, IMAGE_SIZE, device=case.device)
+    return images, torch.arange(IMAGES, device=case.device) % CLASSES
 
 
 def _meta_step(case: Case) -> Run:
-    nets = SampledNets("train", 10**4, seed=1)
-    items = next(meta_batches(nets, case.meta_batch, seed=3))
-    ghn = _hypernetwork(case).train()
-    optimizer = torch.optim.Adam(ghn.parameters(), 1e-3)
-    images = torch.randn(IMAGES, 3, IMAGE_SIZE, IMAGE_SIZE, device=case.device)
-    targets = torch.arange(IMAGES, device=case.device) % CLASSES
+    steps, (images, targets) = architectures(case), images_for(case)
+    ghn = hypernetwork(case).train()
     # One thread, so that the work is that of one process on one core.
     trainer = find("MetaTrainer")(
         ghn,
-        optimizer,
+        torch.optim.Adam(ghn.parameters(), 1e-3),
         meta_batch=case.meta_batch,
         grad_clip=5.0,
         executor=find("Executor")(torch.device(case.device), parallel=1),
     )
-    return lambda: trainer.step(items, images, targets)
+    return lambda: trainer.step(next(steps), images, targets)
 
 
 SETUPS: dict[str, Callable[[Case], Run]] = {
@@ -225,6 +297,8 @@ SETUPS: dict[str, Callable[[Case], Run]] = {
     "capture": _capture,
     "predict_cold": _predict_cold,
     "predict_warm": _predict_warm,
+    "compile_plan": _compile_plan,
+    "predict_large": _predict_large,
     "loader": _loader,
     "generator": _generator,
     "meta_step": _meta_step,

@@ -1,4 +1,4 @@
-"""Recorded counts of the guarded cases, by release of torch, and what differs from them.
+"""Recorded counts of the guarded cases, by release of torch, and what has grown since.
 
 The record is benchmarks/tracked.json, written by ``make bench-track``. Another release of torch may
 call other operators inside its own; the record has an entry for each release that it was made with.
@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from measure import ROOT
 
 from ghn_fast.hypernet import linear
 from suite.cases import Case
 from suite.counting import count
+from suite.machine import ROOT
 from suite.setups import SkippedError, prepared
 
 RECORD = ROOT / "benchmarks" / "tracked.json"
 UPDATE = (
     "if that is meant, `make bench-track` records what there is, to be committed with the change"
 )
+SMALLER = "counts that are smaller than recorded pass; `make bench-track` lowers the record"
 
 Counts = dict[str, int]
 
@@ -72,17 +73,27 @@ def count_case(case: Case) -> Counts:
     return found
 
 
-def differences(found: dict[str, Counts], recorded: dict[str, Counts]) -> list[str]:
-    """Say what is not as recorded; a count that has shrunk is to be recorded, too."""
+def grown(found: dict[str, Counts], recorded: dict[str, Counts]) -> list[str]:
+    """Say what is more than recorded, or not recorded: what a test fails for."""
+    return _lines(found, recorded, lambda before, after: before is None or after > before)
+
+
+def shrunk(found: dict[str, Counts], recorded: dict[str, Counts]) -> list[str]:
+    """Say what is less than recorded: a win, for which nothing fails."""
+    return _lines(found, recorded, lambda before, after: before is not None and after < before)
+
+
+def _lines(
+    found: dict[str, Counts],
+    recorded: dict[str, Counts],
+    differs: Callable[[int | None, int], bool],
+) -> list[str]:
     lines = []
     for name, counts in found.items():
-        if name not in recorded:
-            lines.append(f"{name}: not recorded")
-            continue
-        for key in sorted(counts.keys() | recorded[name].keys()):
-            before, after = recorded[name].get(key), counts.get(key)
-            if before != after:
-                lines.append(f"{name}: {key} was {before}, is {after}")
+        known = recorded.get(name, {})
+        for key, after in sorted(counts.items()):
+            if differs(known.get(key), after):
+                lines.append(f"{name}: {key} was {known.get(key)}, is {after}")
     return lines
 
 

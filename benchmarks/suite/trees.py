@@ -15,9 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from measure import ROOT
-
-CACHE = ROOT / "build" / "benchmarks"
+from suite.machine import CACHE, ROOT
 
 
 class BuildError(Exception):

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import gpu_check as check
 import pytest
 import torch
+from suite import machine, measuring, roofline
 
-import ghn_fast
-from ghn_fast.hypernet.decode_plan import plan_decoding
 from ghn_fast.ops import backend
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -27,51 +25,29 @@ JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest" tests="5">
 </testsuite></testsuites>"""
 
 
-class Parts:
-    """The modules of benchmarks/, which is no package."""
-
-    def __init__(self, load: Callable[[str], ModuleType]) -> None:
-        self.measure: Any = load("measure")
-        self.parts: Any = load("gpu_parts")
-        self.check: Any = load("gpu_check")
-
-
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parts]:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.delenv("GHN_FAST_COMMIT", raising=False)
-    before = set(sys.modules)
-    parts = Parts(__import__)
-    yield parts
-    for name in set(sys.modules) - before:
-        if name in ("measure", "baseline") or name.startswith(("bench_", "gpu_")):
-            del sys.modules[name]
-
-
-@pytest.fixture
-def with_gpu(bench: Parts, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Everything that needs a GPU, replaced; what the replacements give can be changed."""
-    tests = bench.parts.count_tests(None) | {"passed": 7}
+    monkeypatch.delenv("GHN_FAST_COMMIT", raising=False)
     fake: dict[str, Any] = {
-        "tests": tests,
+        "tests": check.count_tests(None) | {"passed": 7},
         "sanitizer": None,
-        "cases": [bench.measure.Measurement("op", 2.0, "ms", at_most=3.0)],
+        "cases": [check.Measurement("op", 2.0, "ms", at_most=3.0)],
         "about": {"gpu": "NVIDIA Test 1", "commit": "", "driver": "1.2", "torch": "2"},
     }
     for name in ("need_gpu", "need_packages", "build", "need_cuda_ops"):
-        monkeypatch.setattr(bench.parts, name, lambda: None)
-    monkeypatch.setattr(bench.parts, "run_tests", lambda: fake["tests"])
-    monkeypatch.setattr(bench.parts, "run_sanitizer", lambda: fake["sanitizer"])
-    about = lambda commit: fake["about"] | {"commit": commit}  # noqa: E731
-    monkeypatch.setattr(bench.parts, "about_gpu", about)
-    monkeypatch.setattr(bench.check, "measurements", lambda repeats: fake["cases"])
+        monkeypatch.setattr(check, name, lambda: None)
+    monkeypatch.setattr(check, "run_tests", lambda: fake["tests"])
+    monkeypatch.setattr(check, "run_sanitizer", lambda: fake["sanitizer"])
+    monkeypatch.setattr(check, "about_gpu", lambda commit: fake["about"] | {"commit": commit})
+    monkeypatch.setattr(check, "measurements", lambda: fake["cases"])
     return fake
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
-    command = [sys.executable, "benchmarks/gpu_check.py", "--commit", "x", "--out", str(out)]
+    command = [sys.executable, ".ci/gpu_check.py", "--commit", "x", "--out", str(out)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert "no GPU" in result.stderr
@@ -79,11 +55,9 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_good_run_writes_one_report(
-    bench: Parts, with_gpu: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_good_run_writes_one_report(with_gpu: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "new" / "report.json"
-    assert bench.check.main(["--out", str(out), "--commit", "abc123"]) == 0
+    assert check.main(["--out", str(out), "--commit", "abc123"]) == 0
     assert list(out.parent.iterdir()) == [out]
     report = json.loads(out.read_text())
     assert set(report) == {"date", "about", "tests", "sanitizer", "measurements", "failures"}
@@ -107,7 +81,6 @@ def test_a_good_run_writes_one_report(
     ],
 )
 def test_what_is_wrong_is_reported_and_is_the_exit_status(
-    bench: Parts,
     with_gpu: dict[str, Any],
     tmp_path: Path,
     change: dict[str, Any],
@@ -116,70 +89,70 @@ def test_what_is_wrong_is_reported_and_is_the_exit_status(
 ) -> None:
     for name, value in change.items():
         if name == "cases":
-            with_gpu[name] = [bench.measure.Measurement(*case) for case in value]
+            with_gpu[name] = [check.Measurement(*case) for case in value]
         else:
             with_gpu[name] = (with_gpu[name] or {}) | value
     out = tmp_path / "report.json"
     arguments = ["--out", str(out), "--commit", "abc", "--sanitize"]
-    assert bench.check.main(arguments) == 1
+    assert check.main(arguments) == 1
     (failure,) = json.loads(out.read_text())["failures"]
     assert message in failure
     assert failure in capsys.readouterr().out
 
 
 def test_a_build_that_fails_writes_nothing(
-    bench: Parts, with_gpu: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_gpu: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
-        raise bench.parts.CannotCheckError("setup.py failed")
+        raise check.CannotCheckError("setup.py failed")
 
-    monkeypatch.setattr(bench.parts, "build", fail)
-    assert bench.check.main(["--out", str(tmp_path / "r.json"), "--commit", "abc"]) == 2
-    assert bench.check.main(["--out", str(tmp_path / "r.json"), "--commit", "a", "--no-build"]) == 0
+    monkeypatch.setattr(check, "build", fail)
+    assert check.main(["--out", str(tmp_path / "r.json"), "--commit", "abc"]) == 2
+    assert check.main(["--out", str(tmp_path / "r.json"), "--commit", "a", "--no-build"]) == 0
 
 
-def test_a_build_without_cuda_is_an_error(bench: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_without_cuda_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: Any, **__: Any) -> subprocess.CompletedProcess[str]:
         warning = "warning: ghn_fast is compiled without CUDA: nvcc is CUDA 12"
         return subprocess.CompletedProcess([], 0, "", f"running build_ext\n{warning}\n")
 
-    monkeypatch.setattr(bench.parts.subprocess, "run", run)
-    with pytest.raises(bench.parts.CannotCheckError, match="nvcc is CUDA 12"):
-        bench.parts.build()
+    monkeypatch.setattr(check.subprocess, "run", run)
+    with pytest.raises(check.CannotCheckError, match="nvcc is CUDA 12"):
+        check.build()
     monkeypatch.setattr(backend, "cuda_problem", lambda: "no device")
-    with pytest.raises(bench.parts.CannotCheckError, match="no device"):
-        bench.parts.need_cuda_ops()
+    with pytest.raises(check.CannotCheckError, match="no device"):
+        check.need_cuda_ops()
 
 
-def test_missing_packages_are_named(bench: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.parts.need_packages()
-    monkeypatch.setattr(bench.parts, "PACKAGES", ("pytest", "no_such_package"))
-    with pytest.raises(bench.parts.CannotCheckError, match="has no no_such_package, which the"):
-        bench.parts.need_packages()
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    check.need_packages()
+    monkeypatch.setattr(check, "PACKAGES", ("pytest", "no_such_package"))
+    with pytest.raises(check.CannotCheckError, match="has no no_such_package, which the"):
+        check.need_packages()
 
 
-def test_tests_are_counted(bench: Parts) -> None:
-    counts = bench.parts.count_tests(JUNIT)
+def test_tests_are_counted() -> None:
+    counts = check.count_tests(JUNIT)
     assert (counts["passed"], counts["failed"], counts["skipped"]) == (2, 2, 1)
     assert counts["failed_names"] == ["tests.a::wrong[cuda]", "tests.b::broken"]
     assert counts["skip_reasons"] == {"tests.b::left out": "why"}
-    assert bench.parts.count_tests(None)["passed"] == 0
+    assert check.count_tests(None)["passed"] == 0
 
 
-def test_the_gpu_tests_are_found(bench: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    only = [*bench.parts.PYTEST, "tests/ops/test_shortest_distances.py"]
-    monkeypatch.setattr(bench.parts, "PYTEST", only)
-    counts = bench.parts.run_tests()
+def test_the_gpu_tests_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    only = [*check.PYTEST, "tests/ops/test_shortest_distances.py"]
+    monkeypatch.setattr(check, "PYTEST", only)
+    counts = check.run_tests()
     assert counts["error"] is None
     assert counts["passed" if torch.cuda.is_available() else "skipped"] == 1
-    monkeypatch.setattr(bench.parts, "PYTEST", [sys.executable, "-c", "raise SystemExit(4)"])
-    assert "status 4" in bench.parts.run_tests()["error"]
+    monkeypatch.setattr(check, "PYTEST", [sys.executable, "-c", "raise SystemExit(4)"])
+    assert "status 4" in check.run_tests()["error"]
 
 
 def test_the_commit_comes_from_the_argument_the_environment_or_git(
-    bench: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit_of = bench.measure.commit_of
+    commit_of = machine.commit_of
     with pytest.raises(ValueError, match="name the commit with --commit or GHN_FAST_COMMIT"):
         commit_of(tmp_path)
     monkeypatch.setenv("GHN_FAST_COMMIT", "from-env")
@@ -187,103 +160,43 @@ def test_the_commit_comes_from_the_argument_the_environment_or_git(
     assert commit_of(tmp_path, "named") == "named"
 
 
-def test_a_report_is_not_written_over_another(bench: Parts, tmp_path: Path) -> None:
+def test_a_report_is_not_written_over_another(tmp_path: Path) -> None:
     def path() -> Path:
-        return bench.parts.default_path("NVIDIA H100 80GB HBM3", "2026-01-02", tmp_path)
+        return check.default_path("NVIDIA H100 80GB HBM3", "2026-01-02", tmp_path)
 
     assert path().name == "gpu-nvidia-h100-80gb-hbm3-2026-01-02.json"
-    bench.parts.write_report({}, path())
+    machine.write_whole(path(), "{}")
     assert path().name == "gpu-nvidia-h100-80gb-hbm3-2026-01-02-2.json"
 
 
-def test_a_report_is_whole_or_not_there(bench: Parts, tmp_path: Path) -> None:
+def test_a_report_is_whole_or_not_there(
+    with_gpu: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpu["about"] = {"gpu": "x", "value": float("nan")}
     with pytest.raises(ValueError):
-        bench.parts.write_report({"value": float("nan")}, tmp_path / "r.json")
-    with pytest.raises(TypeError):
-        bench.parts.write_report({"value": object()}, tmp_path / "r.json")
+        check.main(["--out", str(tmp_path / "r.json"), "--commit", "abc"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_case_that_fails_is_recorded(bench: Parts) -> None:
-    def broken() -> list[Any]:
+def test_a_case_that_fails_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> dict[str, Any]:
         raise RuntimeError("results differ")
 
-    def endless() -> list[Any]:
-        return [bench.measure.Measurement("ratio", float("nan"), "times", at_least=1.0)]
+    monkeypatch.setattr(measuring, "measure_case", broken)
+    found = check.measurements()
+    assert found and all(case.value is None and case.met is False for case in found)
+    assert "results differ" in (found[0].error or "")
 
-    for run, reason in ((broken, "results differ"), (endless, "ratio gave nan")):
-        (case,) = bench.measure.attempt("op", run)
-        assert case.value is None
-        assert case.met is False
-        assert reason in case.error
-        json.dumps(case.to_dict(), allow_nan=False)
-
-
-def test_a_measurement_without_a_target_meets_none(bench: Parts) -> None:
-    assert bench.measure.Measurement("op", 1.0, "ms").met is None
-
-
-@pytest.mark.extension
-def test_the_gated_gnn_is_compared_before_it_is_timed(
-    bench: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case_module: Any = __import__("bench_gated_gnn")
-    monkeypatch.setattr(case_module, "train_graphs", lambda count: two_networks())
-    found = case_module.measure_gpu(1, "cpu")
-    assert [case.unit for case in found] == ["times", "ms", "ms"]
-    assert all(case.value > 0 for case in found)
-    monkeypatch.setattr(
-        case_module.Setup, "native", lambda self: 1.001 * self.gnn(self.x, self.batch)
-    )
-    with pytest.raises(RuntimeError, match="results differ"):
-        case_module.measure_gpu(1, "cpu")
+    times = {"seconds": {"median": 0.001}, "peer": {"ratio": {"median": 120.0}}}
+    monkeypatch.setattr(measuring, "measure_case", lambda *_: times)
+    monkeypatch.setattr(roofline, "measure_ceilings", lambda device: None)
+    monkeypatch.setattr(roofline, "roofline_of", lambda *_: {"achieved": 0.5})
+    by_name = {case.name: case for case in check.measurements()}
+    ratios = [case for name, case in by_name.items() if name.endswith("against the loop")]
+    assert [case.met for case in ratios] == [True, True]
+    bandwidths = [case for name, case in by_name.items() if name.endswith("bandwidth")]
+    assert sorted(str(case.met) for case in bandwidths) == ["False", "None"]
 
 
-def test_expansion_is_compared_and_counted(bench: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    case_module: Any = __import__("bench_expand_params")
-    config = ghn_fast.GHNConfig(max_shape=(16, 16, 5, 5), hid=8)
-    plan = plan_decoding(two_networks(), config).params
-    # The hypernetwork's own blocks are as large as those that the plan is measured with.
-    ends = {r.block: 0 for r in plan.rows}
-    for row in plan.rows:
-        size = torch.Size(row.block_shape).numel()
-        ends[row.block] = max(ends[row.block], row.source + size)
-    blocks = case_module.blocks_for(plan, "cpu")
-    assert {i: len(block) for i, block in enumerate(blocks)} == ends
-    forward, backward = case_module.measure_plan("two networks", plan, 1, "cpu")
-    assert (forward.at_least, backward.at_least) == (0.6, None)
-    assert forward.details["bytes_written"] == 4 * plan.numel
-    assert 4 * plan.numel < forward.details["bytes_moved"] <= 4 * (plan.numel + sum(ends.values()))
-    assert case_module.same(blocks[0], blocks[0])
-    assert not case_module.same(blocks[0], blocks[0] * (1 + 3e-5))
-    assert not case_module.same(blocks[0], blocks[0][1:])
-
-
-def test_a_batch_has_the_size_that_is_asked_for(bench: Parts) -> None:
-    case_module: Any = __import__("bench_expand_params")
-    plan = case_module.batch_of(10**7)
-    assert 10**7 <= 4 * plan.numel < 10**8
-
-
-@pytest.mark.extension
-def test_distances_are_compared_and_measured(bench: Parts) -> None:
-    case_module: Any = __import__("bench_shortest_distances")
-    graph = two_networks()[0]
-    (found,) = case_module.measure_cpu(1, graph)
-    assert found.details["pairs"] == graph.num_edges
-    assert found.details["bytes"] == 24 * graph.num_edges
-    assert found.at_most == 3.0
-    assert found.value > 0
-
-
-def two_networks() -> list[ghn_fast.ArchGraph]:
-    layers = [
-        torch.nn.Conv2d(3, 24, 3),
-        torch.nn.BatchNorm2d(24),
-        torch.nn.Conv2d(24, 20, 3),
-        torch.nn.Flatten(),
-        torch.nn.LazyLinear(10),
-    ]
-    network = torch.nn.Sequential(*layers)
-    network(torch.zeros(2, 3, 8, 8))
-    return [ghn_fast.capture(network, input_shape=(3, 8, 8))] * 2
+def test_a_measurement_without_a_target_meets_none() -> None:
+    assert check.Measurement("op", 1.0, "ms").met is None

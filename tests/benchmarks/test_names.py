@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from suite import names  # noqa: E402
-
-sys.path.remove(str(ROOT / "benchmarks"))
+from suite import names
 
 
 @pytest.mark.parametrize("name", names.PLACES)

@@ -4,135 +4,159 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
+import bench
 import pytest
 import torch
+from suite import cases, floors, measuring, pages, results, roofline, setups, trends
 
 from tolerances import assert_close
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import make_performance_page as performance  # noqa: E402
-import quick  # noqa: E402
-import run_asv  # noqa: E402
-from suite import cases, results, roofline, setups, trends  # noqa: E402
-
-sys.path.remove(str(ROOT / "benchmarks"))
-
-COLUMNS = [
-    "result",
-    "params",
-    "version",
-    "started_at",
-    "duration",
-    "stats_q_25",
-    "stats_q_75",
-]
+COLUMNS = ["result", "params", "version", "started_at", "duration"]
 
 
 def result_of(commit: str, date: int, times: list[float | None]) -> dict[str, Any]:
     params = [["'cpu, cpu'", "'cuda, cuda'"], ["32"]]
-    low = [None if t is None or math.isnan(t) else 0.9 * t for t in times]
-    high = [None if t is None or math.isnan(t) else 1.1 * t for t in times]
     return {
         "commit_hash": commit,
         "date": date,
-        "python": "/somewhere/bin/python3.11",
-        "env_name": "existing-py_somewhere",
-        "params": {"machine": "m1", "python": "/somewhere/bin/python3.11", "cpu": "Some CPU x 2"}
-        | {"gpu": "none", "torch": "2.15.0"},
+        "params": {"machine": "m1"},
         "result_columns": COLUMNS,
         "results": {
-            "ops.Op.time_call": [times, params, "1", 0, 1.0, low, high],
-            "ops.Op.peakmem_call": [[7, 8], params, "1", 0, 1.0],
+            "times.Op.time_call": [times, params, "1", 0, 1.0],
+            "counts.Tracked.track_calls": [[7, 8], params, "1", 0, 1.0],
+            "times.Broken.time_call": [None, params, "1", 0, 1.0],
         },
     }
 
 
-def test_values_failures_and_what_cannot_run_are_told_apart() -> None:
-    result = result_of("a" * 40, 1, [0.002, math.nan])
-    assert results.failures(result) == []
-    (only,) = results.timed(result).values()
-    assert (only.benchmark, only.params, only.value) == (
-        "ops.Op.time_call",
-        ("cpu, cpu", "32"),
-        0.002,
-    )
-    assert_close((only.low, only.high), (0.0018, 0.0022))
-    failed = result_of("a" * 40, 1, [None, math.nan])
-    assert results.failures(failed) == ["ops.Op.time_call(cpu, cpu, 32)"]
-    assert results.timed(failed) == {}
-    failed["results"]["ops.Op.time_call"][0] = None
-    assert len(results.failures(failed)) == 2
+def write_results(folder: Path, levels: list[float]) -> None:
+    (folder / "m1").mkdir(parents=True)
+    (folder / "m1" / "machine.json").write_text("{}")
+    for number, level in enumerate(levels):
+        result = result_of(f"{number:02}" * 20, number, [level, math.nan])
+        (folder / "m1" / f"{number:02}-x.json").write_text(json.dumps(result))
 
 
-def test_results_are_kept_without_places_on_the_disk(tmp_path: Path) -> None:
-    folder = tmp_path / "m1"
-    folder.mkdir()
-    path = folder / "aaaaaaaa-existing-py_somewhere.json"
-    path.write_text(json.dumps(result_of("a" * 40, 1, [0.1, math.nan])))
-    assert results.file_of(tmp_path, "m1", "a" * 40) == path
-    to = results.tidy(path, {"gpu": "none", "python": "3.11.7"})
-    assert [p.name for p in folder.iterdir()] == [to.name]
-    assert "somewhere" not in to.read_text()
-    assert results.file_of(tmp_path, "m1", "a" * 40) == to
-    assert results.file_of(tmp_path, "m1", "b" * 40) is None
-
-
-def test_trends_follow_the_commits(tmp_path: Path) -> None:
-    found = [
-        result_of("b" * 40, 2, [0.003, math.nan]),
-        result_of("a" * 40, 1, [0.002, math.nan]),
-    ]
-    for result in found:
-        folder = tmp_path / "m1"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{result['commit_hash'][:8]}-x.json").write_text(json.dumps(result))
-    (folder / "machine.json").write_text("{}")
-    read = results.read_results(tmp_path)
-    assert trends.trends(read) == {
-        "ops.Op\ncpu, cpu, 32": {"m1": [("aaaaaaa", 0.002), ("bbbbbbb", 0.003)]}
+def test_series_hold_what_was_measured_in_the_order_of_commits(tmp_path: Path) -> None:
+    write_results(tmp_path, [0.002, 0.003])
+    found = {one.name: one for one in results.series(tmp_path)}
+    assert set(found) == {
+        "times.Op.time_call(cpu, cpu, 32)",
+        "counts.Tracked.track_calls(cpu, cpu, 32)",
+        "counts.Tracked.track_calls(cuda, cuda, 32)",
     }
-    (page,) = trends.draw_trends(read, tmp_path)
-    assert page.read_bytes().startswith(b"\x89PNG")
-    text = run_asv.index_page(read, [page])
-    assert text.count("<img ") == text.count(f'src="{page.name}"') == 1
-    assert "aaaaaaa, bbbbbbb" in text and "machines: m1" in text
-    assert "https:" not in text
+    one = found["times.Op.time_call(cpu, cpu, 32)"]
+    assert (one.machine, one.unit) == ("m1", "seconds")
+    assert one.points == [("00" * 20, 0.002), ("01" * 20, 0.003)]
 
 
-def test_the_page_holds_what_was_measured(tmp_path: Path) -> None:
-    folder = tmp_path / "results" / "asv" / "m1"
-    folder.mkdir(parents=True)
-    for commit, date, time in (("a", 1, 0.002), ("b", 2, 0.00345)):
-        result = result_of(commit * 40, date, [time, math.nan])
-        (folder / f"{commit * 8}-x.json").write_text(json.dumps(result))
-    report = {
-        "about": {"cpu": "Some CPU x 2", "gpu": "none", "torch": "2.15.0", "commit": "bbb"},
+def test_the_page_shows_the_commits_that_moved_a_case(tmp_path: Path) -> None:
+    pytest.importorskip("asv.step_detect", reason="asv is not installed (the extra `bench`)")
+    jitter = [1.0, 1.003, 0.998, 1.001, 0.999, 1.002]
+    levels = [0.002 * j for j in jitter] + [0.003 * j for j in jitter] + [0.001 * j for j in jitter]
+    write_results(tmp_path / "results", levels)
+    first, second = trends.moves_of(levels)
+    assert (first.place, second.place) == (6, 12)
+    assert_close((first.ratio, second.ratio), (1.5, 1 / 3), context="ghn")
+    out = tmp_path / "out"
+    assert bench.main(["site", "--results", str(tmp_path), "--out", str(out)]) == 0
+    text = (out / "index.html").read_text()
+    # Nothing is loaded from anywhere.
+    assert "http" not in text and "src=" not in text
+    assert text.count("<svg ") == 3
+    assert '<li class="slower"><code>0606060606</code> +50' in text
+    assert '<li class="faster"><code>1212121212</code> -66' in text
+    assert bench.main(["site", "--results", str(out), "--out", str(tmp_path / "no")]) == 2
+
+
+def report() -> dict[str, Any]:
+    times = {"median": 2e-3, "low": 1.9e-3, "high": 2.1e-3, "least": 1e-3, "most": 3e-3}
+    ratio = {"median": 40.0, "least": 30.0, "most": 50.0}
+    roof = {"bytes": 4e7, "flops": 0, "least_seconds": 1e-3, "bound": "memory", "achieved": 0.5}
+    gnn = "gated_gnn.forward(cpu, cpu, hid=32, train x 8, float32)"
+    latency = {"p50": 1e-3, "p95": 2e-3, "p99": 4e-3}
+    return {
+        "machine": "m1",
+        "about": {"cpu": "Some CPU x 2", "gpu": "none", "torch": "2.15", "python": "3.11"}
+        | {"commit": "abc"},
         "ceilings": {"cpu": {"fill": 3e10, "copy": 4e10, "flops": 1e11}},
         "cases": {
-            "op": {"bytes": 4e7, "flops": 0, "seconds": 2e-3, "least_seconds": 1e-3}
-            | {"bound": "memory", "achieved": 0.5}
+            gnn: {"seconds": times, "roofline": roof}
+            | {"peer": {"case": gnn.replace("cpu", "straightforward", 1), "ratio": ratio}},
+            "predict_warm.call(auto, cpu, hid=32, resnet50 x 1, float32)": {
+                "seconds": times,
+                "latency": latency,
+            },
+            "broken": {"error": "RuntimeError: no"},
         },
     }
-    (tmp_path / "results" / "roofline-m1.json").write_text(json.dumps(report))
-    out = tmp_path / "docs"
-    arguments = ["--results", str(tmp_path / "results"), "--out", str(out)]
-    assert performance.main(arguments) == 0
-    text = (out / "performance.md").read_text()
-    assert "| Op | cpu, cpu | 32 | 3.45 ms | 3.1 ms to 3.8 ms |" in text
-    assert "cuda" not in text
-    assert "2 ms to" not in text
-    assert "Some CPU x 2, GPU: none, torch 2.15.0" in text
-    assert "| `op` | 40 MB | 0 M | 2 ms | 1 ms | memory | 50 % |" in text
-    assert "| cpu | 30.0 GB/s | 40.0 GB/s | 100 GFLOP/s |" in text
-    assert (out / "performance.png").is_file()
-    assert performance.main(["--results", str(out), "--out", str(tmp_path / "no")]) == 2
-    assert not (tmp_path / "no").exists()
+
+
+def test_the_pages_hold_what_was_measured_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{pages.BEGIN}\nold\n{pages.END}\nafter\n")
+    file = tmp_path / "measured.json"
+    file.write_text(json.dumps(report()))
+    assert bench.main(["docs", str(file), "--root", str(tmp_path)]) == 0
+    text = (tmp_path / "docs" / "performance.md").read_text()
+    assert "| 2 ms | 1.9 ms to 2.1 ms | straightforward | 40.0 (30.0 to 50.0) |" in text
+    assert "| 40 MB | 0 M | 2 ms | 1 ms | memory | 50 % |" in text
+    assert "x 1, float32)` | 1 ms | 2 ms | 4 ms |" in text
+    assert "| `broken` | failed: RuntimeError: no |" in text
+    assert "Some CPU x 2, GPU: none, torch 2.15, Python 3.11, commit `abc`" in text
+    assert (tmp_path / "docs" / "performance.png").is_file()
+    speed = readme.read_text()
+    assert speed.startswith("before\n") and speed.endswith("\nafter\n") and "old" not in speed
+    assert "| gated GNN | node-by-node loop | forward of 8 training graphs 40 times |" in speed
+    assert "known 1 ms, 4 ms" in speed
+    assert "meta-training" not in speed
+    readme.write_text("no place")
+    with pytest.raises(SystemExit):
+        bench.main(["docs", str(file), "--root", str(tmp_path)])
+
+
+def test_the_readme_of_this_checkout_has_a_place_for_the_table() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count(pages.BEGIN) == text.count(pages.END) == 1
+
+
+def test_a_case_is_measured_in_turn_with_what_one_would_write_first() -> None:
+    known = {case.name: case for case in cases.all_cases()}
+    peers = {case.path: measuring.peer_of(case, known) for case in cases.guarded_cases()
+             if case.device == "cpu"}  # fmt: skip
+    assert {p: peer and peer.backend for p, peer in peers.items()} == {
+        "gated_gnn": "straightforward", "expand_params": "reference",
+        "shortest_distances": "reference", "collate_edges": "reference", "decode": None,
+        "capture": None, "predict_cold": "straightforward", "predict_warm": "straightforward",
+        "compile_plan": None, "loader": None, "generator": None, "meta_step": "straightforward",
+    }  # fmt: skip
+
+
+def test_a_results_file_is_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "new" / "measured.json"
+    times = {"seconds": {"median": 1.0}}
+
+    def measure(case: cases.Case, peer: cases.Case | None) -> dict[str, Any]:
+        if case.part == "build":
+            raise RuntimeError("no")
+        return dict(times)
+
+    monkeypatch.setattr(measuring, "measure_case", measure)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    measuring.measure_all(out, ["capture."], commit="abc")
+    measuring.measure_all(out, ["compile_plan"], commit="def")
+    found = json.loads(out.read_text())
+    assert {name.split(".")[0] for name in found["cases"]} == {"capture", "compile_plan"}
+    assert found["about"]["commit"] == "def"
+    errors = [case.get("error") for name, case in found["cases"].items() if ".build" in name]
+    assert errors and set(errors) == {"RuntimeError: no"}
+    with pytest.raises(ValueError, match="'nothing' are in the name of no case"):
+        measuring.measure_all(out, ["nothing"], commit="abc")
 
 
 def case_of(path: str, part: str) -> cases.Case:
@@ -189,28 +213,40 @@ def test_the_operations_of_message_passing_are_those_of_its_reference() -> None:
 def test_too_small_a_ratio_fails_the_quick_check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = list(quick.FLOORS)
+    names = list(floors.FLOORS)
     assert {cases.find_case(name).backend for name in names} == {"cpu"}
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
-    monkeypatch.setattr(quick, "ratio", lambda case: 1000.0)
-    assert quick.main([]) == 0
-    monkeypatch.setattr(quick, "ratio", lambda case: 1000.0 if case.name != names[1] else 0.9)
-    assert quick.main([]) == 1
+    monkeypatch.setattr(floors, "ratio", lambda case: 1000.0)
+    assert floors.check() == 0
+    monkeypatch.setattr(floors, "ratio", lambda case: 1000.0 if case.name != names[1] else 0.9)
+    assert floors.check() == 1
     assert f"{names[1]}: 0.9 times as fast as the reference" in capsys.readouterr().out
-    assert quick.main(["--seconds", "0"]) == 1
+    assert floors.check(0) == 1
 
     def skip(case: cases.Case) -> float:
         raise setups.SkippedError("no compiler")
 
-    monkeypatch.setattr(quick, "ratio", skip)
-    assert quick.main([]) == 0
+    monkeypatch.setattr(floors, "ratio", skip)
+    assert floors.check() == 0
     assert f"{names[0]}: skipped, no compiler" in capsys.readouterr().out
 
 
 @pytest.mark.extension
 def test_the_quick_check_measures_both_back_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(quick, "seconds", lambda run, name: (run(), seen.append(name), 1.0)[2])
-    monkeypatch.setattr(quick, "PAIRS", 1)
-    assert quick.ratio(case_of("collate_edges", "call")) == 1.0
-    assert seen == ["cpu", "reference"] * 2
+    from ghn_fast.ops import backend
+
+    seen: list[str] = []
+    requested = backend.requested
+
+    def spy() -> str:
+        seen.append(requested())
+        return seen[-1]
+
+    def in_turn(runs: dict[str, Any], *_: Any) -> dict[str, list[float]]:
+        for run in runs.values():
+            run()
+        return {"own": [1.0, 1.0], "peer": [3.0, 3.0]}
+
+    monkeypatch.setattr(backend, "requested", spy)
+    monkeypatch.setattr(measuring.clock, "in_turn", in_turn)
+    assert floors.ratio(case_of("collate_edges", "call")) == 3.0
+    assert set(seen) == {"cpu", "reference"}
