@@ -372,3 +372,13 @@ def test_the_shell_completes_commands_and_networks() -> None:
             env={**os.environ, **environment},
         )
         assert expected in done.stdout.split(), done.stderr
+
+
+def test_publish_into_a_folder(run: Run, tmp_path: Path) -> None:
+    status, printed, error = run("publish", "ghn2-digits", "--out", tmp_path / "out")
+    assert status == 0, error
+    assert f"written: {tmp_path / 'out'}" in printed
+    assert ghn_fast.from_pretrained(tmp_path / "out").config.num_classes == 10
+    status, _, error = run("publish", "ghn2-digits")
+    assert status == 2
+    assert "--repo, --out: got neither" in error

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ghn_fast.utils.logs import get_logger
+
 # Exit status of a program that SIGINT ended, by the convention of shells.
 INTERRUPTED = 130
 # Architectures that are taken of a large split unless it is told otherwise.
@@ -81,8 +83,21 @@ def check_device(name: str) -> None:
         raise ValueError(f"device: got {name!r}, needs cpu, cuda or cuda:N")
 
 
+def can_draw() -> bool:
+    """Whether pictures can be drawn; if not, a warning says what they need."""
+    from ghn_fast.utils.optional import installed, missing
+
+    if installed("matplotlib"):
+        return True
+    get_logger(__name__).warning("%s", missing("matplotlib", "drawing", "pictures"))
+    return False
+
+
 def make_progress(*, show: bool = True, rate: bool = False) -> Any:
     """A progress bar on standard error; its tasks have a field ``info``.
+
+    In a terminal and in a notebook it is drawn in place. Elsewhere, in the file of a batch job for
+    instance, it is a line now and then.
 
     Args:
         show: Whether it is drawn at all.
@@ -109,6 +124,11 @@ def make_progress(*, show: bool = True, rate: bool = False) -> Any:
                 return Text("")
             return Text(f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s/step")
 
+    console = Console(stderr=True)
+    if show and not (console.is_terminal or console.is_jupyter):
+        from ghn_fast.commands.lines import ProgressLines
+
+        return ProgressLines()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -116,6 +136,6 @@ def make_progress(*, show: bool = True, rate: bool = False) -> Any:
         TimeRemainingColumn(),
         Rate(),
         TextColumn("{task.fields[info]}"),
-        console=Console(stderr=True),
+        console=console,
         disable=not show,
     )

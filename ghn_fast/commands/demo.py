@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghn_fast.commands.common import check_out
+from ghn_fast.commands.common import can_draw, check_out
 from ghn_fast.commands.output import make_console
 
 if TYPE_CHECKING:
@@ -53,8 +53,10 @@ def demo(
             )
     out.mkdir(parents=True, exist_ok=True)
     report.to_json(out / "demo.json")
-    report.histogram(out / "demo.png")
-    written = [out / "demo.json", out / "demo.png"]
+    written = [out / "demo.json"]
+    if can_draw():
+        report.histogram(out / "demo.png")
+        written.append(out / "demo.png")
     console.print(f"written: {' and '.join(map(str, written))}")
     return {**asdict(report), "written": written}
 

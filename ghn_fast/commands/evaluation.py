@@ -15,6 +15,7 @@ from ghn_fast.commands.common import (
     MOST,
     Dataset,
     Device,
+    can_draw,
     check_device,
     check_out,
     make_progress,
@@ -115,7 +116,7 @@ def evaluate(
     report.to_json(out / f"{stem}.json")
     print_evaluation(report, f"{ckpt} on {name}")
     written = [out / f"{stem}.json"]
-    if report.predicted is not None:
+    if report.predicted is not None and can_draw():
         report.histogram(out / f"{stem}.png")
         written.append(out / f"{stem}.png")
     say(f"written: {' and '.join(map(str, written))}")

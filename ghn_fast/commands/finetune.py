@@ -12,6 +12,7 @@ from ghn_fast.commands.common import (
     INTERRUPTED,
     Dataset,
     Device,
+    can_draw,
     check_device,
     check_out,
     make_progress,
@@ -183,7 +184,7 @@ def write_finetune(report: FinetuneReport, out: Path) -> None:
             curves.setdefault(key, []).append(training.curve)
     shown = list(dict.fromkeys(panels.values()))[:6]
     curves = {key: seeds for key, seeds in curves.items() if panels[key] in shown}
-    if curves:
+    if curves and can_draw():
         kept = {key: panels[key] for key in curves}
         draw_curves(curves, out / "finetune.png", panels=kept, y_label="top-1 on test images (%)")
 

@@ -12,6 +12,7 @@ from ghn_fast.commands.common import (
     INTERRUPTED,
     Dataset,
     Device,
+    can_draw,
     check_device,
     check_out,
     make_progress,
@@ -183,7 +184,7 @@ def write_sgd(report: SgdReport, out: Path) -> None:
             key = f"{training.network}, {training.init}"
             curves.setdefault(key, []).append(training.curve)
             panels[key] = training.network
-    if curves:
+    if curves and can_draw():
         draw_curves(curves, out / "curves.png", panels=panels)
 
 

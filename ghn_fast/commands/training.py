@@ -55,6 +55,10 @@ def train(
         int | None, typer.Option(min=0, help="Architectures in the pool; 0 for no pool.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    trackers: Annotated[
+        list[str] | None,
+        typer.Option("--tracker", help="tensorboard or wandb; repeatable."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the file; repeatable."),
@@ -75,7 +79,7 @@ def train(
     given = {
         name: value
         for name, value in context.params.items()
-        if name not in beside and value is not None
+        if name not in beside and value is not None and value != []
     }
     given |= parse_settings(settings or [])
     if "steps" in given or "epochs" in given:

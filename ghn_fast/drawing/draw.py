@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from ghn_fast.drawing.placement import Layout, Point, layout_graph
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.node_types import NODE_TYPES
 from ghn_fast.graph.properties import main_edges
+from ghn_fast.utils.optional import installed, missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,11 +96,8 @@ def check_picture(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"path: got {path}, but {existing} is a file; needs a folder")
     if not os.access(existing, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise ValueError(f"path: got {path}, but it cannot be written to")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError(
-            "drawing a graph needs matplotlib, which is not installed; pip install matplotlib",
-            name="matplotlib",
-        )
+    if not installed("matplotlib"):
+        raise missing("matplotlib", "drawing", "pictures")
     return path
 
 

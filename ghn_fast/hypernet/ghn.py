@@ -20,12 +20,13 @@ from ghn_fast.hypernet.decode_plan import DecodePlan
 from ghn_fast.hypernet.encode import NodeEncoder
 from ghn_fast.hypernet.predictor import Predictor
 from ghn_fast.hypernet.propagate import build_propagator
+from ghn_fast.hypernet.publishing import Published
 from ghn_fast.hypernet.report import Clock, PredictionReport
 from ghn_fast.hypernet.withheld import check_frozen
 from ghn_fast.ops.expand_params import expand_params
 
 
-class GHN(nn.Module):
+class GHN(Published, nn.Module):
     """Predicts all parameters of a network from its architecture graph (arXiv 2110.13100).
 
     Args:

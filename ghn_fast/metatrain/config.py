@@ -17,6 +17,7 @@ from ghn_fast.deepnets.architectures.spec import LARGE_IMAGE
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.metatrain.network_gradients import RULES
 from ghn_fast.metatrain.precision import AUTO, PRECISIONS
+from ghn_fast.metatrain.trackers import check_trackers
 from ghn_fast.utils.settings import Section, checked, setting
 
 # Steps over which `max_skip_rate` is taken.
@@ -185,6 +186,22 @@ class CheckpointsConfig(Section):
     keep_checkpoints: int = setting(3, least=1, may_change=True)
 
 
+@dataclass(frozen=True)
+class RecordsConfig(Section):
+    """Where the numbers of a run go beside its own files.
+
+    Attributes:
+        trackers: Experiment trackers: ``tensorboard`` (where it is installed), ``wandb`` (Weights &
+            Biases, by its environment variables); none is ``[]``.
+    """
+
+    trackers: tuple[str, ...] = setting(("tensorboard",), may_change=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_trackers(self.trackers)
+
+
 @dataclass(frozen=True, init=False)
 class TrainConfig(Section):
     """Settings of a meta-training run; the defaults are the published ones for CIFAR-10.
@@ -200,7 +217,7 @@ class TrainConfig(Section):
             and the largest kernel of networks for the images.
         ghn: The hypernetwork; its number of classes and largest block come from the images and
             ``max_shape`` (see :meth:`ghn_config`). Its ``steps`` are called ``propagation_steps``.
-        data, architectures, optimizer, execution, evaluation, checkpoints: Sections.
+        data, architectures, optimizer, execution, evaluation, checkpoints, records: Sections.
     """
 
     init: str | None = None
@@ -213,6 +230,7 @@ class TrainConfig(Section):
     execution: ExecutionConfig = ExecutionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
+    records: RecordsConfig = RecordsConfig()
 
     def __init__(self, **settings: Any) -> None:
         given: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Records of a training run: JSON lines that survive crashes and full disks, and TensorBoard."""
+"""Records of a training run: JSON lines that survive crashes and full disks, and trackers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ghn_fast.metatrain.trackers import Trackers
 from ghn_fast.utils.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
@@ -104,35 +106,36 @@ class JsonLines:
 
 
 class RunLog:
-    """The records of a run: metrics, evaluations, skipped architectures, TensorBoard.
+    """The records of a run: metrics, evaluations, skipped architectures, experiment trackers.
 
     Args:
         run: Folder of the run.
         start_step: Number of steps that are done already.
+        trackers: Names of trackers, see :data:`ghn_fast.metatrain.trackers.TRACKERS`.
+        settings: Settings of the run, which trackers show.
     """
 
-    def __init__(self, run: Path, start_step: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        start_step: int,
+        trackers: tuple[str, ...] = ("tensorboard",),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.metrics = JsonLines(run / METRICS_FILE, start_step)
         self.evaluations = JsonLines(run / EVALUATIONS_FILE, start_step)
         self.skipped = JsonLines(run / SKIPPED_FILE, start_step)
-        self._board: Any = None
-        self._folder = run / "tensorboard"
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self._folder), purge_step=start_step + 1)
-        except OSError as error:
-            self._without_board(error)
+        self.trackers = Trackers(trackers, run, start_step, settings or {})
 
     def write(self, values: dict[str, Any]) -> None:
         """Write the metrics of one step; ``values`` has the entry ``step``."""
         self.metrics.write(values)
-        self._draw("", values)
+        self.trackers.scalars(values["step"], values)
 
     def write_evaluation(self, values: dict[str, Any]) -> None:
         """Write an evaluation; ``values`` has the entry ``step``."""
         self.evaluations.write(values)
-        self._draw("evaluation/", values)
+        self.trackers.scalars(values["step"], values, prefix="evaluation/")
 
     def write_skipped(self, values: dict[str, Any]) -> None:
         """Write a skipped architecture; ``values`` has the entry ``step``."""
@@ -151,28 +154,7 @@ class RunLog:
         """Close all files."""
         for lines in (self.metrics, self.evaluations, self.skipped):
             lines.close()
-        if self._board is not None:
-            try:
-                self._board.close()
-            except OSError as error:
-                self._without_board(error)
-
-    def _draw(self, prefix: str, values: dict[str, Any]) -> None:
-        if self._board is None:
-            return
-        try:
-            # Its thread appends to a file in there, and ends if somebody has removed the folder.
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for name, value in values.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(prefix + name, value, values["step"])
-        except OSError as error:
-            self._without_board(error)
-
-    def _without_board(self, error: OSError) -> None:
-        # Its writer does not recover; the curves are in the JSON lines anyway.
-        self._board = None
-        warnings.warn(f"TensorBoard ends here: {error}", RuntimeWarning, stacklevel=3)
+        self.trackers.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -278,7 +278,7 @@ class _Files:
         out.mkdir(parents=True, exist_ok=True)
         self.lock = FolderLock(out)
         self._write_settings()
-        self.log = RunLog(out, step)
+        self.log = RunLog(out, step, config.records.trackers, config.to_dict())
         self.saver = Saver(
             out,
             every=config.checkpoints.checkpoint_every,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ghn_fast.utils.optional import require
 from ghn_fast.vision.results import PICTURE_SUFFIXES
 
 # Colour-blind safe (Okabe and Ito), dark enough for lines on white.
@@ -176,6 +177,7 @@ def draw_curves(
     Raises:
         ValueError: If there are no curves, or the suffix is another.
     """
+    require("matplotlib", "drawing", "pictures")
     from matplotlib.figure import Figure
 
     path = check_picture_name(path)

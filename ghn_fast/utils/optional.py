@@ -28,11 +28,16 @@ def require(module: str, extra: str, purpose: str) -> Any:
         library = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != library:
             raise
-        raise ModuleNotFoundError(
-            f"{purpose} need {library}, which is not installed; "
-            f"pip install 'ghn-fast[{extra}]' brings it",
-            name=library,
-        ) from None
+        raise missing(library, extra, purpose) from None
+
+
+def missing(library: str, extra: str, purpose: str) -> ModuleNotFoundError:
+    """The error of :func:`require` for a library that is not installed."""
+    return ModuleNotFoundError(
+        f"{purpose} need {library}, which is not installed; "
+        f"pip install 'ghn-fast[{extra}]' brings it",
+        name=library,
+    )
 
 
 def installed(module: str) -> bool:

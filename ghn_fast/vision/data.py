@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from ghn_fast.utils.optional import require
 from ghn_fast.vision.augment import seeded_generator
 from ghn_fast.vision.folders import (
     IMAGENET_MEAN,
@@ -107,12 +108,7 @@ def _folder(path: str | Path) -> Path:
 
 
 def _load_digits(image_size: int, val_fraction: float) -> ImageSplits:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        message = "the digits data set needs scikit-learn: pip install scikit-learn"
-        raise ImportError(message) from error
-    source = load_digits()
+    source = require("sklearn.datasets", "vision", "handwritten digits").load_digits()
     grey = torch.from_numpy(source.images).float()[:, None] * (255 / 16)  # stored as 0..16
     grey = F.interpolate(grey, size=(image_size, image_size), mode="bilinear", align_corners=False)
     images = grey.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
@@ -155,7 +151,7 @@ def _load_sample(image_size: int) -> ImageSplits:
 
 
 def _load_cifar10(root: Path, image_size: int, val_fraction: float, download: bool) -> ImageSplits:
-    from torchvision.datasets import CIFAR10
+    CIFAR10 = require("torchvision.datasets", "vision", "files of CIFAR-10").CIFAR10
 
     folder = root / CIFAR10.base_folder
     if not download and not folder.is_dir():

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ghn_fast.utils.optional import require
 from ghn_fast.vision.augment import seeded_generator
 from ghn_fast.vision.images import SMALL_IMAGE, ImageSet, ImageSplits, decode_files
 
@@ -75,9 +76,8 @@ def scan_classes(path: Path) -> ClassTree:
 
 
 def _extensions() -> tuple[str, ...]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    extensions: tuple[str, ...] = IMG_EXTENSIONS
+    folder = require("torchvision.datasets.folder", "vision", "folders of images")
+    extensions: tuple[str, ...] = folder.IMG_EXTENSIONS
     return extensions
 
 
@@ -275,7 +275,7 @@ def common_size(paths: Sequence[str]) -> int:
     Raises:
         ValueError: If a file cannot be decoded; the message names it.
     """
-    from PIL import Image
+    Image = require("PIL.Image", "vision", "image files")
 
     sides: set[tuple[int, int]] = set()
     for path in paths[:: max(1, len(paths) // SIZE_SAMPLE)]:

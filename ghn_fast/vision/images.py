@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ghn_fast.utils.optional import require
 from ghn_fast.vision.augment import crop_boxes
 
 # Above this side images are photographs: evaluated on the central 224/256 of the shorter side,
@@ -179,7 +180,7 @@ def decode_evaluation(path: str, image_size: int) -> np.ndarray:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be decoded; the message names it.
     """
-    from torchvision.transforms import functional as tvf
+    tvf = require("torchvision.transforms.functional", "vision", "image files")
 
     shorter = image_size if image_size <= SMALL_IMAGE else round(image_size * 256 / 224)
     image = _open_rgb(path)
@@ -206,7 +207,7 @@ def decode_crop(path: str, image_size: int, draws: Tensor) -> np.ndarray:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be decoded; the message names it.
     """
-    from PIL import Image
+    Image = require("PIL.Image", "vision", "image files")
 
     image = _open_rgb(path)
     width, height = image.size
@@ -219,7 +220,7 @@ def decode_crop(path: str, image_size: int, draws: Tensor) -> np.ndarray:
 
 def _open_rgb(path: str) -> Any:
     """An image with three channels of 8 bits; grey levels of 16 bits lose their lower half."""
-    from PIL import Image
+    Image = require("PIL.Image", "vision", "image files")
 
     if os.path.exists(path) and not os.path.isfile(path):
         # Opening a pipe waits for somebody to write into it.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ghn_fast.utils.files import write_atomically
+from ghn_fast.utils.optional import require
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -202,6 +203,7 @@ def _finite(value: Any) -> Any:
 
 def _draw(report: EvaluationReport) -> Any:
     # Figure without pyplot: no global state, no display, Agg for PNG.
+    require("matplotlib", "drawing", "pictures")
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

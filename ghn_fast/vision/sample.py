@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ghn_fast.utils.optional import require
 from ghn_fast.vision.images import ImageSet
 
 CLASS_NAMES = (
@@ -45,10 +46,7 @@ def sample_images(image_size: int) -> ImageSet:
 
 def _tiles(name: str) -> Tensor:
     """The images of a class (100, 3, 32, 32) uint8."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("cifar10-sample needs Pillow: pip install pillow") from error
+    Image = require("PIL.Image", "vision", "the images of cifar10-sample")
     source = resources.files("ghn_fast.vision") / "samples" / "cifar10" / f"{name}.jpg"
     with source.open("rb") as file, Image.open(file) as image:
         grid = torch.from_numpy(np.array(image.convert("RGB")))

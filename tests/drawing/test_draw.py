@@ -246,7 +246,7 @@ def test_mistakes_are_found_before_the_work(
         check_picture(tmp_path / "a.svg")
     monkeypatch.undo()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'ghn-fast\[drawing\]'"):
         check_picture(tmp_path / "a.svg")
 
 
@@ -276,7 +276,7 @@ def test_command(
     assert re.search(r"\bmine\b", text)
     assert "bias 7" in text
     for model, message in (
-        ("resnet19", "needs one of alexnet"),
+        ("resnet19", "the nearest are resnet18"),
         ("deepnets:tests:1", "deepnets:SPLIT:INDEX"),
         ("deepnets:test", "deepnets:SPLIT:INDEX"),
         ("deepnets:predefined:2", "has 2 architectures"),

@@ -153,6 +153,7 @@ def test_what_may_change_when_a_run_is_continued() -> None:
         *("steps", "epochs", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
         *("max_skip_rate", "device", "data_root", "workers", "graph_workers"),
         *("parallel_networks", "cuda_graphs", "balance", "hypernetwork", "hypernetwork_threads"),
+        "trackers",
     }
 
 

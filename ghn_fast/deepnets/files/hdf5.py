@@ -31,6 +31,7 @@ from ghn_fast.deepnets.sampling.sampler import base_params
 from ghn_fast.deepnets.sampling.splits import IMAGE_SIZES, SPACES, check_split
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.utils.files import WholeFileWriter, temporary_name
+from ghn_fast.utils.optional import require
 
 _NOT_IN_EVAL = ("train", "search")
 
@@ -199,7 +200,7 @@ class SplitFile:
     def _open(self) -> Any:
         if self._group is not None and self._process == os.getpid():
             return self._group
-        import h5py
+        h5py = require("h5py", "hdf5", "files in the published layout")
 
         try:
             file = h5py.File(self.data_path, "r")
@@ -293,7 +294,7 @@ class SplitWriter(WholeFileWriter):
         self, folder: str | os.PathLike[str], split: str, *, overwrite: bool = False
     ) -> None:
         check_split(split)
-        import h5py
+        h5py = require("h5py", "hdf5", "files in the published layout")
 
         folder = Path(folder)
         self.split = split

@@ -13,6 +13,7 @@ from ghn_fast.deepnets.architectures.spec import LARGE_IMAGE
 from ghn_fast.deepnets.loading.items import ArchItem
 from ghn_fast.deepnets.sampling.splits import IMAGE_SIZES
 from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.utils.optional import require
 
 
 class PredefinedItem(ArchItem):
@@ -41,11 +42,10 @@ class ResNet50Item(PredefinedItem):
         return capture(network, (3, image_size, image_size), self.virtual_edges, rules=self.rules)
 
     def build(self, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
-        from torchvision.models import resnet50
-
+        models = require("torchvision.models", "vision", "networks of torchvision")
         num_classes, image_size = self._defaults(num_classes, image_size)
-        network = resnet50(num_classes=num_classes)
-        network.input_shape = (3, image_size, image_size)
+        network: nn.Module = models.resnet50(num_classes=num_classes)
+        network.input_shape = (3, image_size, image_size)  # type: ignore[assignment]
         if image_size < LARGE_IMAGE:
             network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
