@@ -7,15 +7,12 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Self
 
 import torch
 
 from ghn_fast.hypernet.model_card import CARD_FILE, model_card, read_results
 from ghn_fast.utils.files import write_atomically
-
-if TYPE_CHECKING:
-    from ghn_fast.hypernet.ghn import GHN
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ("config.json", "model.safetensors")
@@ -27,7 +24,7 @@ def load(
     device: str | torch.device,
     hub: dict[str, Any],
     **options: Any,
-) -> GHN:
+) -> Any:
     """Load a hypernetwork; what is said of the Hub is heeded where it is asked.
 
     Args:
@@ -58,7 +55,7 @@ def load(
 
 
 def save(
-    ghn: GHN,
+    ghn: Any,
     folder: str | os.PathLike[str],
     *,
     name: str = "owner/name",
@@ -90,7 +87,7 @@ def save(
 
 
 def push(
-    ghn: GHN,
+    ghn: Any,
     repo_id: str,
     *,
     commit_message: str,
@@ -146,7 +143,7 @@ class Published:
         local_files_only: bool = False,
         revision: str | None = None,
         **options: Any,
-    ) -> GHN:
+    ) -> Self:
         """Load a hypernetwork, as :func:`ghn_fast.from_pretrained`, with the options of the Hub.
 
         Args:
@@ -169,12 +166,13 @@ class Published:
             "local_files_only": local_files_only or None,
             "revision": revision,
         }
-        return load(
+        loaded: Self = load(
             pretrained_model_name_or_path,
             device=device,
             hub={name: value for name, value in told.items() if value is not None},
             **options,
         )
+        return loaded
 
     def save_pretrained(
         self,
@@ -206,7 +204,7 @@ class Published:
         if push_to_hub and repo_id is None:
             raise ValueError("repo_id: got None with push_to_hub=True, needs owner/name")
         name = repo_id or Path(save_directory).resolve().name
-        folder = save(self._ghn(), save_directory, name=name, **card)
+        folder = save(self, save_directory, name=name, **card)
         if push_to_hub and repo_id is not None:
             self.push_to_hub(repo_id, model_card_kwargs=card, **push_to_hub_kwargs)
         return folder
@@ -236,7 +234,7 @@ class Published:
             ValueError: If ``repo_id`` is no ``owner/name``.
         """
         return push(
-            self._ghn(),
+            self,
             repo_id,
             commit_message=commit_message,
             private=private,
@@ -245,7 +243,3 @@ class Published:
             create_pr=create_pr,
             **dict(model_card_kwargs or {}),
         )
-
-    def _ghn(self) -> GHN:
-        """This, as what it is part of."""
-        return cast("GHN", self)

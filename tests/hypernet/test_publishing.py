@@ -125,9 +125,8 @@ class FakeApi:
 
     def upload_folder(self, *, folder_path: str, **options: Any) -> str:
         self.calls.append(("upload", options))
-        self.files.update(
-            {p.name: p.read_text(errors="replace") for p in Path(folder_path).iterdir()}
-        )
+        for path in Path(folder_path).iterdir():
+            self.files[path.name] = path.read_text(errors="replace")
         return "https://huggingface.co/me/mine/commit/1"
 
 
@@ -165,6 +164,6 @@ def test_the_hub_is_told_what_was_asked(tmp_path: Path, monkeypatch: pytest.Monk
     assert loaded.config == SMALL
     assert asked["name"] == "me/mine"
     assert (asked["revision"], asked["cache_dir"], asked["token"]) == ("v1", tmp_path, "t")
-    with pytest.raises(FileNotFoundError, match="revision='v2'.*no such revision") as error:
+    with pytest.raises(FileNotFoundError, match=r"revision='v2'.*no such revision") as error:
         ghn_fast.GHN.from_pretrained("me/mine", revision="v2", token="secret")
     assert "secret" not in str(error.value)
