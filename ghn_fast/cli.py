@@ -16,6 +16,7 @@ from ghn_fast.commands import (
     embeddings,
     evaluation,
     finetune,
+    nasbench201,
     pictures,
     prediction,
     properties,
@@ -91,6 +92,7 @@ for command in (
     finetune.finetune,
     properties.properties,
     embeddings.embeddings,
+    nasbench201.nasbench201,
 ):
     app.command()(with_json(command))
 app.add_typer(deepnets.app, name="deepnets")

@@ -7,6 +7,7 @@ channels, a residual block that halves the size between two stages, and a linear
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -339,33 +340,34 @@ def _add_cell(made: _Builder, name: str, cell: Cell, width: int, value: _Value) 
     return states[3]
 
 
-def path_features(cells: Sequence[Cell]) -> Tensor:
-    """Counts of operations and of paths, the baseline of graph properties.
-
-    Per cell: how often each operation occurs; and for each of five classes of operations
-    (convolution 3×3, 1×1, either, pooling, skip) the least and the largest number of its edges on
-    a path from input to output, for pooling and skip also the number of paths without it.
-
-    Returns:
-        Features (cells, 17) float64.
-    """
-    return torch.tensor([_path_row(tuple(cell)) for cell in cells], dtype=torch.float64)
-
-
 # The paths from state 0 to state 3, as places of edges.
 _PATHS = ((2,), (0, 4), (1, 5), (0, 3, 5))
+_NO_PATH = 9
 
 
-def _path_row(cell: Cell) -> list[float]:
-    none = OPERATIONS.index("none")
-    row = [float(cell.count(number)) for number in range(len(OPERATIONS))]
-    paths = [[cell[k] for k in path] for path in _PATHS if all(cell[k] != none for k in path)]
-    skip, three, one, pool = (
-        OPERATIONS.index(name)
-        for name in ("skip_connect", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3")
-    )
-    for kinds in ((three,), (one,), (three, one), (pool,), (skip,)):
-        counts = [sum(op in kinds for op in path) for path in paths] or [0]
-        row += [float(min(counts)), float(max(counts))]
-    row += [float(len(paths)), float(sum(map(len, paths)))]
-    return row
+def cell_counts(cells: Sequence[Cell]) -> tuple[Tensor, Tensor]:
+    """Simple properties of cells, the baseline that embeddings have to beat.
+
+    Returns:
+        How often each operation occurs, (cells, 5); and for each of the 31 sets of operations the
+        shortest path from input to output made of them (9 without one), the most of them on any of
+        the four paths and on one without ``none``, and how many of them leave the input and enter
+        the output, (cells, 155). Both float64.
+    """
+    table = torch.tensor([list(cell) for cell in cells])
+    kinds = range(len(OPERATIONS))
+    operations = torch.stack([(table == number).sum(dim=1) for number in kinds], dim=1)
+    there = table != OPERATIONS.index("none")
+    alive = torch.stack([there[:, list(path)].all(dim=1) for path in _PATHS], dim=1)
+    columns = []
+    for size in range(1, len(OPERATIONS) + 1):
+        for chosen in itertools.combinations(kinds, size):
+            inside = torch.isin(table, torch.tensor(chosen))
+            on_path = torch.stack([inside[:, list(path)].sum(dim=1) for path in _PATHS], dim=1)
+            lengths = torch.tensor([len(path) for path in _PATHS])
+            whole = torch.where(on_path == lengths, lengths, _NO_PATH).amin(dim=1)
+            leaving = inside[:, [k for k, edge in enumerate(EDGES) if edge[0] == 0]].sum(dim=1)
+            entering = inside[:, [k for k, edge in enumerate(EDGES) if edge[1] == 3]].sum(dim=1)
+            columns += [whole, on_path.amax(dim=1), (on_path * alive).amax(dim=1)]
+            columns += [leaving, entering]
+    return operations.double(), torch.stack(columns, dim=1).double()

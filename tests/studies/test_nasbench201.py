@@ -14,9 +14,9 @@ from ghn_fast.studies.nasbench201 import (
     Cell,
     CellNetwork,
     alive_edges,
+    cell_counts,
     cell_graph,
     parse_cell,
-    path_features,
 )
 
 # The best cell of CIFAR-10, one with sums that repeat a state, one with dead ends.
@@ -90,5 +90,13 @@ def test_both_notations() -> None:
 
 
 def test_counts_and_paths() -> None:
-    row = path_features([(4, 0, 3, 1, 4, 3)])[0]
-    assert row[:5].tolist() == [1, 1, 0, 2, 2]
+    operations, paths = cell_counts([(4, 0, 3, 1, 4, 3), (2, 2, 2, 2, 2, 2)])
+    assert operations.tolist() == [[1, 1, 0, 2, 2], [0, 0, 6, 0, 0]]
+    assert paths.shape == (2, 155)
+    # Sets of one come first: skip, none, 3x3, 1x1, pooling.
+    skip, three, one, pool = (paths[0, 5 * i : 5 * i + 5].tolist() for i in (0, 2, 3, 4))
+    assert skip == [9, 1, 1, 1, 0]
+    assert three == [9, 0, 0, 0, 0]
+    assert one == [1, 1, 1, 1, 2]
+    assert pool == [2, 2, 2, 1, 1]
+    assert paths[1, 10:15].tolist() == [1, 3, 3, 3, 3]
