@@ -30,7 +30,7 @@ from ghn_fast.capturing.recover import recover
 from ghn_fast.capturing.roles import assign_roles, needs_roles, normalises
 from ghn_fast.capturing.shadow import LazyParameterError, Shadow
 from ghn_fast.capturing.specials import SPECIALS
-from ghn_fast.capturing.tensors import tensors_in
+from ghn_fast.capturing.tensors import is_mask, tensors_in
 from ghn_fast.capturing.tracer import Recorder
 from ghn_fast.capturing.words import explain_failure, explain_partial
 from ghn_fast.graph.arch_graph import NOT_NORMALISED, ArchGraph
@@ -69,7 +69,7 @@ def capture(
             tuple or list of positional arguments, or a dict of keyword arguments, nested as the
             network takes them. Of floating-point tensors only shapes and types are read, batch
             dimension included (best 1); integers and booleans keep their values, which the forward
-            pass may look at.
+            pass may look at, and so do masks, tensors with infinite elements.
         rules: What is a node, and which parameters have one; a hypernetwork reads graphs of the
             rules that it was trained with (``ghn.config.graph_rules``).
 
@@ -99,7 +99,7 @@ def capture(
             return _capture(model, shadow, shapes, example_inputs, virtual_edges, rules)
         except _LookCloserError:
             shadow.close()
-            shadow = Shadow(model)
+            shadow = Shadow(model, hooks=True)
             return _capture(
                 model, shadow, shapes, example_inputs, virtual_edges, rules, closely=True
             )
@@ -114,7 +114,9 @@ def capture(
 
 
 class _LookCloserError(Exception):
-    """Outputs alone do not lead to all parameters: all results have to be kept."""
+    """All results have to be kept, since outputs alone do not lead to all parameters, or all hooks
+    have to be called.
+    """
 
 
 def _capture(
@@ -150,13 +152,15 @@ def _capture(
                 output = shadow.module(*args, **kwargs)
             outputs = recorder.final(output)
     except Exception as error:
-        if not closely and isinstance(error, ValuesNeededError):
+        if not closely and (isinstance(error, ValuesNeededError) or shadow.misses_hooks()):
             raise _LookCloserError from error
         message = explain_failure(model, shadow, args, kwargs, error)
         outputs = _last_results(recorder, shadow) if isinstance(error, ValuesNeededError) else []
         if not outputs:
             raise CaptureError(message) from error
         partial = explain_partial(shadow, error)
+    if not closely and shadow.misses_hooks():
+        raise _LookCloserError
     if partial is None:
         outputs = recorder.choices_before(outputs, shadow.by_id) + outputs
         if recorder.assumed:
@@ -248,7 +252,7 @@ def _inputs(
             for tensor in tensors_in(made):
                 inputs.follow(tensor)
             return made
-        if value.is_floating_point() or value.is_complex():
+        if (value.is_floating_point() or value.is_complex()) and not is_mask(value):
             kind = dtype if value.is_floating_point() else value.dtype
             return inputs.features(value.shape, kind)
         return inputs.follow(shadow.known.copy(value))
@@ -291,7 +295,5 @@ def _skipped(nodes: NodeGraph, params: Mapping[str, RawParam]) -> dict[str, str]
             if node.param.shift_name is not None:
                 reached.add(node.param.shift_name)
     return {
-        name: _UNREACHED if param.open or param.reason is None else param.reason
-        for name, param in params.items()
-        if name not in reached
+        name: param.reason or _UNREACHED for name, param in params.items() if name not in reached
     }

@@ -18,7 +18,6 @@ import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from enum import Enum
 from typing import Any, NoReturn
 
@@ -28,9 +27,9 @@ from torch import Tensor, nn
 PLAIN = frozenset(
     (int, float, str, bool, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size)
 )
-_IMMUTABLE = (int, float, complex, str, bytes, Enum, type, types.ModuleType)
-_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)
-_CACHED = type(functools.lru_cache(lambda: None))
+IMMUTABLE = (int, float, complex, str, bytes, Enum, type, types.ModuleType)
+METHODS = (types.BuiltinMethodType, types.MethodWrapperType)
+CACHED = type(functools.lru_cache(lambda: None))
 # Objects of these belong to the process, not to a network.
 _OUTSIDE_NAMES = """
 asyncio concurrent importlib inspect io logging multiprocessing pathlib queue socket subprocess
@@ -89,7 +88,7 @@ class Copier:
         for base, make in _BASES:
             if issubclass(kind, base):
                 return make(self, value)
-        if issubclass(kind, _IMMUTABLE) or kind.__module__.partition(".")[0] in _OUTSIDE:
+        if issubclass(kind, IMMUTABLE) or kind.__module__.partition(".")[0] in _OUTSIDE:
             return value
         numpy = sys.modules.get("numpy")
         if numpy is not None:
@@ -342,7 +341,7 @@ _MAKERS: dict[type, Callable[[Copier, Any], Any]] = {
     types.MethodWrapperType: Copier._builtin,
     types.GeneratorType: Copier._unread,
     functools.partial: Copier._partial,
-    _CACHED: Copier._uncached,
+    CACHED: Copier._uncached,
     weakref.ref: Copier._reference,
     weakref.ProxyType: Copier._proxy,
     weakref.CallableProxyType: Copier._proxy,
@@ -362,61 +361,3 @@ _BASES: tuple[tuple[Any, Callable[[Copier, Any], Any]], ...] = (
     (torch.Generator, Copier._generator),
     (random.Random, Copier._random),
 )
-
-
-class ClassAttributes:
-    """Attributes of the classes of a network, which a forward pass may change, too.
-
-    Args:
-        copier: Makes the copies that stand for containers and objects that classes hold.
-    """
-
-    def __init__(self, copier: Copier) -> None:
-        self._copier = copier
-        self._changeable: dict[type, tuple[tuple[str, Any], ...]] = {}
-
-    def of(self, kind: type) -> tuple[tuple[str, Any], ...]:
-        """Name and copy of each attribute of a class that can change without being set."""
-        found = self._changeable.get(kind)
-        if found is None:
-            copies: dict[str, Any] = {}
-            for cls in reversed(kind.__mro__):
-                if _is_own(cls):
-                    for name, value in vars(cls).items():
-                        if _can_change(name, value):
-                            copies[name] = self._copier(value)
-                        else:
-                            copies.pop(name, None)
-            found = self._changeable[kind] = tuple(copies.items())
-        return found
-
-    @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Put back what is set on a class meanwhile."""
-        classes = {cls for kind in self._changeable for cls in kind.__mro__ if _is_own(cls)}
-        before = [(cls, dict(vars(cls))) for cls in classes]
-        try:
-            yield
-        finally:
-            for cls, attributes in before:
-                for name in vars(cls).keys() - attributes.keys():
-                    delattr(cls, name)
-                for name, value in attributes.items():
-                    if vars(cls).get(name) is not value:
-                        setattr(cls, name, value)
-
-
-def _is_own(cls: type) -> bool:
-    """Whether a class is neither PyTorch's nor the interpreter's."""
-    root = cls.__module__.partition(".")[0]
-    return root not in ("torch", "torchvision", "builtins", "abc", "typing", "collections")
-
-
-def _can_change(name: str, value: Any) -> bool:
-    kind = type(value)
-    if kind in PLAIN or kind in _FIXED or name.startswith("__") or hasattr(kind, "__get__"):
-        return False
-    return not isinstance(value, (*_IMMUTABLE, tuple, frozenset, nn.Module))
-
-
-_FIXED = frozenset((types.FunctionType, property, classmethod, staticmethod, *_METHODS))

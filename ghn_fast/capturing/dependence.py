@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ghn_fast.capturing.inputs import READS_BY_INDEX
 from ghn_fast.capturing.raw import INPUT, RawOp, RawParam
 
 PRODUCTS: dict[str, tuple[tuple[int, ...], int | None]] = {
@@ -64,11 +65,16 @@ class Dependence:
                 any(map(self, op.inputs))
                 or _applies_layer(op)
                 or (unseen and op.kind in PRODUCTS and None in op.inputs[:2])
+                or (unseen and op.kind in READS_BY_INDEX)
             )
 
     def __call__(self, item: Any) -> bool:
         """Whether an operand depends on features."""
         return item is INPUT or (type(item) is RawOp and self._features.get(id(item), True))
+
+    def note(self, op: RawOp, *, features: bool) -> None:
+        """Say of a new operation whether it depends on features."""
+        self._features[id(op)] = features
 
     def readers(self, op: RawOp) -> list[tuple[RawOp, int]]:
         """The operations that read the result of ``op``, each with the place of the operand."""

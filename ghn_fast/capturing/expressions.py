@@ -18,7 +18,9 @@ from ghn_fast.capturing.raw import RawOp, RawParam
 Use = Literal["weight", "scale", "shift"]
 
 _VIEWS_AND_COPIES = """
-Alias AsStrided Clone ConstantPadNd Contiguous Diagonal Expand Flip Narrow Permute PixelShuffle
+Alias AsStrided Clone ConstantPadNd Contiguous Diagonal Expand FakeQuantizePerChannelAffine
+FakeQuantizePerChannelAffineCachemask FakeQuantizePerTensorAffine
+FakeQuantizePerTensorAffineCachemask Flip FusedMovingAvgObsFakeQuantize Narrow Permute PixelShuffle
 Repeat Reshape ReshapeAlias Roll Rot90 Select Slice Split SplitWithSizes Squeeze T ToCopy Transpose
 Tril Triu Unbind Unflatten UnsafeSplit UnsafeView Unsqueeze View
 """
@@ -37,10 +39,8 @@ _OF_BESIDE = (
 _TRANSFORMED = (
     "its value passes through {op} before it meets features: the initial value is chosen for that"
 )
-_MIXED = (
-    "features meet sums over it (by {op}) and not its elements: predicted values are not meant "
-    "for that"
-)
+_SUMS = "features meet sums over it"
+_MIXED = _SUMS + " (by {op}) and not its elements: predicted values are not meant for that"
 COMPLEMENT = "a mixing factor, whose complement is used as well"
 _SCALED = (
     "it is multiplied by a tensor of one number, whose value is not read: the initial value is "
@@ -73,7 +73,8 @@ class Expression:
     Attributes:
         parts: Parameters whose elements it is made of.
         beside: Parameters that change these elements or add to them.
-        behind: Parameters behind functions whose values nothing can be said of, to the reason.
+        behind: Parameters behind functions whose values nothing can be said of, to the reason; by
+            sums over it, another use may still say what a parameter is.
     """
 
     parts: list[Part] = field(default_factory=list)
@@ -93,7 +94,10 @@ class Expression:
                 close(param, _OF_BESIDE.format(use=use, main=name))
         for param, reason in self.behind.values():
             if id(param) not in parts and param.open:
-                close(param, reason)
+                if reason.startswith(_SUMS):
+                    param.reason = param.reason or reason
+                else:
+                    close(param, reason)
 
 
 def close(param: RawParam, reason: str) -> None:

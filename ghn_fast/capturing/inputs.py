@@ -9,7 +9,7 @@ of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -38,6 +38,8 @@ class Inputs:
         self.readers: set[Any] = set()
         # Tensors without gradients that come of the input, by id; kept so that ids stay theirs.
         self._plain: dict[int, Tensor] = {}
+        # Whole numbers that were read from them, and go on without a trace.
+        self.numbers: set[int] = set()
 
     def features(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A meta tensor of a floating-point input; in-place operations may follow."""
@@ -65,8 +67,10 @@ class Inputs:
         if not self.readers:
             return
         for op in ops:
-            if op.kind in READS_BY_INDEX and op.detail in self.readers:
+            if op.kind in (*READS_BY_INDEX, "Select") and op.detail in self.readers:
                 op.inputs = [*op.inputs, INPUT]
+                if op.kind == "Select":  # one row, by a number of the input
+                    op.kind = "IndexSelect"
 
 
 def _unrecorded() -> AbstractContextManager[Any]:
@@ -86,7 +90,10 @@ class _Following(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         read = list(tensors_in((args, kwargs)))
-        if not any(map(self._inputs.comes_of_input, read)):
+        numbers = self._inputs.numbers
+        if not any(map(self._inputs.comes_of_input, read)) and not (
+            numbers and func in _FOR_NUMBERS and _has_number(args[-1:], numbers)
+        ):
             return func(*args, **kwargs)
         # A mask that is added to features stays a constant.
         if func not in _SUMS:
@@ -94,6 +101,8 @@ class _Following(TorchFunctionMode):
                 if any(tensor.requires_grad for tensor in read):
                     args, kwargs = tree_map(self._as_features, (tuple(args), kwargs))
         result = func(*args, **kwargs)
+        if func in _READING_NUMBERS:
+            numbers.update(_whole_numbers(result))
         changed = args[0] if func is torch.Tensor.__setitem__ else None
         with _unrecorded():
             for tensor in tensors_in((result, changed)):
@@ -122,6 +131,26 @@ class _Following(TorchFunctionMode):
             stack.extend(source for source, _ in current.next_functions)
 
 
+def _whole_numbers(value: Any) -> Iterator[int]:
+    if type(value) is int:
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _whole_numbers(item)
+
+
+def _has_number(value: Any, numbers: set[int]) -> bool:
+    """Whether one of these numbers, and nothing but numbers, is among values."""
+    return any(number in numbers for number in _whole_numbers(value))
+
+
+_READING_NUMBERS: frozenset[Callable[..., Any]] = frozenset(
+    (torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__int__, torch.Tensor.__index__)
+)
+# Where whole numbers of the input become features: as the index of a row, and as a tensor again.
+_FOR_NUMBERS: frozenset[Callable[..., Any]] = frozenset(
+    (torch.Tensor.__getitem__, torch.tensor, torch.as_tensor)
+)
 _SUMS: frozenset[Callable[..., Any]] = frozenset(
     (
         torch.add,
@@ -132,6 +161,20 @@ _SUMS: frozenset[Callable[..., Any]] = frozenset(
         torch.Tensor.__iadd__,
     )
 )
+
+
+_VIEWS = "Clone ConstantPadNd Permute Reshape ToCopy Transpose Unsqueeze UnsafeView View"
+_KEEPING_SIZE = frozenset(("Div", "Mul", *_VIEWS.split()))
+
+
+def factor_of(op: RawOp) -> float:
+    """The number that an operation multiplies its first operand by; 1 for other operations."""
+    number = op.detail
+    if op.kind not in ("Mul", "Div") or type(number) not in (int, float) or not number:
+        return 1.0
+    if op.kind == "Mul":
+        return float(number)
+    return 1.0 / number if op.inputs and op.inputs[0] is not None else 1.0
 
 
 def from_parameters(
@@ -158,6 +201,9 @@ def from_parameters(
         alone.update(map(id, waiting))
         for op in ops:
             if id(op) not in alone and any(id(i) in alone for i in op.inputs):
+                for item in op.inputs:
+                    if type(item) is RawOp and id(item) in alone and item.kind in _KEEPING_SIZE:
+                        op.input_factor *= factor_of(item) * item.input_factor
                 op.inputs = [INPUT if id(i) in alone else i for i in op.inputs]
         waiting = [op for op in ops if INPUT in op.inputs and id(op) not in alone and is_alone(op)]
     return (

@@ -44,7 +44,9 @@ def describe_parameter(
             if len(shape) == (_WEIGHT_DIMS.get(layer, 1) if attribute == "weight" else 1):
                 return describe(module, attribute, name, shape)
             break
-    return RawParam(name, shape, None, is_open=True)
+    param = RawParam(name, shape, None, is_open=True)
+    param.is_rows = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and attribute == "weight"
+    return param
 
 
 def _declared(name: str, shape: tuple[int, ...], node_type: str) -> RawParam:

@@ -22,6 +22,8 @@ from ghn_fast.capturing.op_shapes_linear import (
     linear,
     multi_head_attention,
     recurrent,
+    recurrent_cell,
+    several_products,
 )
 from ghn_fast.capturing.strides import (
     Size,
@@ -281,8 +283,6 @@ def _table() -> dict[Any, Rule]:
         F.scaled_dot_product_attention: attention,
         torch._grouped_mm: grouped_product,
         F.multi_head_attention_forward: multi_head_attention,
-        torch._grouped_mm: grouped_product,
-        F.grouped_mm: grouped_product,
         torch.cat: cat,
         torch.roll: roll,
         torch.Tensor.roll: roll,
@@ -290,6 +290,11 @@ def _table() -> dict[Any, Rule]:
         torch.gru: recurrent(3),
         torch.rnn_tanh: recurrent(1),
         torch.rnn_relu: recurrent(1),
+        torch.lstm_cell: recurrent_cell(4, cell=True),
+        torch.gru_cell: recurrent_cell(3),
+        torch.rnn_tanh_cell: recurrent_cell(1),
+        torch.rnn_relu_cell: recurrent_cell(1),
+        torch.einsum: several_products,
     }
     if hasattr(F, "grouped_mm"):
         rules[F.grouped_mm] = grouped_product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -72,6 +73,47 @@ def grouped_product(
     like = input if out_dtype is None else torch.empty((), dtype=out_dtype, device="meta")
     sources = (edge(input), edge(weight))
     return recorder.record("GroupedMm", sources, shape, like, detail=input.shape[-1])
+
+
+def several_products(recorder: Recorder, equation: Any, *operands: Any) -> Tensor | None:
+    """An einsum of a weight with several features: bilinear, where sums run over all its inputs.
+
+    Two operands are left to PyTorch, as is a weight that features from a softmax mix.
+    """
+    if len(operands) < 3 or not isinstance(equation, str) or "." in equation:
+        return None
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    letters = terms.split(",")
+    if not arrow or len(letters) != len(operands):
+        return None
+    if any(not is_floating(t) or t.dim() != len(x) for t, x in zip(operands, letters, strict=True)):
+        return None
+    weights = [n for n, t in enumerate(operands) if t.requires_grad and t.grad_fn is None]
+    if len(weights) != 1:
+        return None
+    weight, own = operands[weights[0]], letters[weights[0]]
+    others = [n for n in range(len(operands)) if n != weights[0]]
+    summed = set(own) - set(result)
+    if len(summed) < 2 or any(not summed & set(letters[n]) for n in others):
+        return None
+    if any(_is_gate(operands[n]) for n in others):
+        return None
+    size: dict[str, int] = {}
+    for tensor, word in zip(operands, letters, strict=True):
+        size.update(zip(word, tensor.shape, strict=True))
+    fan_in = prod(size[x] for x in summed)
+    sources = [edge(operands[n]) for n in others]
+    return recorder.record(
+        "Trilinear",
+        (sources[0], edge(weight), *sources[1:]),
+        [size[x] for x in result],
+        operands[others[0]],
+        detail=(weight.numel() // fan_in, fan_in),
+    )
+
+
+def _is_gate(tensor: Tensor) -> bool:
+    return type(tensor.grad_fn).__name__.startswith(("Softmax", "Sigmoid"))
 
 
 def attention(
@@ -220,6 +262,36 @@ def recurrent(gates: int, *, cell: bool = False) -> Rule:
             output,
             *(recorder.record("Alias", (source,), s, input) for s in hidden_shapes),
         )
+
+    return rule
+
+
+def recurrent_cell(gates: int, *, cell: bool = False) -> Rule:
+    """One step of an LSTM, GRU or RNN: two linear layers, as of the whole layers."""
+
+    def rule(
+        recorder: Recorder,
+        input: Tensor,
+        hx: Any,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
+    ) -> Any:
+        states = tuple(hx) if isinstance(hx, (list, tuple)) else (hx,)
+        if not is_floating(input) or not is_floating(w_ih) or len(states) != 1 + cell:
+            return None
+        if input.shape[-1] != w_ih.shape[1] or w_hh.shape[0] != gates * w_hh.shape[1]:
+            return None
+        if any(state.shape != (*input.shape[:-1], w_hh.shape[1]) for state in states):
+            return None
+        end = _inner_linear(recorder, edge(input), w_ih, b_ih)
+        known = [edge(state) for state in states if edge(state) is not None]
+        if known:
+            end = recorder.step("Cat", end, *known)
+        end = _inner_linear(recorder, end, w_hh, b_hh)
+        results = [recorder.record("Alias", (end,), state.shape, input) for state in states]
+        return tuple(results) if cell else results[0]
 
     return rule
 

@@ -51,6 +51,7 @@ class RawParam:
         is_offset: Whether it is the difference of a scale from one.
         is_free: Whether it is a scale, shift or token that belongs to no layer.
         is_table: Whether its rows are read by index.
+        is_rows: Whether its class says that rows stand for symbols.
     """
 
     __slots__ = (
@@ -59,6 +60,7 @@ class RawParam:
         "is_free",
         "is_linear_weight",
         "is_offset",
+        "is_rows",
         "is_settled",
         "is_table",
         "name",
@@ -96,6 +98,7 @@ class RawParam:
         self.is_offset = False
         self.is_free = False
         self.is_table = False
+        self.is_rows = False
 
 
 class RawOp:
@@ -110,12 +113,13 @@ class RawOp:
             over dimensions.
 
     Attributes:
+        input_factor: Number by which inputs of the network were multiplied before it reads them.
         detail: Of a convolution (groups, dilation, stride, transposed, shape of the kernel), of a
             product the number of terms in its sums, of arithmetic with a number that number, with
             a tensor the shapes of both; or autograd's record, which has them.
     """
 
-    __slots__ = ("detail", "inputs", "keepdim", "kernel", "kind")
+    __slots__ = ("detail", "input_factor", "inputs", "keepdim", "kernel", "kind")
 
     def __init__(
         self,
@@ -130,6 +134,7 @@ class RawOp:
         self.kernel = kernel
         self.keepdim = keepdim
         self.detail: Any = None
+        self.input_factor = 1.0
 
 
 @dataclass(slots=True)

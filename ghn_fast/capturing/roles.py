@@ -15,9 +15,15 @@ from math import prod
 from ghn_fast.capturing.dependence import NORMS, PRODUCTS, Dependence, cut_closed
 from ghn_fast.capturing.expressions import COMPLEMENT, JOINS, analyse, close
 from ghn_fast.capturing.inputs import READS_BY_INDEX
-from ghn_fast.capturing.raw import RawOp, RawParam
+from ghn_fast.capturing.raw import INPUT, RawOp, RawParam
 from ghn_fast.capturing.vectors import take_norm, take_scale, take_shift, take_token
-from ghn_fast.capturing.weights import TABLE, kernel_behind, make_weight, take_product
+from ghn_fast.capturing.weights import (
+    TABLE,
+    is_weight,
+    kernel_behind,
+    make_weight,
+    take_product,
+)
 from ghn_fast.graph.rules import GraphRules
 
 _LOGITS = (
@@ -32,7 +38,15 @@ _FREE = (
     "a scale, shift or token that belongs to no layer: the published hypernetworks of this kind "
     "leave it at its initial value"
 )
-_SUMMANDS = {"Add": (0, 1), "Sub": (0, 1), "Rsub": (0, 1), "Addcmul": (0,), "Addcdiv": (0,)}
+_SUMMANDS = {
+    "Add": (0, 1),
+    "Sub": (0, 1),
+    "Rsub": (0, 1),
+    "Addcmul": (0,),
+    "Addcdiv": (0,),
+    "Lerp": (0, 1),
+}
+_FUSED = {"Addcmul": "Mul", "Addcdiv": "Div"}
 _FACTORS = {"Mul": (0, 1), "Addcmul": (1, 2), "Addcdiv": (1,), "Div": (0,)}
 
 _TELLING = frozenset(("Convolution", "Addmm", "Mm", *NORMS, *READS_BY_INDEX))
@@ -97,13 +111,15 @@ def assign_roles(ops: Sequence[RawOp], rules: GraphRules = GraphRules.GHN2) -> D
     """
     depends = Dependence(ops)
     for op in depends.order:
-        if op.kind in READS_BY_INDEX:
+        if op.kind in READS_BY_INDEX or op.kind in ("Select", "Unbind"):
             _take_table(op, depends, rules)
         elif op.kind == "Rsub" and not depends(op):
             _take_complement(op)
     for op in depends.order:
         if not depends(op):
             continue
+        if op.kind in _FUSED and not any(map(depends, op.inputs[1:3])):
+            _split(op, depends)
         if op.kind in PRODUCTS:
             take_product(op, depends)
         elif op.kind in NORMS:
@@ -132,7 +148,10 @@ def _take_table(op: RawOp, depends: Dependence, rules: GraphRules) -> None:
     item = op.inputs[0] if op.inputs else None
     if not isinstance(item, (RawOp, RawParam)) or depends(item):
         return
-    for part in analyse(item, "shift").parts:
+    parts = analyse(item, "shift").parts
+    if op.kind not in READS_BY_INDEX or _chooses_rows_of_weight(op, depends):
+        parts = [part for part in parts if part.param.is_rows]
+    for part in parts:
         param = part.param
         # Rows that are matrices are weights of experts.
         if param.is_settled or len(param.shape) > 2:
@@ -144,11 +163,29 @@ def _take_table(op: RawOp, depends: Dependence, rules: GraphRules) -> None:
         close(param, TABLE)
 
 
+def _chooses_rows_of_weight(op: RawOp, depends: Dependence) -> bool:
+    """Whether constants choose rows of a weight, rather than one for each pair of positions."""
+    if INPUT in op.inputs:
+        return False
+    indices = getattr(op.detail, "_saved_indices", None)
+    if indices is None:
+        indices = (getattr(op.detail, "_saved_index", None),)
+    one_list = all(index is None or index.dim() <= 1 for index in indices)
+    return one_list and is_weight(op, depends)
+
+
 def _take_complement(op: RawOp) -> None:
     """A vector m of which 1 - m is used mixes two things."""
     item = op.inputs[0]
     if type(item) is RawParam and item.open and len([n for n in item.shape if n > 1]) <= 1:
         close(item, COMPLEMENT)
+
+
+def _split(op: RawOp, depends: Dependence) -> None:
+    """A product that is added at once, and that features take no part in, is a summand of them."""
+    product = RawOp(_FUSED[op.kind], op.inputs[1:3])
+    depends.note(product, features=False)
+    op.kind, op.inputs, op.detail = "Add", [op.inputs[0], product], None
 
 
 def _take_operand(
@@ -169,6 +206,8 @@ def _take_operand(
         take_token(item)
     elif kind == "ScaledDotProduct" and place <= 2:
         take_token(item)
+    elif kind in READS_BY_INDEX and place == 0 and kernel_behind(op, depends) is not None:
+        _take_modulated(op, item, depends)
     else:
         _close_all(item, _reason(op, place))
 

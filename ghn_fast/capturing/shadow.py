@@ -11,21 +11,31 @@ from __future__ import annotations
 import sys
 import types
 from collections import OrderedDict
-from functools import partial
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
-from ghn_fast.capturing.copies import PLAIN, ClassAttributes, Copier
+from ghn_fast.capturing.classes import ClassAttributes
+from ghn_fast.capturing.copies import PLAIN, Copier
 from ghn_fast.capturing.known import KnownValues, meta_like
 from ghn_fast.capturing.module_types import describe_parameter
 from ghn_fast.capturing.raw import RawParam
 
 _BASE = nn.Module()
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_REGISTER = {
+    "_forward_hooks": "register_forward_hook",
+    "_forward_pre_hooks": "register_forward_pre_hook",
+}
 _NO_HOOKS = (
     "_forward_hooks_always_called",
     "_backward_hooks",
@@ -45,6 +55,7 @@ class Shadow:
 
     Args:
         model: The network; nothing of it changes.
+        hooks: Whether to call hooks that the forward pass registers for all modules.
 
     Attributes:
         module: The stand-in, in evaluation mode.
@@ -62,7 +73,11 @@ class Shadow:
         TypeError: If the network holds TorchScript, whose code cannot be followed.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, hooks: bool = False) -> None:
+        # Hooks for all modules that are registered from now on belong to the forward pass.
+        self._first_hook = RemovableHandle.next_id
+        self._all_hooks = hooks
+        self._registered = 0
         self.params: dict[str, RawParam] = {}
         self.by_id: dict[int, RawParam] = {}
         self.aliases: dict[str, str] = {}
@@ -98,6 +113,11 @@ class Shadow:
     def parameter(self, tensor: Tensor) -> Tensor | None:
         """The meta tensor that stands for a parameter or statistics; ``None`` for others."""
         return self._tensors.get(id(tensor))
+
+    def misses_hooks(self) -> bool:
+        """Whether hooks were registered since that are called only if ``hooks`` says so."""
+        made = RemovableHandle.next_id - self._first_hook
+        return not self._all_hooks and made > self._registered
 
     def close(self) -> None:
         """Take the stand-in apart, so that its memory is free at once (its parts form cycles)."""
@@ -257,9 +277,18 @@ class Shadow:
         for key in _NO_HOOKS:
             if state.get(key):
                 state[key] = OrderedDict()
-        state["_compiled_call_impl"] = partial(_call, shadow) if kept else shadow.forward
-        state["register_forward_hook"] = types.MethodType(_register, shadow)
-        state["register_forward_pre_hook"] = types.MethodType(_register_before, shadow)
+        if self._all_hooks:
+            state["_compiled_call_impl"] = partial(_call, shadow, self._first_hook)
+        else:
+            state["_compiled_call_impl"] = partial(_call, shadow, None) if kept else shadow.forward
+        state["register_forward_hook"] = partial(self._register, shadow, "_forward_hooks")
+        state["register_forward_pre_hook"] = partial(self._register, shadow, "_forward_pre_hooks")
+
+    def _register(self, module: nn.Module, key: str, *args: Any, **kwargs: Any) -> Any:
+        """Register a hook at a module of the stand-in, which calls hooks from then on."""
+        self._registered += 1
+        _call_hooks(module, key)
+        return getattr(type(module), _REGISTER[key])(module, *args, **kwargs)
 
     def _belongs(self, hook: Any) -> bool:
         """Whether a hook is part of the network.
@@ -280,8 +309,7 @@ class Shadow:
             return True
         root = name.partition(".")[0]
         roots = {type(module).__module__.partition(".")[0] for _, module in self._named} - {"torch"}
-        path = getattr(sys.modules.get(root), "__file__", None) or ""
-        return root in roots and "site-packages" in path
+        return root in roots and _is_installed(root)
 
     def _outside(self, module: nn.Module) -> nn.Module:
         """Stand-in of a module that is held by an ordinary attribute."""
@@ -294,17 +322,6 @@ class Shadow:
         return self._shadow(module)
 
 
-def _register(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """``register_forward_hook`` of a module of the stand-in, which calls hooks from then on."""
-    _call_hooks(module, "_forward_hooks")
-    return type(module).register_forward_hook(module, *args, **kwargs)
-
-
-def _register_before(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    _call_hooks(module, "_forward_pre_hooks")
-    return type(module).register_forward_pre_hook(module, *args, **kwargs)
-
-
 def _call_hooks(module: nn.Module, key: str) -> None:
     state = module.__dict__
     if not state[key]:
@@ -313,11 +330,15 @@ def _call_hooks(module: nn.Module, key: str) -> None:
         state[flags] = OrderedDict(state[flags])
     state["_forward_hooks_always_called"] = OrderedDict()
     if isinstance(state["_compiled_call_impl"], types.MethodType):
-        state["_compiled_call_impl"] = partial(_call, module)
+        state["_compiled_call_impl"] = partial(_call, module, None)
 
 
-def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Call a module with its own hooks, and none that are registered for all modules."""
+def _call(module: nn.Module, first_hook: int | None, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a module with its own hooks, and those for all modules from ``first_hook`` on."""
+    for hook in _from(first_hook, _global_forward_pre_hooks):
+        changed = hook(module, args)
+        if changed is not None:
+            args = changed if isinstance(changed, tuple) else (changed,)
     for number, hook in list(module._forward_pre_hooks.items()):
         if number in module._forward_pre_hooks_with_kwargs:
             changed = hook(module, args, kwargs)
@@ -328,6 +349,9 @@ def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if changed is not None:
                 args = changed if isinstance(changed, tuple) else (changed,)
     result = module.forward(*args, **kwargs)
+    for hook in _from(first_hook, _global_forward_hooks):
+        changed = hook(module, args, result)
+        result = result if changed is None else changed
     for number, hook in list(module._forward_hooks.items()):
         if number in module._forward_hooks_with_kwargs:
             changed = hook(module, args, kwargs, result)
@@ -335,6 +359,32 @@ def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             changed = hook(module, args, result)
         result = result if changed is None else changed
     return result
+
+
+def _from(first: int | None, hooks: Mapping[int, Any]) -> list[Any]:
+    if first is None:
+        return []
+    return [hook for number, hook in list(hooks.items()) if number >= first]
+
+
+@lru_cache(maxsize=256)
+def _is_installed(root: str) -> bool:
+    """Whether a package was installed, wherever to, rather than lies where its user works."""
+    path = getattr(sys.modules.get(root), "__file__", None)
+    if path is None:
+        return False
+    folder = Path(path).parent
+    if Path(path).stem == "__init__":
+        folder = folder.parent
+    if folder.name in ("site-packages", "dist-packages"):
+        return True
+    if any(folder.glob(f"{root}-*.dist-info")):
+        return True
+    try:  # an editable install
+        distribution(root)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _uncached_class(module: nn.Module) -> type[nn.Module]:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
+from ghn_fast.capturing.tensors import is_mask
 from ghn_fast.ops.backend import extension, requested
 
 # Listed by value together with their class, since 1 == 1.0 == True.
@@ -236,7 +237,7 @@ class _Lister:
         elif tensors and isinstance(value, Tensor):
             items.append(value.shape)
             items.append(value.dtype)
-            if not (value.is_floating_point() or value.is_complex()):
+            if not (value.is_floating_point() or value.is_complex()) or is_mask(value):
                 if value.numel() > _MOST_ELEMENTS:
                     raise _NoKey
                 items.append(_values(value))

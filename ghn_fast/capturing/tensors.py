@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -15,6 +16,12 @@ def edge(tensor: Any) -> Any:
         node = tensor.grad_fn
         return tensor if node is None else node
     return None
+
+
+def is_mask(tensor: Tensor) -> bool:
+    """Whether a floating-point input is added to attention weights: it has infinite elements."""
+    plain = tensor.is_floating_point() and not tensor.is_meta and tensor.layout is torch.strided
+    return plain and bool(torch.isneginf(tensor.detach()).any())
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

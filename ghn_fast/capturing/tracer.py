@@ -157,6 +157,8 @@ class Recorder(TorchFunctionMode):
             first = args[0]
             if isinstance(first, Tensor) and not first.is_meta:
                 args = (self.known.lose(first), *args[1:])
+        if func in _ARITHMETIC and len(args) == 2:
+            args = _with_number(func, *args)
         given = args, kwargs or {}
         meta_args, meta_kwargs = tree_map(_as_meta, given)
         return self.on_meta(func, meta_args, meta_kwargs, given)
@@ -382,6 +384,20 @@ def _as_meta(value: Any) -> Any:
     return meta_like(value) if isinstance(value, Tensor) and not value.is_meta else value
 
 
+def _with_number(func: Any, first: Any, second: Any) -> tuple[Any, Any]:
+    """Two operands, of which a known tensor of one element becomes a number beside features."""
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+        return first, second
+    known, other = (second, first) if first.is_meta else (first, second)
+    if known.is_meta or known.numel() != 1 or known.dim() > other.dim() or other.dim() == 0:
+        return first, second
+    if known.is_complex() or (known.dim() and known.dtype != other.dtype):
+        return first, second
+    if known is first and func not in _COMMUTATIVE:
+        return first, second
+    return other, known.item()
+
+
 def _is_in_place(func: Any) -> bool:
     name = getattr(func, "__name__", "")
     if name.startswith("__"):
@@ -412,4 +428,10 @@ _PLAIN = frozenset(
 _IN_PLACE = frozenset(
     f"__i{name}__"
     for name in ("add", "sub", "mul", "div", "truediv", "and", "or", "xor", "pow", "mod")
+)
+_COMMUTATIVE = frozenset(
+    (Tensor.add, Tensor.__add__, torch.add, Tensor.mul, Tensor.__mul__, torch.mul)
+)
+_ARITHMETIC = _COMMUTATIVE | frozenset(
+    (Tensor.sub, Tensor.__sub__, torch.sub, Tensor.div, Tensor.__truediv__, torch.div)
 )

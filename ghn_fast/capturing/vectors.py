@@ -56,7 +56,7 @@ def take_shift(
     used = _shape_at(op, place)
     for part in expression.parts:
         if part.param.open:
-            _make_shift(part, used, _enters_softmax(op, depends), rules)
+            _make_shift(part, used, enters_softmax(op, depends), rules)
     kinds = ("bias", "pos_enc")
     chain(op, place, [part.param for part in expression.parts if part.param.node_type in kinds])
 
@@ -155,7 +155,7 @@ def _make_vector(part: Part, used: Shape | None, otherwise: str) -> None:
 def _is_number(part: Part, used: Shape | None) -> bool:
     """Whether features meet one number of a parameter."""
     shape = part.param.shape
-    return prod(shape) == 1 or (part.is_row and (len(shape) == 1 or _size(used) == 1))
+    return prod(shape) == 1 or _size(used) == 1 or (part.is_row and len(shape) == 1)
 
 
 def _size(shape: Shape | None) -> int | None:
@@ -222,7 +222,7 @@ def grid_side(shape: Shape) -> int:
     return side if side > 1 and shape[1] - side * side in (0, 1) else 0
 
 
-def _enters_softmax(op: RawOp, depends: Dependence) -> bool:
+def enters_softmax(op: RawOp, depends: Dependence) -> bool:
     """Whether a sum becomes attention weights."""
     current = op
     for _ in range(_FARTHEST):

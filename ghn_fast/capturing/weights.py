@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import isclose, prod
 from typing import Any, NamedTuple
 
 from ghn_fast.capturing.dependence import PRODUCTS, Dependence
 from ghn_fast.capturing.expressions import STRUCTURAL, WEIGHT_ARITHMETIC, Part, analyse, close
+from ghn_fast.capturing.inputs import factor_of
 from ghn_fast.capturing.raw import RawOp, RawParam
-from ghn_fast.capturing.vectors import make_bias, take_token
+from ghn_fast.capturing.vectors import enters_softmax, make_bias, take_token
 
 TABLE = (
     "a table that is read by index: rows stand for distances or symbols, and predicted blocks, "
@@ -18,6 +19,10 @@ TABLE = (
 _TIED_TABLE = f"{TABLE} (it is the weight of a layer as well, which keeps it, too)"
 _CONVOLUTIONS = ("Convolution", "DeformConv2D")
 _WEIGHTS = ("conv", "sep_conv", "dil_conv")
+_BATCHED = ("Bmm", "Baddbmm")
+_MATRIX_PRODUCTS = ("Mm", "Addmm", "Mv", "Addmv")
+# Squares of the gains that equalised layers have: none, of ReLU, of LeakyReLU with slope 0.2.
+_EQUALISED = (1.0, 2.0, 2 / 1.04)
 # Operations between a weight that features change and its product, at most.
 _FARTHEST = 60
 
@@ -65,12 +70,69 @@ def _take_weight(
 ) -> list[RawParam]:
     expression = analyse(item, "weight")
     expression.close_others("weight")
-    # A weight that features mix from several (experts) is that of a convolution behind.
-    product = None if op.kind in _CONVOLUTIONS else _kernel_behind(op, depends, mixed=True)
+    # A weight that features mix from several (experts) is that of a convolution behind, and of a
+    # matrix product if the features are shares.
+    product = None
+    if op.kind not in _CONVOLUTIONS:
+        product = _kernel_behind(op, depends, mixed=True, gated=_is_gated(op, place))
     product = product or _product_of(op, place)
+    factor = _factor_beside(op, place, product, depends)
     for part in expression.parts:
+        part.factor *= factor
         make_weight(part, product)
     return [part.param for part in expression.parts if part.param.node_type in _WEIGHTS]
+
+
+def _factor_beside(op: RawOp, place: int, product: Product, depends: Dependence) -> float:
+    """The number by which an equalised layer multiplies features instead of its weight.
+
+    Such a layer scales by sqrt(gain^2 / fan-in); any other number is the network's own business.
+    """
+    bias = PRODUCTS[op.kind][1]
+    features = [n for n in range(len(op.inputs)) if n not in (place, bias)]
+    factors = [_factor_before(op, n) for n in features]
+    if bias is None or len(op.inputs) <= bias or op.inputs[bias] is None:
+        factors.append(_factor_behind(op, depends))
+    for factor in factors:
+        size = factor * factor * (product.fan_in or 0)
+        if factor != 1 and any(isclose(size, gain, rel_tol=1e-3) for gain in _EQUALISED):
+            return factor
+    return 1.0
+
+
+def _factor_before(op: RawOp, place: int) -> float:
+    """The number that features are multiplied by just before a product."""
+    factor, reader = 1.0, op
+    item: Any = op.inputs[place]
+    while type(item) is RawOp:
+        number = factor_of(item)
+        if number == 1 and item.kind not in STRUCTURAL:
+            return factor
+        factor *= number
+        item, reader = next((i for i in item.inputs if i is not None), None), item
+    return factor * reader.input_factor
+
+
+def _factor_behind(op: RawOp, depends: Dependence) -> float:
+    """The number that a product without a bias is multiplied by just before a bias is added."""
+    factor, current = 1.0, op
+    while True:
+        readers = depends.readers(current)
+        if factor != 1 and readers and all(_adds_constant(r, depends) for r, _ in readers):
+            return factor
+        if len(readers) != 1:
+            return 1.0
+        current = readers[0][0]
+        number = factor_of(current)
+        if number == 1 and current.kind not in STRUCTURAL:
+            return 1.0
+        factor *= number
+
+
+def _adds_constant(op: RawOp, depends: Dependence) -> bool:
+    return op.kind == "Add" and any(
+        isinstance(item, (RawOp, RawParam)) and not depends(item) for item in op.inputs
+    )
 
 
 def _rebuild(
@@ -200,8 +262,12 @@ def _product_of(op: RawOp, place: int) -> Product:
     if op.kind == "Convolution":
         return _convolution(op)
     if op.kind == "Trilinear":
-        weight = tuple(op.detail._saved_i2.shape)
-        return Product((weight[0], prod(weight[1:])), prod(weight[1:]), "conv", False, False)
+        if isinstance(op.detail, tuple):
+            rows, terms = op.detail
+        else:
+            weight = tuple(op.detail._saved_i2.shape)
+            rows, terms = weight[0], prod(weight[1:])
+        return Product((rows, terms), terms, "conv", False, False)
     linear = op.kind != "Mm" or type(op.inputs[place]) is not RawParam
     return Product(None, _terms(op), "conv", False, linear)
 
@@ -258,20 +324,62 @@ def _terms(op: RawOp) -> int | None:
     return None
 
 
+def _is_weight_of(reader: RawOp, place: int, depends: Dependence) -> bool:
+    """Whether a matrix product has features for its other operand."""
+    if reader.kind in _BATCHED:
+        return True
+    if reader.kind not in _MATRIX_PRODUCTS or place == PRODUCTS[reader.kind][1]:
+        return False
+    bias = PRODUCTS[reader.kind][1]
+    others = (item for at, item in enumerate(reader.inputs) if at not in (place, bias))
+    return any(map(depends, others))
+
+
+def is_weight(op: RawOp, depends: Dependence) -> bool:
+    """Whether the result of an operation is used as the weight of products, and as nothing else."""
+    stack, seen = [op], {id(op)}
+    found = False
+    while stack:
+        for reader, place in depends.readers(stack.pop()):
+            if reader.kind in STRUCTURAL:
+                if id(reader) not in seen:
+                    seen.add(id(reader))
+                    stack.append(reader)
+            elif reader.kind in (*_CONVOLUTIONS, *_MATRIX_PRODUCTS):
+                if place == PRODUCTS[reader.kind][1] or enters_softmax(reader, depends):
+                    return False
+                found = True
+            else:
+                return False
+    return found
+
+
 def kernel_behind(op: RawOp, depends: Dependence) -> Product | None:
     """The product whose weight a parameter becomes after features have scaled it."""
     return _kernel_behind(op, depends, mixed=False)
 
 
-def _kernel_behind(op: RawOp, depends: Dependence, *, mixed: bool) -> Product | None:
+def _is_gated(op: RawOp, place: int) -> bool:
+    """Whether the other operand of a product is a share of one."""
+    for item in (item for at, item in enumerate(op.inputs) if at != place):
+        while type(item) is RawOp and item.kind in STRUCTURAL:
+            item = item.inputs[0]
+        if type(item) is RawOp and item.kind in ("Softmax", "Sigmoid"):
+            return True
+    return False
+
+
+def _kernel_behind(
+    op: RawOp, depends: Dependence, *, mixed: bool, gated: bool = False
+) -> Product | None:
     passing = STRUCTURAL if mixed else STRUCTURAL | WEIGHT_ARITHMETIC - {"Mm", "Bmm", "Addmm"}
     stack, seen = [op], {id(op)}
     while stack and len(seen) < _FARTHEST:
         for reader, place in depends.readers(stack.pop()):
             if reader.kind == "Convolution" and place == 1:
                 return _convolution(reader)
-            if not mixed and reader.kind in ("Bmm", "Baddbmm"):
-                return _product_of(reader, place)
+            if (gated or not mixed) and _is_weight_of(reader, place, depends):
+                return _product_of(reader, place)._replace(linear=reader.kind in _BATCHED)
             if reader.kind in passing and id(reader) not in seen:
                 seen.add(id(reader))
                 stack.append(reader)

@@ -288,6 +288,11 @@ def without_gradients(table: Tensor, ids: Tensor) -> Tensor:
         # Values of the input decide, and what is computed of them is still the input.
         lambda table, ids: F.embedding(ids[ids >= 0][None], table),
         lambda table, ids: table[(ids >= 0).nonzero()[:, 1]][None],
+        # One row after the other, and numbers that were taken out of the input.
+        lambda table, ids: torch.stack([table[number] for number in ids[0]])[None],
+        lambda table, ids: torch.stack([table[int(number)] for number in ids[0]])[None],
+        lambda table, ids: torch.stack([table[number] for number in ids[0].tolist()])[None],
+        lambda table, ids: F.embedding(torch.tensor(ids.tolist()), table),
         lambda table, ids: table[ids.unique_consecutive(dim=1)] if ids.max() < 50 else table[None],
         lambda table, ids: table[filled(torch.zeros(1, 7, dtype=torch.long), ids)],
         lambda table, ids: without_gradients(table, ids),

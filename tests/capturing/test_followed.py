@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +105,55 @@ def test_hooks_that_belong_to_the_network_are_called() -> None:
     net = Collected()
     assert not capture(net, (8,)).skipped
     assert net.got == []
+
+
+def test_hooks_for_all_modules_that_the_forward_pass_registers() -> None:
+    class Watching(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            got: list[Tensor] = []
+            before = nn.modules.module.register_module_forward_pre_hook(
+                lambda module, inputs: got.append(inputs[0])
+            )
+            after = nn.modules.module.register_module_forward_hook(
+                lambda module, inputs, output: output * 2
+            )
+            try:
+                self.features(x)
+            finally:
+                before.remove()
+                after.remove()
+            return self.out(got[-1])
+
+    assert set(capture(Watching(), (8,)).skipped) == {"b.weight", "b.bias"}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_hooks_of_an_installed_package_belong_to_its_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    name = f"package_of_hooks_{installed}".lower()
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text(
+        "from torch import nn\n"
+        "def watch(module, inputs, output):\n    module.got = output\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.out = nn.Linear(8, 8), nn.Linear(8, 3)\n"
+        "        self.a.register_forward_hook(watch)\n"
+        "    def forward(self, x):\n"
+        "        self.a(x)\n"
+        "        return self.out(self.a.got)\n"
+    )
+    if installed:
+        (tmp_path / f"{name}-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    net = importlib.import_module(name).Net()
+    if installed:
+        assert not capture(net, (8,)).skipped
+    else:
+        with pytest.raises(CaptureError):
+            capture(net, (8,))
 
 
 CALLS: list[str] = []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ghn_fast.capturing import CaptureError, capture, known
+from ghn_fast.capturing.structure import structure_of
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 MASK = torch.tensor([[True, True, True, False, False]])
@@ -197,6 +198,23 @@ def test_transformer_encoder_with_a_padding_mask(nested: bool, filled: bool) -> 
     inputs = {"tgt": x, "memory": x, "memory_key_padding_mask": mask, "tgt_is_causal": True,
               "tgt_mask": nn.Transformer.generate_square_subsequent_mask(5)}  # fmt: skip
     assert not capture(decoder, example_inputs=inputs).skipped
+
+
+def test_masks_of_infinite_elements_keep_their_values() -> None:
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 1)
+    x = torch.zeros(2, 5, 16)
+    assert not capture(encoder, example_inputs={"src": x, "mask": mask}).skipped
+    network = nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
+    inputs = {"src": x, "tgt": x, "tgt_mask": mask}
+    assert not capture(network, example_inputs=inputs).skipped
+    keys = [
+        structure_of(encoder, {"src": x, "mask": m})
+        for m in (mask, mask.clone(), mask.masked_fill(mask == 0, 1.0))
+    ]
+    assert keys[0] is not None and keys[1] is not None and keys[2] is not None
+    assert keys[0].key == keys[1].key != keys[2].key
 
 
 def test_large_tensors_have_no_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,6 +334,48 @@ def test_attributes_of_classes(fail: bool) -> None:
     assert bool((Counted.table == 0).all())
 
 
+NUMBERS = [1]
+TABLE: dict[str, Any] = {"one": 1}
+FEATURES: Any = None
+
+
+@functools.lru_cache
+def remembered(size: int) -> Tensor:
+    return torch.zeros(size)
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_containers_of_classes_and_modules(fail: bool) -> None:
+    class Noting(Net):
+        history: ClassVar[list[Any]] = []
+        table: ClassVar[dict[str, Any]] = {"deep": {"deeper": []}}
+        counts: ClassVar[collections.Counter[str]] = collections.Counter(a=1)
+        last: ClassVar[collections.deque[Any]] = collections.deque(maxlen=1)
+        names: ClassVar[set[str]] = set()
+
+        def forward(self, x: Tensor) -> Tensor:
+            global FEATURES
+            Noting.history.append(x)
+            Noting.table["x"] = x
+            Noting.table["deep"]["deeper"].append(1)
+            Noting.counts["a"] += 1
+            Noting.last.append(x)
+            Noting.names.add("x")
+            FEATURES = x
+            NUMBERS.append(2)
+            TABLE["list"] = [x]
+            TABLE["two"] = 2
+            return super().forward(x + remembered(4))
+
+    check(Noting(lambda net, x: None), fail)
+    assert Noting.history == [] and Noting.table == {"deep": {"deeper": []}}
+    assert Noting.counts == {"a": 1} and not Noting.last and not Noting.names
+    # Of a module, which others may change at the same time, what would break it goes.
+    assert FEATURES is None and "list" not in TABLE
+    assert remembered.cache_info().currsize == 0
+    assert NUMBERS[0] == 1 and TABLE["one"] == 1
+
+
 class Scaled(nn.Module):
     def forward(self, w: Tensor) -> Tensor:
         return w * 2

@@ -38,6 +38,19 @@ CASES: dict[str, tuple[Between, dict[str, Any]]] = {
         Between(lambda n, x: torch.addcmul(x, x, n.p.a, value=0.5), a=(1, 1, 6)),
         {"a": SCALE},
     ),
+    "product that is added": (
+        Between(lambda n, x: x.addcmul(n.p.a, n.p.b, value=0.5), a=(6,), b=(1, 6)),
+        {"a": SHIFT, "b": "is computed from it and from"},
+    ),
+    "quotient that is added": (
+        Between(lambda n, x: torch.addcdiv(x, n.p.a, torch.ones(6)), a=(6,)),
+        {"a": SHIFT},
+    ),
+    "interpolated": (Between(lambda n, x: torch.lerp(n.p.a, x, 0.3), a=(6,)), {"a": SHIFT}),
+    "slices of one number": (
+        Between(lambda n, x: torch.addcmul(x, x.relu(), n.p.a[1:]) * n.p.a[:1], a=(2,)),
+        {"a": "single numbers"},
+    ),
     "scale times a number": (Between(lambda n, x: x * (n.p.a * 2), a=(6,)), {"a": SCALE}),
     "joined scale": (
         Between(lambda n, x: x * torch.cat([n.p.a, n.p.b]), a=(2,), b=(4,)),
@@ -200,3 +213,15 @@ def test_experts_that_are_read_by_index_are_weights() -> None:
             return self.out(torch.bmm(x[:, None], chosen)[:, 0])
 
     assert roles(Experts(), input_shape=(5,))["w"] == ("conv", 8)
+
+
+def test_a_row_of_an_embedding_is_one_of_a_table() -> None:
+    class Typed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kinds, self.fc = nn.Embedding(2, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x + self.kinds.weight[0])
+
+    assert "read by index" in roles(Typed(), input_shape=(6,))["kinds.weight"]

@@ -305,7 +305,7 @@ def test_weights_times_an_unread_number_are_kept() -> None:
             self.register_buffer("scale", torch.tensor(0.35))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.out(F.linear(x, self.w * self.scale))
+            return self.out(F.linear(x, torch.mul(input=self.w, other=self.scale)))
 
     assert "one number" in roles(Scaled(), input_shape=(8,))["w"]
 

@@ -1,7 +1,8 @@
 """Networks that people use: each is captured, predicted and accounted for, and nothing is harmed.
 
 Not among the quick tests: ``pytest -m zoo tests/zoo`` runs them. A collection that is not installed
-is skipped. The test at the end takes a sample by hand, and always runs.
+is skipped. With GHN_FAST_ZOO_TABLE=docs/graphs.md what was counted becomes the table of coverage
+there. The test at the end takes a sample by hand, and always runs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from coverage_table import Row, write_table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers_zoo import ZOO, build
@@ -26,12 +29,35 @@ from ghn_fast.capturing import capture
 from snapshots import snapshot
 
 zoo = pytest.mark.zoo
+# Networks of more parameters are built on the meta device and captured, and not predicted.
+MOST_PARAMETERS = 150_000_000
 
 
 @pytest.fixture(scope="module")
 def ghn() -> ghn_fast.GHN:
     torch.manual_seed(0)
     return ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 3, 3))).eval()
+
+
+@pytest.fixture(scope="module")
+def row(request: pytest.FixtureRequest) -> Iterator[Callable[[Any, int], Row]]:
+    """Row of the table for a collection, given its package and the number of its networks.
+
+    Rows of collections whose networks were all tried are written at the end.
+    """
+    rows: dict[str, tuple[Row, int]] = {}
+
+    def start(package: Any, networks: int) -> Row:
+        name = f"{package.__name__} {package.__version__.partition('+')[0]}"
+        found, _ = rows.setdefault(name, (Row(name), networks))
+        found.networks += 1
+        return found
+
+    yield start
+    path = os.environ.get("GHN_FAST_ZOO_TABLE")
+    if path:
+        complete = [row for row, networks in rows.values() if row.networks == networks]
+        write_table(request.config.invocation_params.dir / path, complete)
 
 
 @pytest.fixture(autouse=True)
@@ -46,38 +72,73 @@ def generators() -> list[Any]:
     return [random.getstate(), str(numpy_state), torch.get_rng_state().tolist()]
 
 
-def check(ghn: ghn_fast.GHN, model: nn.Module, run: bool = True, **inputs: Any) -> tuple[int, int]:
-    """Capture, predict and run a network; returns how many tensors were predicted, and kept."""
+def check(
+    ghn: ghn_fast.GHN,
+    model: nn.Module,
+    run: bool = True,
+    row: Row | None = None,
+    **inputs: Any,
+) -> dict[str, str]:
+    """Capture, predict and run a network; returns the tensors that were kept, with the reasons."""
     before, drawn = snapshot(model), generators()
     graph = capture(model, **inputs)
     assert snapshot(model) == before
     assert generators() == drawn
-    names = {name for name, _ in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     predicted = {target.name for target in graph.targets}
     assert not predicted & set(graph.skipped)
-    assert predicted | set(graph.skipped) | set(graph.aliases) >= names
+    assert predicted | set(graph.skipped) | set(graph.aliases) >= parameters.keys()
     assert all(graph.skipped.values())
-    kept = {
-        name: value.clone() for name, value in model.named_parameters() if name not in predicted
+    if next(iter(parameters.values())).is_meta:
+        kept = dict(graph.skipped)
+    else:
+        kept = predict(ghn, model, predicted, **inputs)
+        if run:
+            assert output_of(model, inputs) is not None
+    if row is not None:
+        row.count(len(parameters.keys() - kept.keys()), kept)
+    return kept
+
+
+def predict(
+    ghn: ghn_fast.GHN, model: nn.Module, expected: set[str], **inputs: Any
+) -> dict[str, str]:
+    """Predict a network; what is not predicted must stay as it was."""
+    parameters = dict(model.named_parameters())
+    old = {
+        name: value.clone()
+        for name, value in parameters.items()
+        if name not in expected or not value.requires_grad
     }
     report = ghn.predict(model, **inputs)
-    assert set(report.predicted) | set(report.skipped) == names
+    assert set(report.predicted) | set(report.skipped) == parameters.keys()
     for name, value in model.named_parameters():
         assert bool(torch.isfinite(value).all()), name
         if name in report.skipped:
-            assert torch.equal(value, kept[name]), name
-    if run:
-        example = inputs.get("example_inputs")
-        if example is None:
-            example = torch.randn(2, *inputs["input_shape"])
-        with torch.no_grad():
-            result = (
-                model(**example)
-                if isinstance(example, dict)
-                else model(*(example if isinstance(example, tuple) else (example,)))
-            )
-        assert result is not None
-    return len(report.predicted), len(report.skipped)
+            assert torch.equal(value, old[name]), name
+    return dict(report.skipped)
+
+
+def output_of(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    """What a network computes of its inputs."""
+    example = inputs.get("example_inputs")
+    if example is None:
+        example = torch.randn(2, *inputs["input_shape"])
+    with torch.no_grad():
+        if isinstance(example, dict):
+            return model(**example)
+        return model(*(example if isinstance(example, tuple) else (example,)))
+
+
+def on_meta_if_large(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network with values, unless they are too many."""
+    try:
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in make().parameters())
+    except (NotImplementedError, RuntimeError):
+        size = 0
+    with torch.device("meta") if size > MOST_PARAMETERS else nullcontext():
+        return make().eval()
 
 
 # ---- transformers
@@ -85,40 +146,48 @@ def check(ghn: ghn_fast.GHN, model: nn.Module, run: bool = True, **inputs: Any) 
 
 @zoo
 @pytest.mark.parametrize("name", ZOO)
-def test_transformers(ghn: ghn_fast.GHN, name: str) -> None:
-    pytest.importorskip("transformers")
+def test_transformers(ghn: ghn_fast.GHN, row: Callable[..., Row], name: str) -> None:
+    counted = row(pytest.importorskip("transformers"), len(ZOO))
     model, inputs = build(name)
-    check(ghn, model, example_inputs=inputs)
+    check(ghn, model, row=counted, example_inputs=inputs)
 
 
 # ---- torchvision
 
-DETECTION = torchvision.models.list_models(module=torchvision.models.detection)
-OTHERS = [
-    *torchvision.models.list_models(module=torchvision.models.segmentation),
-    *torchvision.models.list_models(module=torchvision.models.video),
-]
+MODELS = torchvision.models
+DETECTION = MODELS.list_models(module=MODELS.detection)
+VIDEO = MODELS.list_models(module=MODELS.video)
+FLOW = MODELS.list_models(module=MODELS.optical_flow)
+SEGMENTATION = MODELS.list_models(module=MODELS.segmentation)
+TORCHVISION = MODELS.list_models()
+# Those that want images of another size than others do.
+SIZES = {"inception_v3": 299, "quantized_inception_v3": 299, "maxvit_t": 224}
+
+
+def torchvision_inputs(name: str) -> dict[str, Any]:
+    if name in DETECTION:
+        return {"example_inputs": ([torch.zeros(3, 320, 320)],)}
+    if name in VIDEO:
+        return {"input_shape": (3, 16, 224, 224)}
+    if name in FLOW:
+        return {"input_shape": [(3, 128, 128), (3, 128, 128)]}
+    size = SIZES.get(name, 64 if name in SEGMENTATION else 224)
+    return {"input_shape": (3, size, size)}
 
 
 @zoo
-@pytest.mark.parametrize("name", DETECTION)
-def test_detection_of_torchvision(ghn: ghn_fast.GHN, name: str) -> None:
-    model = torchvision.models.get_model(name, weights=None, weights_backbone=None).eval()
-    _, kept = check(ghn, model, run=False, example_inputs=([torch.zeros(3, 320, 320)],))
-    assert kept == 0
-
-
-@zoo
-@pytest.mark.parametrize("name", OTHERS)
-def test_segmentation_and_video_of_torchvision(ghn: ghn_fast.GHN, name: str) -> None:
-    options = (
-        {}
-        if name in torchvision.models.list_models(module=torchvision.models.video)
-        else {"weights_backbone": None}
-    )
-    model = torchvision.models.get_model(name, weights=None, **options).eval()
-    shape = (3, 64, 64) if options else (3, 16, 224, 224)
-    check(ghn, model, run=False, input_shape=shape)
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(ghn: ghn_fast.GHN, row: Callable[..., Row], name: str) -> None:
+    counted = row(torchvision, len(TORCHVISION))
+    options: dict[str, Any] = {"weights": None}
+    if name in DETECTION or name in SEGMENTATION:
+        options["weights_backbone"] = None
+    if "inception" in name or "googlenet" in name:
+        options["init_weights"] = False
+    model = on_meta_if_large(lambda: MODELS.get_model(name, **options))
+    kept = check(ghn, model, run=False, row=counted, **torchvision_inputs(name))
+    if name in DETECTION:
+        assert not kept
 
 
 # ---- ultralytics
@@ -132,33 +201,72 @@ YOLOS = {
     "ClassificationModel": ["yolo11n-cls.yaml"],
     "RTDETRDetectionModel": ["rtdetr-resnet50.yaml"],
 }  # fmt: skip
+YOLO_NAMES = [(kind, name) for kind, names in YOLOS.items() for name in names]
 
 
 @zoo
-@pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind, names in YOLOS.items() for name in names]
-)
+@pytest.mark.parametrize(("kind", "name"), YOLO_NAMES)
 def test_ultralytics(
-    ghn: ghn_fast.GHN, kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ghn: ghn_fast.GHN,
+    row: Callable[..., Row],
+    kind: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(os.environ, "YOLO_CONFIG_DIR", os.fspath(tmp_path))
     tasks = pytest.importorskip("ultralytics.nn.tasks")
-    check(ghn, getattr(tasks, kind)(name, verbose=False).eval(), input_shape=(3, 256, 256))
+    counted = row(pytest.importorskip("ultralytics"), len(YOLO_NAMES))
+    model = getattr(tasks, kind)(name, verbose=False).eval()
+    check(ghn, model, row=counted, input_shape=(3, 256, 256))
+
+
+# ---- segmentation_models_pytorch
+
+SMP_DECODERS = """
+Unet UnetPlusPlus MAnet Linknet FPN PSPNet DeepLabV3 DeepLabV3Plus PAN UPerNet Segformer
+"""
+# The smallest encoder of each family, by a decoder that takes them all.
+SMP_ENCODERS = """
+resnext50_32x4d dpn68 vgg11_bn se_resnet50 densenet121 inceptionresnetv2 inceptionv4 efficientnet-b0
+mobilenet_v2 xception timm-efficientnet-b0 timm-skresnet18 mit_b0 mobileone_s0
+"""
+SMP = [
+    *((decoder, "resnet18") for decoder in SMP_DECODERS.split()),
+    *(("FPN", encoder) for encoder in SMP_ENCODERS.split()),
+    ("DPT", "tu-vit_tiny_patch16_224"),
+]
+
+
+@zoo
+@pytest.mark.parametrize(("decoder", "encoder"), SMP)
+def test_segmentation_models_pytorch(
+    ghn: ghn_fast.GHN, row: Callable[..., Row], decoder: str, encoder: str
+) -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    counted = row(smp, len(SMP))
+    model = getattr(smp, decoder)(encoder_name=encoder, encoder_weights=None).eval()
+    size = {"DPT": 224, "PAN": 128}.get(decoder, 64)
+    check(ghn, model, row=counted, input_shape=(3, size, size))
 
 
 # ---- timm
 
 
 def timm_families() -> list[str]:
-    """The smallest network of each family, by name."""
+    """The families that have networks of their own, by name."""
     try:
         import timm
     except ImportError:
         return []
-    return sorted(timm.list_modules())
+    return [family for family in sorted(timm.list_modules()) if timm.list_models(module=family)]
+
+
+TIMM = timm_families()
 
 
 def smallest(family: str) -> nn.Module:
+    """The smallest network of a family, of some six that are looked at."""
     import timm
 
     models = timm.list_models(module=family)
@@ -171,19 +279,15 @@ def smallest(family: str) -> nn.Module:
                 continue
             sizes[name] = sum(parameter.numel() for parameter in net.parameters())
     name = min(sizes or {models[0]: 0}, key=lambda name: sizes.get(name, 0))
-    return timm.create_model(name, pretrained=False)
+    return on_meta_if_large(lambda: timm.create_model(name, pretrained=False))
 
 
 @zoo
-@pytest.mark.parametrize("family", timm_families() or ["timm is not installed"])
-def test_timm(ghn: ghn_fast.GHN, family: str) -> None:
-    pytest.importorskip("timm")
-    import timm
-
-    if not timm.list_models(module=family):
-        pytest.skip(f"{family} has no network of its own")
-    model = smallest(family).eval()
-    check(ghn, model, input_shape=model.default_cfg["input_size"])
+@pytest.mark.parametrize("family", TIMM or ["timm is not installed"])
+def test_timm(ghn: ghn_fast.GHN, row: Callable[..., Row], family: str) -> None:
+    counted = row(pytest.importorskip("timm"), len(TIMM))
+    model = smallest(family)
+    check(ghn, model, row=counted, input_shape=model.default_cfg["input_size"])
 
 
 # ---- a sample by hand
