@@ -151,6 +151,9 @@ def _take_table(op: RawOp, depends: Dependence, rules: GraphRules) -> None:
     parts = analyse(item, "shift").parts
     if op.kind not in READS_BY_INDEX or _chooses_rows_of_weight(op, depends):
         parts = [part for part in parts if part.param.is_rows]
+    elif not parts:  # a table whose rows are normalised first
+        behind = analyse(item, "weight")
+        parts = behind.parts if len(behind.parts) == 1 and not behind.beside else []
     for part in parts:
         param = part.param
         # Rows that are matrices are weights of experts.

@@ -85,7 +85,7 @@ class Shadow:
         self._first_name: dict[int, str] = {}
         self._metas: dict[str, Tensor] = {}
         self._tensors: dict[int, Tensor] = {}
-        self._places: dict[tuple[Any, ...], str] = {}
+        self._places: dict[int, list[tuple[Tensor, str]]] = {}
         self._statistics: dict[tuple[Any, ...], Tensor] = {}
         self._modules: dict[int, nn.Module] = {}
         self._no_hooks: OrderedDict[int, Any] = OrderedDict()
@@ -191,8 +191,15 @@ class Shadow:
         start = parameter.data_ptr()
         if start == 0:
             return name
-        view = (start, parameter.shape, parameter.stride(), parameter.dtype, parameter.device)
-        return self._places.setdefault(view, name)
+        others = self._places.get(start)
+        if others is None:  # nearly always, so that views need not be described
+            self._places[start] = [(parameter, name)]
+            return name
+        for other, first in others:
+            if _is_same_view(parameter, other):
+                return first
+        others.append((parameter, name))
+        return name
 
     def _shadow(self, module: nn.Module) -> nn.Module:
         found = self._modules.get(id(module))
@@ -212,7 +219,7 @@ class Shadow:
         self._modules[id(module)] = shadow
         self._kept.append(module)
         state = dict(module.__dict__)
-        for key in state.keys() - _OWN:
+        for key in _own_names(tuple(state)):
             value = state[key]
             if not (
                 type(value) in PLAIN
@@ -361,10 +368,26 @@ def _call(module: nn.Module, first_hook: int | None, /, *args: Any, **kwargs: An
     return result
 
 
+def _is_same_view(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors that start at one address have the same elements."""
+    return (one.shape, one.stride(), one.dtype, one.device) == (
+        other.shape,
+        other.stride(),
+        other.dtype,
+        other.device,
+    )
+
+
 def _from(first: int | None, hooks: Mapping[int, Any]) -> list[Any]:
     if first is None:
         return []
     return [hook for number, hook in list(hooks.items()) if number >= first]
+
+
+@lru_cache(maxsize=4096)
+def _own_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a module's attributes, those that not every module has; a class has few orders of them."""
+    return tuple(name for name in names if name not in _OWN)
 
 
 @lru_cache(maxsize=256)

@@ -60,6 +60,10 @@ def _finite(value: bool) -> Special:
     return special
 
 
+def _always(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    return recorder.known.own(torch.ones((), dtype=torch.bool))
+
+
 def _device(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     """All tensors of a forward pass say that they are on one device, as in the real network."""
     return torch.device("cpu")
@@ -214,6 +218,8 @@ ones_like rand_like randint_like randn_like zeros_like
 _SPECIALS: dict[str, Special] = {
     "isnan isinf isneginf isposinf": _finite(False),
     "isfinite": _finite(True),
+    # What is checked of distributions holds for features.
+    "_is_all_true": _always,
     "type_as expand_as reshape_as view_as": _in_shape_of,
     "to": _to,
     "type": _type,
