@@ -46,7 +46,19 @@ TORCH_LIBRARY(ghn_fast, m) {
   // weights: weight and bias of seven layers (ghn_fast/ops/decode_blocks.py) -> per group (count,
   // out, in, height, width), (count, 2, channels), (count, classes, in) or (count, classes).
   // float32, without gradients.
-  m.def("decode_blocks(Tensor x, Tensor nodes, int[] groups, Tensor[] weights) -> Tensor[]");
+  // Positions of small kernels are the first ones, or those in the `middle`.
+  m.def(
+      "decode_blocks(Tensor x, Tensor nodes, int[] groups, Tensor[] weights, bool middle=False)"
+      " -> Tensor[]");
+
+  // qkv (N, 3, H, d), codes: (n, n) of each graph, row by row, uint8 or int16; table (R, H); offsets
+  // (B + 1) -> out (N, H d), logsum (N, H) of the logits. float32.
+  m.def(
+      "graph_attention_forward(Tensor qkv, Tensor codes, int[] offsets, Tensor table)"
+      " -> (Tensor out, Tensor logsum)");
+  m.def(
+      "graph_attention_backward(Tensor grad, Tensor qkv, Tensor codes, int[] offsets,"
+      " Tensor table, Tensor out, Tensor logsum) -> (Tensor grad_qkv, Tensor grad_table)");
 
   // records: packed architectures, uint8, one behind the other, each up to its of `ends` (B)
   // -> rows (nodes, parameters for each image size); nodes is 0 unless asked for.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -53,12 +54,29 @@ def network(name: str, classes: int) -> nn.Module:
         )
         model.input_shape = (3, image, image)
         return model.eval()
+    if name.startswith("gpt2:"):
+        return gpt2(*map(int, name[5:].split(",")))
     options = {"aux_logits": False, "init_weights": False}
     chosen = options if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, num_classes=classes, **chosen)
     if name == "inception_v3":
         model.input_shape = (3, 299, 299)
     return model.eval()
+
+
+def gpt2(width: int, layers: int, heads: int, vocabulary: int, tied: int) -> nn.Module:
+    """A small GPT-2; the test is skipped where transformers is not there."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        tie_word_embeddings=bool(tied),
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return transformers.GPT2LMHeadModel(config).eval()
 
 
 def check_graph(graph: ArchGraph, published: dict[str, Any]) -> None:
@@ -105,7 +123,14 @@ def check(path: Path, scratch: Path) -> None:
     ghn = hypernetwork(path.parent, published["config"], scratch)
     model = network(published["model"], ghn.config.num_classes)
     shape = getattr(model, "input_shape", None)
-    graph = ghn_fast.capture(model, shape, ghn.config.virtual_edges, rules=ghn.config.graph_rules)
+    inputs = {"input_ids": torch.arange(3)[None]} if ghn.config.language else None
+    graph = ghn_fast.capture(
+        model,
+        shape,
+        ghn.config.virtual_edges,
+        example_inputs=inputs,
+        rules=ghn.config.graph_rules,
+    )
     check_graph(graph, published)
     embedded = ghn.embed(graph)
     for name, value in (

@@ -98,10 +98,11 @@ int64_t grain(int64_t products_each) {
 
 class BlockDecoder {
  public:
-  BlockDecoder(const DecodeLayers& layers, const DecodeLayout& layout)
+  BlockDecoder(const DecodeLayers& layers, const DecodeLayout& layout, bool middle)
       : kernel_(decode_kernel()),
         layers_(layers),
         layout_(layout),
+        middle_(middle),
         count_(int64_t(layout.panels.size())),
         expanded_(count_, layers.hidden.inputs, kernel_.columns),
         hidden_(count_, layers.hidden.outputs, kernel_.columns) {}
@@ -143,10 +144,12 @@ class BlockDecoder {
   void expand_size(const KernelSize& size, Panels& inputs, int64_t begin, int64_t end) {
     const int64_t columns = kernel_.columns;
     const int64_t positions = size.height * size.width, side = layers_.size;
+    const int64_t top = middle_ ? side / 2 - size.height / 2 : 0;
+    const int64_t left = middle_ ? side / 2 - size.width / 2 : 0;
     Rows rows(kernel_, layers_.expand);
     for (int64_t c = begin; c < end; ++c) {
       for (int64_t h = 0; h < size.height; ++h) {
-        const int64_t row = (c * side + h) * side;
+        const int64_t row = (c * side + top + h) * side + left;
         rows.add(row, row + size.width);
       }
     }
@@ -238,6 +241,7 @@ class BlockDecoder {
   const DecodeKernel kernel_;
   const DecodeLayers& layers_;
   const DecodeLayout& layout_;
+  const bool middle_;
   const int64_t count_;
   Panels expanded_, hidden_;
 };
@@ -305,7 +309,8 @@ void decode_vectors(const DecodeLayers& layers, const DecodeGroup& group, const 
 }  // namespace
 
 std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor& nodes,
-                                          at::IntArrayRef numbers, at::TensorList weights) {
+                                          at::IntArrayRef numbers, at::TensorList weights,
+                                          bool middle) {
   check_device(x, at::kCPU, "x");
   check_dtype(x, at::kFloat, "x");
   TORCH_CHECK_VALUE(x.dim() == 2, "x: got shape ", x.sizes(), ", needs (N, C)");
@@ -339,7 +344,7 @@ std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor&
   const int64_t* node = node_list.data();
   const float* data = features.const_data_ptr<float>();
   const DecodeLayout layout = lay_out(groups, node, to, decode_kernel().columns);
-  BlockDecoder(layers, layout).run(data);
+  BlockDecoder(layers, layout, middle).run(data);
   for (size_t g = 0; g < groups.size(); ++g) {
     const DecodeGroup& group = groups[g];
     if (group.decoder == kHeadWeight) {

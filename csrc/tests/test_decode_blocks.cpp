@@ -11,7 +11,8 @@
 
 namespace ghn {
 std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor& nodes,
-                                          at::IntArrayRef numbers, at::TensorList weights);
+                                          at::IntArrayRef numbers, at::TensorList weights,
+                                          bool middle);
 }  // namespace ghn
 
 namespace {
@@ -92,7 +93,7 @@ void compare(const Sizes& s, unsigned seed) {
   const at::Tensor x = at::randn({num_nodes, s.hid});
   const at::Tensor index = at::tensor(nodes, at::kLong);
   const std::vector<at::Tensor> weights = make_weights(s);
-  const auto got = ghn::decode_blocks_cpu(x, index, numbers, weights);
+  const auto got = ghn::decode_blocks_cpu(x, index, numbers, weights, false);
   const auto want = expected(x, index, numbers, s, weights);
   bool fine = got.size() == want.size();
   for (size_t g = 0; fine && g < got.size(); ++g) {
@@ -107,7 +108,7 @@ void refuse() {
   const std::vector<at::Tensor> weights = make_weights(s);
   const at::Tensor x = at::randn({4, 8}), one = at::tensor({2}, at::kLong);
   const auto run = [&](const at::Tensor& nodes, std::vector<int64_t> numbers) {
-    return [&weights, &x, nodes, numbers] { ghn::decode_blocks_cpu(x, nodes, numbers, weights); };
+    return [&weights, &x, nodes, numbers] { ghn::decode_blocks_cpu(x, nodes, numbers, weights, false); };
   };
   check(refused(run(one, {0, 7, 5, 3, 3, 1})), "too many out-channels");
   check(refused(run(one, {0, 6, 6, 3, 3, 1})), "too many in-channels");
@@ -124,7 +125,7 @@ void refuse() {
     std::vector<at::Tensor> wrong = weights;
     wrong[i] = wrong[i].slice(0, 1);
     const std::vector<int64_t> numbers = {0, 6, 5, 3, 3, 1};
-    check(refused([&] { ghn::decode_blocks_cpu(x, one, numbers, wrong); }),
+    check(refused([&] { ghn::decode_blocks_cpu(x, one, numbers, wrong, false); }),
           "a layer of another size");
   }
 }

@@ -22,6 +22,7 @@ def graph_from_nodes(
     notes: tuple[str, ...] | None = None,
     partial: str | None = None,
     rules: GraphRules = GraphRules.GHN2,
+    initial_deviation: float = 0.02,
 ) -> ArchGraph:
     """Finish an architecture graph: node types, shapes, names and distances.
 
@@ -87,6 +88,7 @@ def graph_from_nodes(
         notes_of_types(op_types) if notes is None else notes,
         partial,
         rules,
+        initial_deviation,
     )
 
 

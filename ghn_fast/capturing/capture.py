@@ -178,7 +178,7 @@ def _capture(
             depends = assign_roles(ops, rules)
         if rules.blocks == "structure":
             name_blocks(ops)
-        nodes = contract(order_nodes(linearise(*roots)), rules)
+        nodes = contract(order_nodes(linearise(*roots), rules), rules)
         skipped = _skipped(nodes, shadow.params)
         if not closely and _UNREACHED in skipped.values():
             raise _LookCloserError
@@ -190,6 +190,7 @@ def _capture(
             notes=() if normalises(ops, depends) else (NOT_NORMALISED,),
             partial=partial,
             rules=rules,
+            initial_deviation=_initial_deviation(model),
         )
     except (_LookCloserError, CaptureError):
         raise
@@ -198,6 +199,12 @@ def _capture(
             f"model: the forward pass of {type(model).__name__} was recorded, but its record "
             f"cannot be turned into a graph: {error}"
         ) from error
+
+
+def _initial_deviation(model: nn.Module) -> float:
+    """Standard deviation of the weights' initial values, as a language model says it."""
+    value = getattr(getattr(model, "config", None), "initializer_range", None)
+    return float(value) if isinstance(value, (int, float)) and value > 0 else 0.02
 
 
 def _last_results(recorder: Recorder, shadow: Shadow) -> list[Tensor]:

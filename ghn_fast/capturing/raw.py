@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX
+from ghn_fast.graph.rules import GraphRules
 
 
 class RawInput:
@@ -50,7 +51,7 @@ class RawParam:
         gain: See :class:`ghn_fast.graph.Target`.
         is_offset: Whether it is the difference of a scale from one.
         is_free: Whether it is a scale, shift or token that belongs to no layer.
-        is_table: Whether its rows are read by index.
+        is_table: Whether its rows are read by index, and it has a node for that.
         is_rows: Whether its class says that rows stand for symbols.
     """
 
@@ -247,7 +248,7 @@ def linearise(*outputs: RawOp) -> NodeGraph:
     return graph
 
 
-def order_nodes(graph: NodeGraph) -> NodeGraph:
+def order_nodes(graph: NodeGraph, rules: GraphRules = GraphRules.GHN2) -> NodeGraph:
     """Put linear weights before their biases, add the input, and sort topologically.
 
     Nodes are sorted by generations (all nodes whose predecessors lie in earlier generations), ties
@@ -263,6 +264,8 @@ def order_nodes(graph: NodeGraph) -> NodeGraph:
         if node.param is None or not node.param.is_linear_weight:
             continue
         for reader in sorted(graph.succs[index]):
+            if rules.bias_free == "beside" and graph.nodes[reader].param is None:
+                continue
             sources = sorted(graph.preds[reader])
             graph.disconnect_inputs(reader)
             for source in sources:

@@ -131,6 +131,8 @@ def assign_roles(ops: Sequence[RawOp], rules: GraphRules = GraphRules.GHN2) -> D
                     _take_operand(op, place, item, depends, rules)
     if rules.vectors == "keep":
         _close_free(ops)
+    if rules.embeddings == "predict":
+        _tie_tables(ops)
     cut_closed(ops)
     return depends
 
@@ -141,6 +143,17 @@ def _close_free(ops: Sequence[RawOp]) -> None:
         for item in op.inputs:
             if type(item) is RawParam and item.is_free and item.node_type is not None:
                 close(item, _FREE)
+
+
+def _tie_tables(ops: Sequence[RawOp]) -> None:
+    """A table that is the weight of a layer as well has one node, where it is read by index."""
+    for op in ops:
+        if op.kind in READS_BY_INDEX:
+            continue
+        for place, item in enumerate(op.inputs):
+            if type(item) is RawParam and item.is_table:
+                item.node_type = "conv"
+                op.inputs = [*op.inputs[:place], None, *op.inputs[place + 1 :]]
 
 
 def _take_table(op: RawOp, depends: Dependence, rules: GraphRules) -> None:

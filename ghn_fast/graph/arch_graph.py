@@ -103,6 +103,8 @@ class ArchGraph:
         notes: What users of predicted parameters should know about the network, as sentences.
         partial: What the graph leaves out or assumes of the forward pass, ``None`` for nothing.
         rules: The rules that it was made by.
+        initial_deviation: Standard deviation of the weights' initial values, as the configuration
+            of a language model says it (``initializer_range``).
     """
 
     op_types: Tensor
@@ -120,6 +122,7 @@ class ArchGraph:
     notes: Deferred[tuple[str, ...]] = Deferred(tuple)
     partial: str | None = None
     rules: GraphRules = GraphRules.GHN2
+    initial_deviation: float = 0.02
 
     @property
     def plan(self) -> GraphPlan | None:

@@ -23,5 +23,10 @@ NODE_TYPES: Final[tuple[str, ...]] = (
 )
 """Names of the node types; the position of a name is its index in the type embedding."""
 
-NODE_TYPE_INDEX: Final[dict[str, int]] = {name: index for index, name in enumerate(NODE_TYPES)}
+LANGUAGE_NODE_TYPES: Final[tuple[str, ...]] = (*NODE_TYPES, "rmsnorm", "rot_emb", "gate")
+"""The same with those of language models behind them (arXiv 2405.16287)."""
+
+NODE_TYPE_INDEX: Final[dict[str, int]] = {
+    name: index for index, name in enumerate(LANGUAGE_NODE_TYPES)
+}
 """Index of each node type in the type embedding."""

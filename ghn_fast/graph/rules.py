@@ -32,6 +32,8 @@ class GraphRules(Section):
         classifier: What has the classifier's own heads. ``"matrix"``: a final matrix, with or
             without its bias. ``"pair"``: the last but one node if it is a weight, and the last one
             if it is a bias; a final mean comes before the layer that it follows (SqueezeNet).
+        bias_free: Linear layers without bias: ``"inside"`` the path of features, or ``"beside"``
+            it, hanging off the input, as the published code of LoGAH has them.
         cells: Edges of DeepNets-1M: ``"stored"``, or ``"corrected"`` as GHN-3 was trained on them.
     """
 
@@ -40,6 +42,7 @@ class GraphRules(Section):
     positions: str = setting("skip", choices=("skip", "grid"))
     embeddings: str = setting("skip", choices=("skip", "predict"))
     classifier: str = setting("matrix", choices=("matrix", "pair"))
+    bias_free: str = setting("inside", choices=("inside", "beside"))
     cells: str = setting("stored", choices=("stored", "corrected"))
 
     GHN2: ClassVar[GraphRules]
@@ -49,9 +52,14 @@ class GraphRules(Section):
     GHN3: ClassVar[GraphRules]
     """Graphs of GHN-3, and of LoGAH for vision transformers."""
 
+    LANGUAGE: ClassVar[GraphRules]
+    """Graphs of language models."""
+    LANGUAGE_PUBLISHED: ClassVar[GraphRules]
+    """The same as the published code of LoGAH has them, with its defect on layers without bias."""
+
     @staticmethod
     def named(name: str) -> GraphRules:
-        """The rules of a name: ``ghn2``, ``ghn2-published`` or ``ghn3``.
+        """The rules of a name: one of :data:`RULES`.
 
         Raises:
             ValueError: If there are none of that name.
@@ -71,9 +79,14 @@ GraphRules.GHN3 = GraphRules(
     classifier="pair",
     cells="corrected",
 )
+GraphRules.LANGUAGE = replace(GraphRules.GHN3, cells="stored")
+GraphRules.LANGUAGE_PUBLISHED = replace(GraphRules.LANGUAGE, bias_free="beside")
+
 RULES = {
     "ghn2": GraphRules.GHN2,
     "ghn2-published": GraphRules.GHN2_PUBLISHED,
     "ghn3": GraphRules.GHN3,
+    "language": GraphRules.LANGUAGE,
+    "language-published": GraphRules.LANGUAGE_PUBLISHED,
 }
 """Rules by name, as configurations have them."""

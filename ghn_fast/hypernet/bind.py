@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from ghn_fast.capturing.structure import Structure
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.hypernet.batch_statistics import drop_running_statistics, norm_layers
-from ghn_fast.hypernet.decode_plan import DecodePlan
+from ghn_fast.hypernet.decoders import Plan
 from ghn_fast.hypernet.named import named_parameters
 from ghn_fast.hypernet.report import Clock, PredictionReport
-from ghn_fast.ops.expand_params import expand_params_into
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Destinations:
 
 
 def bind(
-    blocks: Sequence[Tensor],
-    plan: DecodePlan,
+    decoded: Any,
+    plan: Plan,
     destinations: Destinations,
     clock: Clock,
     *,
@@ -46,17 +46,17 @@ def bind(
 ) -> PredictionReport:
     """Write predicted parameters into a network.
 
-    Blocks are expanded straight into the parameters, whose dtypes, devices and strides stay as they
+    It is expanded straight into the parameters, whose dtypes, devices and strides stay as they
     are.
 
     Args:
-        blocks: The decoded blocks.
-        plan: The plan that says which block each parameter comes from.
-        destinations: Where the parameters go, one for each row of ``plan.params``.
+        decoded: What was decoded by the plan.
+        plan: The plan.
+        destinations: Where the parameters go, one for each parameter of the plan.
         clock: Ends the stages ``expand`` and ``bind``.
         batch_statistics: Whether BatchNorm layers are switched to batch statistics.
     """
-    expand_params_into(blocks, plan.params, plan.predicted_parts(destinations.tensors))
+    plan.expand_into(decoded, destinations.tensors)
     clock.lap("expand")
     return finish(destinations, clock, batch_statistics=batch_statistics)
 

@@ -11,13 +11,27 @@ from ghn_fast.utils.settings import checked
 
 # Published hypernetworks take one. All rounds are one call of an op, which no signal ends early.
 MOST_STEPS = 1000
-WINDOWS = ("corner", "middle")
+_CHOICES = {
+    "window": ("corner", "middle"),
+    "decoder": ("block", "low_rank"),
+    "vectors": ("mlp", "low_rank"),
+    "weights": ("fan_in", "standard_deviation"),
+}
 # Width, layers and heads.
 _PUBLISHED = {
     "ghn3-t": (64, 3, 8),
     "ghn3-s": (128, 5, 16),
     "ghn3-l": (256, 12, 16),
     "ghn3-xl": (384, 24, 16),
+}
+
+
+# And the rank.
+_LOGAH = {
+    "logah-tiny": (64, 3, 8, 32),
+    "logah-small": (128, 5, 16, 90),
+    "logah-base": (256, 5, 16, 128),
+    "logah-large": (256, 12, 16, 256),
 }
 
 
@@ -44,6 +58,15 @@ class GHNConfig:
         window: Which positions of the largest block small kernels are: those at its ``"corner"``,
             or those in its ``"middle"``. Kernels that are larger than the block are interpolated
             from all of it in the latter case.
+        decoder: ``"block"``, or ``"low_rank"``: weights are products of two factors, for networks
+            of any width (LoGAH, arXiv 2405.16287). The latter decodes out- and in-channels up to
+            ``max_shape`` without repetition.
+        rank: Number of columns of the factors.
+        vectors: With the decoder ``low_rank``, whether 1-D parameters come from an MLP (``"mlp"``)
+            or from the same factors (``"low_rank"``).
+        weights: With that decoder, how weights are normalised: by their fan-in, or to a
+            ``"standard_deviation"``, that of the network's own initial values.
+        language: Whether node types and sizes of language models are known.
     """
 
     max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
@@ -58,6 +81,11 @@ class GHNConfig:
     heads: int = 8
     rules: str = "ghn2"
     window: str = "corner"
+    decoder: str = "block"
+    rank: int = 32
+    vectors: str = "mlp"
+    weights: str = "fan_in"
+    language: bool = False
 
     def __post_init__(self) -> None:
         shape = self.max_shape
@@ -67,19 +95,27 @@ class GHNConfig:
             )
         if self.hid < 4 or self.hid % 4:
             raise ValueError(f"hid: got {self.hid}, needs a positive multiple of 4")
-        for name in ("num_classes", "virtual_edges", "steps", "layers", "heads"):
+        for name in ("num_classes", "virtual_edges", "steps", "layers", "heads", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, needs at least 1")
         if self.steps > MOST_STEPS:
             raise ValueError(f"steps: got {self.steps}, needs at most {MOST_STEPS}")
         GraphRules.named(self.rules)
-        if self.window not in WINDOWS:
-            raise ValueError(f"window: got {self.window!r}, needs one of {', '.join(WINDOWS)}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r}, needs one of {', '.join(known)}"
+                )
 
     @property
     def graph_rules(self) -> GraphRules:
         """The rules that graphs are made by."""
         return GraphRules.named(self.rules)
+
+    @property
+    def vector_channels(self) -> int:
+        """Number of channels of the blocks of 1-D parameters."""
+        return self.hid // 2 if self.decoder == "low_rank" else max(self.max_shape[:2])
 
     @property
     def uses_virtual_edges(self) -> bool:
@@ -97,15 +133,38 @@ class GHNConfig:
         """A configuration of the sizes that were published.
 
         Args:
-            name: ``ghn3-t``, ``ghn3-s``, ``ghn3-l`` or ``ghn3-xl`` (arXiv 2303.04143).
+            name: ``ghn3-t``, ``ghn3-s``, ``ghn3-l`` or ``ghn3-xl`` (arXiv 2303.04143);
+                ``logah-tiny``, ``logah-small``, ``logah-base`` or ``logah-large`` for vision
+                transformers (arXiv 2405.16287), and with ``-gpt`` behind for GPT-2.
             num_classes: Number of classes; kernels up to 16 are decoded for 1,000 of them, as for
                 ImageNet, up to 11 for fewer.
 
         Raises:
             ValueError: If there is none of that name.
         """
+        if name.removesuffix("-gpt") in _LOGAH:
+            hid, layers, heads, rank = _LOGAH[name.removesuffix("-gpt")]
+            language = name.endswith("-gpt")
+            return GHNConfig(
+                max_shape=(2048, 2048, 16, 16),
+                num_classes=num_classes,
+                hid=hid,
+                propagator="graphormer",
+                layers=layers,
+                heads=heads,
+                rules="language-published" if language else "ghn3",
+                window="middle",
+                decoder="low_rank",
+                rank=rank,
+                vectors="low_rank",
+                weights="standard_deviation" if language else "fan_in",
+                language=language,
+                virtual_edges=250 if language else 50,
+            )
         if name not in _PUBLISHED:
-            raise ValueError(f"name: got {name!r}, needs one of {', '.join(_PUBLISHED)}")
+            raise ValueError(
+                f"name: got {name!r}, needs one of {', '.join((*_PUBLISHED, *_LOGAH))}"
+            )
         hid, layers, heads = _PUBLISHED[name]
         size = 16 if num_classes >= 1000 else 11
         return GHNConfig(

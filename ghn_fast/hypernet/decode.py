@@ -46,8 +46,9 @@ def decode(
     layers, others = plain_layers(blocks), plain_layers(vectors)
     if layers is not None and others is not None:
         weights = DecoderWeights(*layers, *others)
-        if blocks.window == "corner" and is_compiled(x, weights):
-            return plan.finish(decode_blocks(x, *plan.nodes_and_groups, weights))
+        if is_compiled(x, weights):
+            middle = blocks.window == "middle"
+            return plan.finish(decode_blocks(x, *plan.nodes_and_groups, weights, middle=middle))
     embeddings = [x[index] for index in plan.indices(x.device)]
     in_blocks = [
         number
@@ -171,12 +172,12 @@ class VectorDecoder(nn.Module):
     """Decode 1-D parameters and the bias of the classifier.
 
     Args:
-        config: Uses ``hid``, ``max_shape`` and ``num_classes``.
+        config: Uses ``hid``, ``vector_channels`` and ``num_classes``.
     """
 
     def __init__(self, config: GHNConfig) -> None:
         super().__init__()
-        self.channels = max(config.max_shape[:2])
+        self.channels = config.vector_channels
         self.layers = nn.Sequential(
             nn.Linear(config.hid, 2 * config.hid),
             nn.ReLU(),

@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ghn_fast.graph.arch_graph import ArchGraph, Target
-from ghn_fast.graph.node_types import NODE_TYPE_INDEX
 from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.hypernet.layout import Layout, fan_in_scale, lay_out
 from ghn_fast.ops.decode_blocks import Decoder, GroupRow, group_numbers
-from ghn_fast.ops.expand_params import Kind, ParamPlan, PlanRow
-
-# Parameters begin at multiples of so many elements of the flat buffer (64 bytes of float32): whole
-# cache lines, and 16-byte accesses on a GPU.
-_ALIGNMENT = 16
+from ghn_fast.ops.expand_params import (
+    Kind,
+    ParamPlan,
+    PlanRow,
+    expand_params,
+    expand_params_into,
+)
 
 Shape4 = tuple[int, int, int, int]
 
@@ -57,15 +59,12 @@ class DecodePlan:
     Attributes:
         groups: The groups of parameters, each with its nodes.
         params: Plan of the flat buffer; its blocks are the groups in order.
-        ranges: Per graph, name of each parameter to (offset, shape) in the flat buffer.
-        tables: Numbers of the rows that are the last positions of a table (1, n, c) whose first
-            ones are not predicted; these are zero in the flat buffer.
+        layout: Where each parameter lies in the flat buffer, one for each row of ``params``.
     """
 
     groups: dict[Group, list[int]]
     params: ParamPlan
-    ranges: list[dict[str, tuple[int, tuple[int, ...]]]]
-    tables: frozenset[int] = frozenset()
+    layout: Layout
     _indices: dict[torch.device, list[Tensor]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -94,16 +93,23 @@ class DecodePlan:
             for group, block in zip(self.groups, blocks, strict=True)
         ]
 
-    def predicted_parts(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        """Of one tensor for each row the part that is predicted."""
-        if not self.tables:
-            return tensors
-        parts = list(tensors)
-        for row in self.tables:
-            tensor = parts[row]
-            if tensor is not None:
-                parts[row] = tensor.detach()[:, -self.params.rows[row].shape[0] :]
-        return parts
+    @property
+    def ranges(self) -> list[dict[str, tuple[int, tuple[int, ...]]]]:
+        """Per graph, name of each parameter to (offset, shape) in the flat buffer."""
+        return self.layout.ranges
+
+    def expand(self, decoded: Sequence[Tensor]) -> Tensor:
+        """The flat buffer of all parameters, differentiable."""
+        return expand_params(decoded, self.params)
+
+    def expand_into(self, decoded: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> None:
+        """Write all parameters into tensors, one for each, or ``None`` to leave it out."""
+        if self.layout.has_tables:
+            tensors = [
+                tensor if tensor is None or not slot.is_table else slot.part(tensor)
+                for slot, tensor in zip(self.layout.slots, tensors, strict=True)
+            ]
+        expand_params_into(decoded, self.params, tensors)
 
 
 def plan_decoding(
@@ -117,50 +123,33 @@ def plan_decoding(
         head: Whether the classifier's own heads predict weight and bias at the graph's end; without
             them these two are left out.
     """
+    layout = lay_out(graphs, head=head)
     rows: list[PlanRow] = []
-    ranges: list[dict[str, tuple[int, tuple[int, ...]]]] = []
     # Of each group its number, and of its nodes the index among the blocks that it decodes.
     groups: dict[Group, tuple[int, dict[int, int]]] = {}
     # Many parameters of an architecture are alike.
-    layouts: dict[Any, tuple[Group, tuple[Shape4, Shape4, Kind, float]]] = {}
-    tables: set[int] = set()
-    first_node = end = 0
-    for graph in graphs:
-        ranges.append({})
-        node_types = graph.op_types.tolist()
-        for target in graph.targets:
-            if target.head and not head:
-                continue
-            is_position = (
-                node_types[target.node] == NODE_TYPE_INDEX["pos_enc"]
-                and len(target.predicted_shape) == 4
-            )
-            is_table = is_position and len(target.shape) == 3 and target.shape[0] == 1
-            alike = (
-                *(target.predicted_shape, target.head, target.row),
-                *(target.fan_in, target.gain, is_position, is_table),
-            )
-            if alike not in layouts:
-                group = _group_of(target, config, is_table)
-                kind, scale = _normalisation(target, is_position, config)
-                shape = _pad(target.predicted_shape)
-                if is_table:
-                    shape = (shape[2] * shape[3], shape[1], 1, 1)
-                layouts[alike] = group, (_block_shape(group, config), shape, kind, scale)
-            group, layout = layouts[alike]
-            number, nodes = groups.setdefault(group, (len(groups), {}))
-            index = nodes.setdefault(first_node + target.node, len(nodes))
-            if group.decoder == Decoder.VECTOR:
-                index = 2 * index + target.row
-            first = prod(target.shape) - prod(layout[1])
-            if first:
-                tables.add(len(rows))
-            rows.append(PlanRow(number, index * prod(layout[0]), *layout, end + first))
-            ranges[-1][target.name] = (end, target.shape)
-            end += -(-prod(target.shape) // _ALIGNMENT) * _ALIGNMENT
-        first_node += graph.num_nodes
+    known: dict[Any, tuple[Group, tuple[Shape4, Shape4, Kind, float]]] = {}
+    for slot in layout.slots:
+        target = slot.target
+        alike = (
+            *(target.predicted_shape, target.head, target.row, target.fan_in, target.gain),
+            *(slot.is_position, slot.is_table),
+        )
+        if alike not in known:
+            group = _group_of(target, config, slot.is_table)
+            kind, scale = _normalisation(target, slot.is_position, config)
+            shape = _pad(target.predicted_shape)
+            if slot.is_table:
+                shape = (shape[2] * shape[3], shape[1], 1, 1)
+            known[alike] = group, (_block_shape(group, config), shape, kind, scale)
+        group, places = known[alike]
+        number, nodes = groups.setdefault(group, (len(groups), {}))
+        index = nodes.setdefault(slot.node, len(nodes))
+        if group.decoder == Decoder.VECTOR:
+            index = 2 * index + target.row
+        rows.append(PlanRow(number, index * prod(places[0]), *places, slot.start))
     nodes_of = {group: list(nodes) for group, (_, nodes) in groups.items()}
-    return DecodePlan(nodes_of, ParamPlan(rows, end), ranges, frozenset(tables))
+    return DecodePlan(nodes_of, ParamPlan(rows, layout.numel), layout)
 
 
 def _group_of(target: Target, config: GHNConfig, is_table: bool) -> Group:
@@ -194,7 +183,7 @@ def _round_up(channels: int, limit: int) -> int:
 def _block_shape(group: Group, config: GHNConfig) -> Shape4:
     """Shape of what a parameter of a group is expanded from."""
     if group.decoder == Decoder.VECTOR:
-        return max(config.max_shape[:2]), 1, 1, 1
+        return config.vector_channels, 1, 1, 1
     if group.decoder == Decoder.HEAD_BIAS:
         return config.num_classes, 1, 1, 1
     if group.decoder == Decoder.HEAD_WEIGHT:
@@ -212,10 +201,7 @@ def _normalisation(target: Target, is_position: bool, config: GHNConfig) -> tupl
     shape = target.predicted_shape
     if len(shape) == 1:
         return (Kind.SHIFT if target.row else Kind.SCALE), 1.0
-    # Depthwise and wide kernels (1x7) are not followed by a ReLU in the networks of DeepNets-1M.
-    no_relu = len(shape) > 2 and (shape[1] == 1 or shape[2] < shape[3])
-    gain = (1.0 if no_relu else 2.0) if target.gain is None else target.gain
-    return Kind.WEIGHT, (gain / (target.fan_in or prod(shape[1:]))) ** 0.5
+    return Kind.WEIGHT, fan_in_scale(target)
 
 
 def _pad(shape: tuple[int, ...]) -> Shape4:

@@ -13,9 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ghn_fast.graph.node_types import NODE_TYPES
+from ghn_fast.graph.node_types import LANGUAGE_NODE_TYPES, NODE_TYPES
 
 _SMALLEST_CHANNELS = 8
+# Of Llama 2, GPT-2 and Llama 3.
+_VOCABULARIES = (32000, 50257, 128256)
 # From 4 channels on, anything below the smallest regular width is treated like it.
 _ROUNDED_UP_FROM = 4
 
@@ -27,14 +29,17 @@ class NodeEncoder(nn.Module):
         hid: Width C of the embedding.
         num_classes: Known as a channel count, too.
         max_kernel: Largest kernel size that is decoded.
+        language: Whether node types of language models and sizes of their vocabularies are known.
     """
 
-    def __init__(self, hid: int, num_classes: int, max_kernel: int) -> None:
+    def __init__(
+        self, hid: int, num_classes: int, max_kernel: int, *, language: bool = False
+    ) -> None:
         super().__init__()
-        self._channels = channel_table(num_classes)
+        self._channels = channel_table(num_classes, *(_VOCABULARIES if language else ()))
         self._kernels = kernel_table(max_kernel)
         # Both tables end with a row for nodes without a shape.
-        self.op = nn.Embedding(len(NODE_TYPES), hid)
+        self.op = nn.Embedding(len(LANGUAGE_NODE_TYPES if language else NODE_TYPES), hid)
         self.kernel = nn.Embedding(int(self._kernels.max()) + 2, hid // 4)
         self.channel = nn.Embedding(int(self._channels.max()) + 2, hid // 4)
 
@@ -98,10 +103,13 @@ def shape_4d(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     return out, in_, height, width
 
 
-def channel_table(num_classes: int) -> npt.NDArray[np.int64]:
-    """Row of the channel embedding for every channel count up to 8192; larger ones use the last."""
+def channel_table(*further: int) -> npt.NDArray[np.int64]:
+    """Row of the channel embedding for every channel count up to the largest known one.
+
+    Known are those of DeepNets-1M up to 8192, and ``further`` ones.
+    """
     known = np.unique(
-        [1, 3, num_classes, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)]
+        [1, 3, *further, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)]
     )
     table = _nearest(known)
     small = slice(_ROUNDED_UP_FROM, _SMALLEST_CHANNELS)
@@ -119,5 +127,5 @@ def kernel_table(max_kernel: int) -> npt.NDArray[np.int64]:
 
 def _nearest(known: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Index of the known value nearest to each of 0..max(known), the smaller one where two tie."""
-    sizes = np.arange(known[-1] + 1)
-    return np.abs(sizes[:, None] - known[None, :]).argmin(axis=1)
+    between = (known[:-1] + known[1:]) / 2
+    return np.searchsorted(between, np.arange(known[-1] + 1), side="left")

@@ -15,15 +15,13 @@ from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.hypernet import pipeline
 from ghn_fast.hypernet.bind import check_graph
 from ghn_fast.hypernet.config import GHNConfig
-from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder
-from ghn_fast.hypernet.decode_plan import DecodePlan
+from ghn_fast.hypernet.decoders import DECODERS, Plan
 from ghn_fast.hypernet.encode import NodeEncoder
 from ghn_fast.hypernet.predictor import Predictor
 from ghn_fast.hypernet.propagate import build_propagator
 from ghn_fast.hypernet.publishing import Published
 from ghn_fast.hypernet.report import Clock, PredictionReport
 from ghn_fast.hypernet.withheld import check_frozen
-from ghn_fast.ops.expand_params import expand_params
 
 
 class GHN(Published, nn.Module):
@@ -37,11 +35,17 @@ class GHN(Published, nn.Module):
         super().__init__()
         self.config = config or GHNConfig()
         hid = self.config.hid
-        self.encoder = NodeEncoder(hid, self.config.num_classes, self.config.max_shape[2])
+        self.encoder = NodeEncoder(
+            hid,
+            self.config.num_classes,
+            self.config.max_shape[2],
+            language=self.config.language,
+        )
         self.propagator = build_propagator(self.config)
         self.norm: nn.Module = nn.LayerNorm(hid) if self.config.layer_norm else nn.Identity()
-        self.blocks = BlockDecoder(self.config)
-        self.vectors = VectorDecoder(self.config)
+        decoder = DECODERS[self.config.decoder]
+        self.blocks = decoder.weights(self.config)
+        self.vectors = decoder.vectors(self.config)
 
     @property
     def device(self) -> torch.device:
@@ -163,7 +167,7 @@ class GHN(Published, nn.Module):
 
     def predict_flat(
         self, graphs: Sequence[ArchGraph], *, head: bool = True
-    ) -> tuple[Tensor, DecodePlan]:
+    ) -> tuple[Tensor, Plan]:
         """Predict the parameters of a meta-batch into one flat buffer, differentiable.
 
         Args:
@@ -181,8 +185,8 @@ class GHN(Published, nn.Module):
                 hypernetwork's, or its edges are not valid.
         """
         prepared = pipeline.prepare(self, graphs, head=head)
-        blocks = pipeline.forward(self, prepared)
-        return expand_params(blocks, prepared.plan.params), prepared.plan
+        decoded = pipeline.forward(self, prepared)
+        return prepared.plan.expand(decoded), prepared.plan
 
     def predict_tensors(self, graphs: Sequence[ArchGraph]) -> list[dict[str, Tensor]]:
         """Predict the parameters of a meta-batch by name, for ``torch.func.functional_call``.
@@ -298,6 +302,9 @@ class GHN(Published, nn.Module):
     ) -> tuple[ArchGraph, Structure | None]:
         if input_shape is None and example_inputs is None:
             input_shape = getattr(model, "input_shape", None)
+            if input_shape is None and self.config.language:
+                # A few symbols; how many does not matter to the graph.
+                example_inputs = {"input_ids": torch.arange(3)[None]}
         return cached_capture(
             model,
             input_shape,

@@ -3,16 +3,16 @@
     collate → encode → propagate → normalise → decode
 
 What depends on the graphs alone is prepared first (:func:`prepare`); :func:`forward` does the
-arithmetic, with the weights that the hypernetwork has then. Afterwards blocks are expanded: into a
-flat buffer for training (:func:`ghn_fast.ops.expand_params.expand_params`), or straight into the
-parameters of a network (:func:`predict`).
+arithmetic, with the weights that the hypernetwork has then. Afterwards the plan expands what was
+decoded: into a flat buffer for training, or straight into the parameters of a network
+(:func:`predict`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,7 @@ from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.hypernet.bind import Binding, Destinations, bind, find_destinations
 from ghn_fast.hypernet.config import GHNConfig
-from ghn_fast.hypernet.decode import BlockDecoder, VectorDecoder, decode
-from ghn_fast.hypernet.decode_plan import DecodePlan, plan_decoding
+from ghn_fast.hypernet.decoders import DECODERS, Plan
 from ghn_fast.hypernet.encode import NodeEncoder
 from ghn_fast.hypernet.report import Clock, PredictionReport
 from ghn_fast.hypernet.withheld import withhold
@@ -40,8 +39,8 @@ class Hypernetwork(Protocol):
     encoder: NodeEncoder
     propagator: nn.Module
     norm: nn.Module
-    blocks: BlockDecoder
-    vectors: VectorDecoder
+    blocks: Any
+    vectors: Any
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +66,7 @@ class Prepared:
 
     batch: GraphBatch
     shapes: Tensor
-    plan: DecodePlan
+    plan: Plan
     binding: Binding | None = None
 
     def destinations(
@@ -137,7 +136,8 @@ def prepare(
     found = _kept.get(key) if keep else None
     if found is None:
         batch, shapes = collate(ghn, graphs)
-        found = Prepared(batch, shapes, plan_decoding(graphs, ghn.config, head=head))
+        plan = DECODERS[ghn.config.decoder].plan(graphs, ghn.config, head=head)
+        found = Prepared(batch, shapes, plan)
         if keep:
             found = _kept.keep(key, found)
     return found
@@ -161,8 +161,8 @@ def embed(
     return x
 
 
-def forward(ghn: Hypernetwork, prepared: Prepared, clock: Clock | None = None) -> list[Tensor]:
-    """Blocks of parameters, one tensor for each group of the plan, differentiable.
+def forward(ghn: Hypernetwork, prepared: Prepared, clock: Clock | None = None) -> Any:
+    """What the plan expands to parameters, differentiable.
 
     Args:
         ghn: The hypernetwork.
@@ -171,9 +171,10 @@ def forward(ghn: Hypernetwork, prepared: Prepared, clock: Clock | None = None) -
     """
     clock = clock or Clock()
     x = embed(ghn, prepared.batch, prepared.shapes, clock)
-    blocks = decode(x, prepared.plan, ghn.blocks, ghn.vectors)
+    decode = DECODERS[ghn.config.decoder].decode
+    decoded = decode(x, prepared.plan, ghn.blocks, ghn.vectors)
     clock.lap("decode")
-    return blocks
+    return decoded
 
 
 def predict(
@@ -194,5 +195,5 @@ def predict(
         batch_statistics: Whether BatchNorm layers are switched to batch statistics.
     """
     with torch.no_grad():
-        blocks = forward(ghn, prepared, clock)
-        return bind(blocks, prepared.plan, destinations, clock, batch_statistics=batch_statistics)
+        decoded = forward(ghn, prepared, clock)
+        return bind(decoded, prepared.plan, destinations, clock, batch_statistics=batch_statistics)

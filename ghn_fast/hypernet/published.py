@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ghn_fast.graph.node_types import LANGUAGE_NODE_TYPES
 from ghn_fast.hypernet.config import GHNConfig
 
 _PREFIXES = (
@@ -38,6 +39,9 @@ _PREFIXES = (
     ("decoder.conv.0.", "blocks.hidden."),
     ("decoder.conv.2.", "blocks.output."),
     ("decoder.class_layer_predictor.1.", "blocks.head."),
+    # Of LoGAH; its last layer has two names.
+    ("decoder.mlp.fc.", "blocks.layers."),
+    ("decoder.l2.", "blocks.output."),
     ("decoder_1d.fc.", "vectors.layers."),
     ("bias_class.1.", "vectors.head."),
 )
@@ -50,6 +54,9 @@ _IN_LAYER = {
     "ff.net.3": "mlp_out",
 }
 _LAYER = re.compile(rf"gnn\.(\d+)\.({'|'.join(map(re.escape, _IN_LAYER))})\.(weight|bias)")
+_LOW_RANK = "decoder.l2.weight"
+# Of LoGAH: never used, or another name of one that is.
+_UNUSED = ("decoder.l1.", "decoder.seq.1.", "decoder_1d.0.")
 _PROPAGATORS = {"gatedgnn": "gated_gnn", "mlp": "mlp"}
 
 
@@ -83,7 +90,8 @@ def published_config(values: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
         "layernorm",
         "hid",
     )
-    for name in names:
+    needed = [name for name in names if name != "num_classes" or _LOW_RANK not in state]
+    for name in needed:
         if name not in values:
             raise ValueError(f"config: entry '{name}' is missing, needs {', '.join(names)}")
     if values["decoder"] != "conv":
@@ -98,7 +106,7 @@ def published_config(values: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
         settings = _settings_of_ghn3(state)
     return GHNConfig(
         max_shape=(out, in_, height, width),
-        num_classes=int(values["num_classes"]),
+        num_classes=int(values.get("num_classes", 10)),
         hid=int(values["hid"]),
         virtual_edges=50 if values["ve"] else 1,
         normalize=bool(values["weight_norm"]),
@@ -118,6 +126,8 @@ def inferred_config(state: Mapping[str, Tensor]) -> GHNConfig:
     Raises:
         ValueError: If a weight that it is inferred from is not there or has no such shape.
     """
+    if _LOW_RANK in state:
+        return _inferred_low_rank(state)
     try:
         blocks = state["decoder.conv.2.weight"].shape[0]
         channels = isqrt(blocks)
@@ -141,25 +151,57 @@ def inferred_config(state: Mapping[str, Tensor]) -> GHNConfig:
     )
 
 
+def _inferred_low_rank(state: Mapping[str, Tensor]) -> GHNConfig:
+    channels, rest = divmod(len(state[_LOW_RANK]), 16)
+    if rest:
+        raise ValueError(f"{_LOW_RANK}: got {len(state[_LOW_RANK])} rows, needs a multiple of 16")
+    classes = len(state["bias_class.1.weight"]) if "decoder_1d.fc.0.weight" in state else 10
+    return GHNConfig(
+        max_shape=(channels, channels, 16, 16),
+        num_classes=classes,
+        hid=state["embed.weight"].shape[1],
+        virtual_edges=50,
+        layer_norm="ln.weight" in state,
+        **_settings_of_ghn3(state),
+    )
+
+
 def _settings_of_ghn3(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if any(name.startswith("gnn.gru.") for name in state):
         return {"propagator": "gated_gnn", "rules": "ghn3", "window": "corner"}
     layers = [int(found[1]) for found in map(_LAYER.fullmatch, state) if found]
     if not layers or "gnn.0.attn.proj_e.2.weight" not in state:
         raise ValueError("the weights are those of no graph neural network that is known here")
-    return {
+    settings: dict[str, Any] = {
         "propagator": "graphormer",
         "layers": max(layers) + 1,
         "heads": len(state["gnn.0.attn.proj_e.2.weight"]),
         "rules": "ghn3",
         "window": "middle",
     }
+    if _LOW_RANK in state:
+        settings |= {
+            "decoder": "low_rank",
+            "rank": state[_LOW_RANK].shape[1],
+            "vectors": "mlp" if "decoder_1d.fc.0.weight" in state else "low_rank",
+        }
+        if len(state["embed.weight"]) == len(LANGUAGE_NODE_TYPES):
+            settings |= {
+                "rules": "language-published",
+                "weights": "standard_deviation",
+                "language": True,
+            }
+    return settings
 
 
 def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Translate published weights to our names; 1x1 convolutions become linear layers."""
     result = {}
+    # Without a decoder of vectors there is a placeholder for its head.
+    unused = (*_UNUSED, "bias_class.1.") if "decoder_1d.0.weight" in state else _UNUSED
     for name, tensor in state.items():
+        if name.startswith(unused):
+            continue
         layer = _LAYER.fullmatch(name)
         if layer:
             name = f"propagator.layers.{layer[1]}.{_IN_LAYER[layer[2]]}.{layer[3]}"

@@ -1,6 +1,6 @@
 """From node embeddings to blocks of parameters: all layers of the decoder, for all groups at once.
 
-A block of (out, in, h, w) is the corner of what three layers make of an embedding,
+A block of (out, in, h, w) is the corner, or the middle, of what three layers make of an embedding,
 
     relu(expand)  C -> 4C at each of S x S positions
     relu(hidden)  4C -> 8C, at each position
@@ -103,7 +103,12 @@ def is_compiled(x: Tensor, weights: DecoderWeights) -> bool:
 
 
 def decode_blocks(
-    x: Tensor, nodes: Tensor, groups: Sequence[int], weights: DecoderWeights
+    x: Tensor,
+    nodes: Tensor,
+    groups: Sequence[int],
+    weights: DecoderWeights,
+    *,
+    middle: bool = False,
 ) -> list[Tensor]:
     """Decode groups of parameters from node embeddings (arXiv 2110.13100, appendix B).
 
@@ -116,6 +121,8 @@ def decode_blocks(
         nodes: Rows of ``x``, those of the first group first; int64 on the CPU.
         groups: The groups (:func:`group_numbers`).
         weights: The layers, of the dtype and on the device of ``x``.
+        middle: Which of the S positions along a side the k of a smaller kernel are: the first ones,
+            or those from S // 2 - k // 2 on.
 
     Returns:
         Per group a contiguous tensor: blocks (n, out, in, h, w), vectors (n, 2, V), weights of
@@ -128,12 +135,17 @@ def decode_blocks(
             block, or a node is not a row of ``x``; if the back end that is asked for cannot run.
     """
     if is_compiled(x, weights):
-        return torch.ops.ghn_fast.decode_blocks(x, nodes, groups, weights)
-    return reference(x, nodes, groups, weights)
+        return torch.ops.ghn_fast.decode_blocks(x, nodes, groups, weights, middle)
+    return reference(x, nodes, groups, weights, middle=middle)
 
 
 def reference(
-    x: Tensor, nodes: Tensor, groups: Sequence[int], weights: DecoderWeights
+    x: Tensor,
+    nodes: Tensor,
+    groups: Sequence[int],
+    weights: DecoderWeights,
+    *,
+    middle: bool = False,
 ) -> list[Tensor]:
     """:func:`decode_blocks` in plain PyTorch, group by group, differentiable without end."""
     largest = _check(x, weights)
@@ -142,9 +154,9 @@ def reference(
     for row, index in zip(rows, nodes.split([row.nodes for row in rows]), strict=True):
         h = x[index.to(x.device)]
         if row.decoder == Decoder.BLOCK:
-            result.append(_block(h, row.shape, largest, weights))
+            result.append(_block(h, row.shape, largest, weights, middle))
         elif row.decoder == Decoder.HEAD_WEIGHT:
-            block = _block(h, row.shape, largest, weights).flatten(2)
+            block = _block(h, row.shape, largest, weights, middle).flatten(2)
             head = F.linear(F.relu(block).transpose(1, 2), weights.head_weight, weights.head_bias)
             result.append(head.transpose(1, 2).contiguous())
         else:
@@ -161,12 +173,15 @@ def _block(
     shape: tuple[int, int, int, int],
     largest: tuple[int, int, int, int],
     weights: DecoderWeights,
+    middle: bool,
 ) -> Tensor:
-    """Blocks (n, out, in, h, w) of nodes (n, C): only the corner is computed, at all layers."""
+    """Blocks (n, out, in, h, w) of nodes (n, C): only what is needed is computed, at all layers."""
     out, in_, height, width = shape
+    top, left = (largest[2] // 2 - n // 2 if middle else 0 for n in (height, width))
+    rows, columns = slice(top, top + height), slice(left, left + width)
     sizes = (-1, largest[2], largest[3])
-    weight = weights.expand_weight.unflatten(0, sizes)[:, :height, :width].flatten(0, 2)
-    bias = weights.expand_bias.unflatten(0, sizes)[:, :height, :width].flatten()
+    weight = weights.expand_weight.unflatten(0, sizes)[:, rows, columns].flatten(0, 2)
+    bias = weights.expand_bias.unflatten(0, sizes)[:, rows, columns].flatten()
     h = F.relu(F.linear(h, weight, bias)).unflatten(1, (-1, height * width)).transpose(1, 2)
     h = F.relu(F.linear(h, weights.hidden_weight, weights.hidden_bias))
     weight = weights.output_weight.unflatten(0, largest[:2])[:out, :in_].flatten(0, 1)
@@ -248,7 +263,11 @@ def _read_groups(
 
 
 def _fake(
-    x: Tensor, nodes: Tensor, groups: Sequence[int], weights: Sequence[Tensor]
+    x: Tensor,
+    nodes: Tensor,
+    groups: Sequence[int],
+    weights: Sequence[Tensor],
+    middle: bool = False,
 ) -> list[Tensor]:
     given = DecoderWeights(*weights)
     classes = given.head_weight.shape[0]

@@ -12,14 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ghn_fast.ops.backend import extension_problem, register_op, resolve
+
 
 def graph_attention(qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: Tensor) -> Tensor:
     """Attention within each graph of a batch.
+
+    Runs on the back ends ``reference`` and ``cpu`` (see :mod:`ghn_fast.ops.backend`); other types
+    than float32 go to the reference, whichever is asked for.
 
     Args:
         qkv: Queries, keys and values (N, 3, H, d) of all nodes, floating point.
@@ -29,15 +35,20 @@ def graph_attention(qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: T
         table: Bias (R, H) of each code, of the type of ``qkv``.
 
     Returns:
-        (N, H d), differentiable in ``qkv`` and ``table``; empty without nodes. A graph gets the
-        same numbers in every batch.
+        (N, H d), differentiable in ``qkv`` and ``table`` (once on the compiled back ends, any
+        number of times on the reference); empty without nodes. A graph gets the same numbers in
+        every batch, and the same for every number of threads.
 
     Raises:
         TypeError: If a tensor has another type.
-        ValueError: If shapes, devices or ``offsets`` do not fit.
+        ValueError: If shapes, devices, codes or ``offsets`` do not fit; if the back end that is
+            asked for cannot run.
     """
     _check(qkv, codes, offsets, table)
-    return reference(qkv, codes, offsets, table)
+    backend = resolve("graph_attention", qkv.device.type)
+    if backend == "reference" or qkv.dtype != torch.float32:
+        return reference(qkv, codes, offsets, table)
+    return torch.ops.ghn_fast.graph_attention_forward(qkv, codes, list(offsets), table)[0]
 
 
 def reference(qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: Tensor) -> Tensor:
@@ -82,3 +93,49 @@ def _check(qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: Tensor) ->
     pairs = sum((last - first) ** 2 for first, last in pairwise(offsets))
     if codes.shape != (pairs,):
         raise ValueError(f"codes: got shape {list(codes.shape)}, needs ({pairs},)")
+
+
+def _fake(
+    qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: Tensor
+) -> tuple[Tensor, Tensor]:
+    nodes, _, heads, width = qkv.shape
+    return qkv.new_empty(nodes, heads * width), qkv.new_empty(nodes, heads)
+
+
+def _backward_fake(
+    grad: Tensor,
+    qkv: Tensor,
+    codes: Tensor,
+    offsets: Sequence[int],
+    table: Tensor,
+    out: Tensor,
+    logsum: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return qkv.new_empty(qkv.shape), table.new_empty(table.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, codes, ctx.offsets, table = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(qkv, codes, table, *output)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return None, None, None, None
+    qkv, codes, table, out, logsum = ctx.saved_tensors
+    grad_qkv, grad_table = torch.ops.ghn_fast.graph_attention_backward(
+        grad, qkv, codes, ctx.offsets, table, out, logsum
+    )
+    return grad_qkv, None, None, grad_table
+
+
+if extension_problem() is None:
+    torch.library.register_fake("ghn_fast::graph_attention_forward", _fake)
+    torch.library.register_fake("ghn_fast::graph_attention_backward", _backward_fake)
+    torch.library.register_autograd(
+        "ghn_fast::graph_attention_forward", _backward, setup_context=_setup_context
+    )
+
+register_op("graph_attention", {"cpu": extension_problem})

@@ -1,0 +1,214 @@
+// Attention within each graph of a batch, with a bias by the code of a pair; see
+// ghn_fast/ops/graph_attention.py for the formula.
+//
+// A task is one head of one graph: its keys and values are transposed once, and rows of logits stay
+// in the cache. Nothing of the size of all pairs is made. Tasks know nothing of each other, and the
+// gradient of the table is summed over the graphs in their order, so that all numbers are the same
+// with every number of threads, and those of a graph in every batch.
+//
+// Floor: 2 d multiplications and one exp a pair and head, and for small d the look-up of its bias.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "../common/checks.h"
+#include "graph_attention_kernels.h"
+
+namespace ghn {
+namespace {
+
+// Pairs that are worth a thread.
+constexpr int64_t kGrain = int64_t(1) << 15;
+
+struct Batch {
+  at::Tensor qkv, codes, table;  // table (H, R)
+  std::vector<int64_t> first, pairs;  // of each graph, and at the end
+  int64_t heads, width, rows;
+
+  Batch(const at::Tensor& given, const at::Tensor& code, at::IntArrayRef offsets,
+        const at::Tensor& bias) {
+    check_device(given, at::kCPU, "qkv");
+    check_dtype(given, at::kFloat, "qkv");
+    TORCH_CHECK_VALUE(given.dim() == 4 && given.size(1) == 3, "qkv: got shape ", given.sizes(),
+                      ", needs (N, 3, H, d)");
+    check_device(bias, at::kCPU, "table");
+    check_dtype(bias, at::kFloat, "table");
+    heads = given.size(2), width = given.size(3);
+    TORCH_CHECK_VALUE(heads > 0 && width > 0, "qkv: got shape ", given.sizes(),
+                      ", needs (N, 3, H, d)");
+    TORCH_CHECK_VALUE(bias.dim() == 2 && bias.size(1) == heads, "table: got shape ", bias.sizes(),
+                      ", needs (R, ", heads, ")");
+    rows = bias.size(0);
+    check_device(code, at::kCPU, "codes");
+    TORCH_CHECK_TYPE(code.scalar_type() == at::kByte || code.scalar_type() == at::kShort,
+                     "codes: got ", code.scalar_type(), ", needs uint8 or int16");
+    TORCH_CHECK_VALUE(!offsets.empty() && offsets[0] == 0 && offsets.back() == given.size(0),
+                      "offsets: got ", offsets, ", needs numbers that ascend from 0 to ",
+                      given.size(0));
+    pairs.push_back(0);
+    for (size_t g = 0; g + 1 < offsets.size(); ++g) {
+      TORCH_CHECK_VALUE(offsets[g + 1] >= offsets[g], "offsets: got ", offsets,
+                        ", needs numbers that ascend from 0 to ", given.size(0));
+      const int64_t size = offsets[g + 1] - offsets[g];
+      pairs.push_back(pairs.back() + size * size);
+    }
+    first = offsets.vec();
+    TORCH_CHECK_VALUE(code.dim() == 1 && code.size(0) == pairs.back(), "codes: got shape ",
+                      code.sizes(), ", needs (", pairs.back(), ",)");
+    qkv = given.contiguous();
+    codes = code.contiguous();
+    table = bias.t().contiguous();
+    check_codes();
+  }
+
+  int64_t graphs() const { return int64_t(first.size()) - 1; }
+  int64_t size(int64_t g) const { return first[size_t(g) + 1] - first[size_t(g)]; }
+  int64_t stride() const { return 3 * heads * width; }
+  bool wide() const { return codes.scalar_type() == at::kShort; }
+
+  // A look-up outside of the table would read anything.
+  void check_codes() const {
+    const int64_t count = codes.numel();
+    int64_t low = 0, high = 0;
+    if (wide()) {
+      const int16_t* data = codes.const_data_ptr<int16_t>();
+      for (int64_t i = 0; i < count; ++i) {
+        low = data[i] < low ? data[i] : low;
+        high = data[i] > high ? data[i] : high;
+      }
+    } else {
+      const uint8_t* data = codes.const_data_ptr<uint8_t>();
+      for (int64_t i = 0; i < count; ++i) high = data[i] > high ? data[i] : high;
+    }
+    TORCH_CHECK_VALUE(count == 0 || (low >= 0 && high < rows), "codes: got codes from ", low,
+                      " to ", high, ", needs codes from 0 to ", rows - 1);
+  }
+};
+
+// One head of one graph, with memory of its own.
+struct Head {
+  AttentionHead head;
+  std::vector<float> query, key, value;
+
+  Head(const Batch& batch, int64_t g, int64_t h, int lanes) {
+    const int64_t n = batch.size(g), d = batch.width;
+    const int64_t padded = (n + lanes - 1) / lanes * lanes;
+    key.assign(size_t(d * padded), 0.0f);
+    value.assign(size_t(d * padded), 0.0f);
+    query.resize(size_t(n * d));
+    const float scale = 1.0f / std::sqrt(float(d));
+    const float* from = batch.qkv.const_data_ptr<float>() + batch.first[size_t(g)] * batch.stride() +
+                        h * d;
+    const int64_t part = batch.heads * d;
+    for (int64_t i = 0; i < n; ++i, from += batch.stride()) {
+      for (int64_t k = 0; k < d; ++k) {
+        query[size_t(i * d + k)] = from[k] * scale;
+        key[size_t(k * padded + i)] = from[part + k];
+        value[size_t(k * padded + i)] = from[2 * part + k];
+      }
+    }
+    const char* codes = static_cast<const char*>(batch.codes.const_data_ptr());
+    const int64_t pair = batch.pairs[size_t(g)];
+    head = {n,
+            d,
+            padded,
+            query.data(),
+            d,
+            key.data(),
+            value.data(),
+            codes + pair * (batch.wide() ? 2 : 1),
+            batch.wide(),
+            batch.table.const_data_ptr<float>() + h * batch.rows};
+  }
+};
+
+template <class Work>
+void each_head(const Batch& batch, Work work) {
+  const int64_t tasks = batch.graphs() * batch.heads;
+  const int64_t each = tasks == 0 ? 1 : batch.pairs.back() * batch.heads / tasks + 1;
+  at::parallel_for(0, tasks, std::max<int64_t>(1, kGrain / each), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t g = task / batch.heads;
+      if (batch.size(g) > 0) work(g, task % batch.heads);
+    }
+  });
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> graph_attention_cpu(const at::Tensor& qkv,
+                                                       const at::Tensor& codes,
+                                                       at::IntArrayRef offsets,
+                                                       const at::Tensor& table) {
+  const Batch batch(qkv, codes, offsets, table);
+  const AttentionKernels kernels = attention_kernels();
+  const int64_t nodes = batch.first.back(), d = batch.width;
+  at::Tensor out = at::empty({nodes, batch.heads * d}, batch.qkv.options());
+  at::Tensor logsum = at::empty({nodes, batch.heads}, batch.qkv.options());
+  float *to = out.data_ptr<float>(), *sums = logsum.data_ptr<float>();
+  each_head(batch, [&](int64_t g, int64_t h) {
+    const Head made(batch, g, h, kernels.lanes);
+    std::vector<float> rows(size_t(4 * made.head.padded));
+    const int64_t first = batch.first[size_t(g)];
+    kernels.forward(made.head, to + first * batch.heads * d + h * d, batch.heads * d,
+                    sums + first * batch.heads + h, batch.heads, rows.data());
+  });
+  return {out, logsum};
+}
+
+std::tuple<at::Tensor, at::Tensor> graph_attention_backward_cpu(
+    const at::Tensor& grad, const at::Tensor& qkv, const at::Tensor& codes,
+    at::IntArrayRef offsets, const at::Tensor& table, const at::Tensor& out,
+    const at::Tensor& logsum) {
+  const Batch batch(qkv, codes, offsets, table);
+  const AttentionKernels kernels = attention_kernels();
+  const int64_t nodes = batch.first.back(), d = batch.width, heads = batch.heads;
+  for (const auto& [tensor, name] : {std::pair(&grad, "grad"), std::pair(&out, "out")}) {
+    check_device(*tensor, at::kCPU, name);
+    check_dtype(*tensor, at::kFloat, name);
+    check_shape(*tensor, {nodes, heads * d}, name);
+  }
+  check_device(logsum, at::kCPU, "logsum");
+  check_dtype(logsum, at::kFloat, "logsum");
+  check_shape(logsum, {nodes, heads}, "logsum");
+  const at::Tensor given = grad.contiguous(), result = out.contiguous(), sums = logsum.contiguous();
+  at::Tensor grad_qkv = at::empty_like(batch.qkv);
+  at::Tensor parts = at::zeros({batch.graphs(), heads, batch.rows}, batch.qkv.options());
+  float *to = grad_qkv.data_ptr<float>(), *part = parts.data_ptr<float>();
+  each_head(batch, [&](int64_t g, int64_t h) {
+    const Head made(batch, g, h, kernels.lanes);
+    const int64_t n = made.head.nodes, padded = made.head.padded, first = batch.first[size_t(g)];
+    std::vector<float> rows(size_t(2 * padded)), query(size_t(n * d), 0.0f);
+    std::vector<float> key(size_t(d * padded), 0.0f), value(size_t(d * padded), 0.0f);
+    const int64_t at = first * heads * d + h * d;
+    kernels.backward(made.head, given.const_data_ptr<float>() + at,
+                     result.const_data_ptr<float>() + at, heads * d,
+                     sums.const_data_ptr<float>() + first * heads + h, heads, query.data(),
+                     key.data(), value.data(), part + (g * heads + h) * batch.rows, rows.data());
+    const float scale = 1.0f / std::sqrt(float(d));
+    float* row = to + first * batch.stride() + h * d;
+    for (int64_t i = 0; i < n; ++i, row += batch.stride()) {
+      for (int64_t k = 0; k < d; ++k) {
+        row[k] = query[size_t(i * d + k)] * scale;
+        row[heads * d + k] = key[size_t(k * padded + i)];
+        row[2 * heads * d + k] = value[size_t(k * padded + i)];
+      }
+    }
+  });
+  at::Tensor grad_table = at::zeros({heads, batch.rows}, batch.qkv.options());
+  for (int64_t g = 0; g < batch.graphs(); ++g) grad_table += parts[g];
+  return {grad_qkv, grad_table.t().contiguous()};
+}
+
+TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
+  m.impl("graph_attention_forward", &graph_attention_cpu);
+  m.impl("graph_attention_backward", &graph_attention_backward_cpu);
+}
+
+}  // namespace ghn
