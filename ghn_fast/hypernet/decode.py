@@ -46,8 +46,8 @@ def decode(
     layers, others = plain_layers(blocks), plain_layers(vectors)
     if layers is not None and others is not None:
         weights = DecoderWeights(*layers, *others)
-        if is_compiled(x, weights):
-            middle = blocks.window == "middle"
+        middle = blocks.window == "middle"
+        if is_compiled(x, weights, middle=middle):
             return plan.finish(decode_blocks(x, *plan.nodes_and_groups, weights, middle=middle))
     embeddings = [x[index] for index in plan.indices(x.device)]
     in_blocks = [

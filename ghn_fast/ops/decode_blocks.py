@@ -88,7 +88,7 @@ def group_numbers(rows: Sequence[GroupRow]) -> list[int]:
     return [int(n) for row in rows for n in (row.decoder, *row.shape, row.nodes)]
 
 
-def is_compiled(x: Tensor, weights: DecoderWeights) -> bool:
+def is_compiled(x: Tensor, weights: DecoderWeights, *, middle: bool = False) -> bool:
     """Whether :func:`decode_blocks` runs on a compiled back end.
 
     That takes float32 on the CPU without gradients; everything else goes to the reference.
@@ -98,6 +98,8 @@ def is_compiled(x: Tensor, weights: DecoderWeights) -> bool:
     """
     tensors = (x, *weights)
     fits = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    if middle and not _takes_middle():
+        return False
     needs_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return fits and not needs_gradients and resolve("decode_blocks", "cpu") != "reference"
 
@@ -134,8 +136,9 @@ def decode_blocks(
         ValueError: If shapes or devices do not fit, a group is larger than the decoder's largest
             block, or a node is not a row of ``x``; if the back end that is asked for cannot run.
     """
-    if is_compiled(x, weights):
-        return torch.ops.ghn_fast.decode_blocks(x, nodes, groups, weights, middle)
+    if is_compiled(x, weights, middle=middle):
+        further = (True,) if middle else ()
+        return torch.ops.ghn_fast.decode_blocks(x, nodes, groups, weights, *further)
     return reference(x, nodes, groups, weights, middle=middle)
 
 
@@ -260,6 +263,14 @@ def _read_groups(
         index = int(wrong[0])
         raise ValueError(f"nodes[{index}]: got {int(nodes[index])}, needs 0 to {num_nodes - 1}")
     return rows
+
+
+def _takes_middle() -> bool:
+    """Whether the extension was compiled since the op has that argument."""
+    if extension_problem() is not None:
+        return False
+    schema = torch.ops.ghn_fast.decode_blocks.default._schema
+    return any(argument.name == "middle" for argument in schema.arguments)
 
 
 def _fake(

@@ -131,11 +131,19 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...
     return grad_qkv, None, None, grad_table
 
 
-if extension_problem() is None:
+def _problem() -> str | None:
+    """Why the compiled op cannot be used, ``None`` where it can."""
+    problem = extension_problem()
+    if problem is None and not hasattr(torch.ops.ghn_fast, "graph_attention_forward"):
+        return "the extension was compiled before it had this op; compile it again"
+    return problem
+
+
+if _problem() is None:
     torch.library.register_fake("ghn_fast::graph_attention_forward", _fake)
     torch.library.register_fake("ghn_fast::graph_attention_backward", _backward_fake)
     torch.library.register_autograd(
         "ghn_fast::graph_attention_forward", _backward, setup_context=_setup_context
     )
 
-register_op("graph_attention", {"cpu": extension_problem})
+register_op("graph_attention", {"cpu": _problem})
