@@ -178,7 +178,7 @@ std::tuple<at::Tensor, at::Tensor> graph_attention_backward_cpu(
   check_dtype(logsum, at::kFloat, "logsum");
   check_shape(logsum, {nodes, heads}, "logsum");
   const at::Tensor given = grad.contiguous(), result = out.contiguous(), sums = logsum.contiguous();
-  at::Tensor grad_qkv = at::empty_like(batch.qkv);
+  at::Tensor grad_qkv = at::empty(batch.qkv.sizes(), batch.qkv.options());
   at::Tensor parts = at::zeros({batch.graphs(), heads, batch.rows}, batch.qkv.options());
   float *to = grad_qkv.data_ptr<float>(), *part = parts.data_ptr<float>();
   each_head(batch, [&](int64_t g, int64_t h) {

@@ -23,6 +23,9 @@ from ghn_fast.hypernet.publishing import Published
 from ghn_fast.hypernet.report import Clock, PredictionReport
 from ghn_fast.hypernet.withheld import check_frozen
 
+# What the last layers of decoders are divided by.
+_SMALLER = 5.0
+
 
 class GHN(Published, nn.Module):
     """Predicts all parameters of a network from its architecture graph (arXiv 2110.13100).
@@ -46,6 +49,21 @@ class GHN(Published, nn.Module):
         decoder = DECODERS[self.config.decoder]
         self.blocks = decoder.weights(self.config)
         self.vectors = decoder.vectors(self.config)
+        if self.config.propagator == "graphormer":
+            self._initialise()
+
+    def _initialise(self) -> None:
+        """Draw weights as GHN-3 begins with (arXiv 2303.04143, appendix): small predictions."""
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
+        last = [] if self.vectors is None else [self.vectors.layers[2]]
+        if self.config.decoder == "block":
+            last += [self.blocks.output, self.blocks.head]
+        with torch.no_grad():
+            for layer in last:
+                layer.weight /= _SMALLER
+                layer.bias.zero_()
 
     @property
     def device(self) -> torch.device:

@@ -47,6 +47,7 @@ class Work(NamedTuple):
         precision: See :mod:`ghn_fast.metatrain.precision`.
         device: Where they run.
         num_classes: Number of classes.
+        label_smoothing: Of the cross-entropy.
     """
 
     images: Tensor
@@ -55,6 +56,7 @@ class Work(NamedTuple):
     precision: str
     device: torch.device
     num_classes: int
+    label_smoothing: float = 0.0
 
 
 class Job:
@@ -202,7 +204,7 @@ def forward_backward(
         with autocast(work.precision, work.device):
             logits = network(leaves, work.images)
     logits = logits.float()
-    loss = F.cross_entropy(logits, work.targets)
+    loss = F.cross_entropy(logits, work.targets, label_smoothing=work.label_smoothing)
     factor = work.factor
     if not isinstance(factor, Tensor):
         factor = torch.full_like(loss, factor)

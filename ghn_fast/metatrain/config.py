@@ -90,7 +90,12 @@ class OptimizerConfig(Section):
     Attributes:
         steps: Number of steps; or give ``epochs``, passes over the training images.
         epochs: See ``steps``; 300 if neither is given.
-        lr, weight_decay, grad_clip: Adam and the norm at which gradients are clipped.
+        algorithm: ``adam`` as for GHN-2, or ``adamw`` as for GHN-3, whose weight decay is no part
+            of the gradient.
+        lr, weight_decay, grad_clip: Of it, and the norm at which gradients are clipped.
+        label_smoothing: Of the cross-entropy of candidate networks.
+        norm_penalty: Factor of the sum of the norms of all predicted tensors, which is added to the
+            loss of each network; 3e-5 for GHN-3.
         network_gradients: How the gradients of the candidate networks are put together: ``summed``
             as published; ``clipped`` at ``network_clip`` times the median norm of networks before;
             or each ``scaled`` to that norm (see
@@ -99,27 +104,34 @@ class OptimizerConfig(Section):
         schedule: ``multistep`` multiplies the learning rate by ``gamma`` at each of ``milestones``
             (fractions of the run); ``cosine`` lets it fall to zero.
         warmup_steps: Steps over which the learning rate rises linearly.
+        warmup_lr: Learning rate that it rises from.
         max_skip_rate: The run ends with an error when more than this fraction of the architectures
             of the last 100 steps had to be skipped.
     """
 
     steps: int | None = setting(None, least=1, may_change=True)
     epochs: int | None = setting(None, least=1, may_change=True)
+    algorithm: str = setting("adam", choices=("adam", "adamw"))
     lr: float = setting(1e-3, positive=True)
     weight_decay: float = setting(1e-5, least=0)
     grad_clip: float = setting(5.0, positive=True)
+    label_smoothing: float = setting(0.0, least=0)
+    norm_penalty: float = setting(0.0, least=0)
     network_gradients: str = setting("summed", choices=RULES)
     network_clip: float = setting(2.0, positive=True)
     schedule: str = setting("multistep", choices=("multistep", "cosine"))
     milestones: tuple[float, ...] = (200 / 300, 250 / 300)
     gamma: float = setting(0.1, positive=True)
     warmup_steps: int = setting(0, least=0)
+    warmup_lr: float = setting(0.0, least=0)
     max_skip_rate: float = setting(0.5, may_change=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs: got both, needs one of them")
+        if self.label_smoothing >= 1:
+            raise ValueError(f"label_smoothing: got {self.label_smoothing}, needs less than 1")
         if not 0 <= self.max_skip_rate <= 1:
             raise ValueError(f"max_skip_rate: got {self.max_skip_rate}, needs 0 to 1")
 
@@ -214,7 +226,7 @@ class TrainConfig(Section):
             default.
         seed: Decides weights, order of images and architectures, augmentation, dropout.
         max_shape: Largest block that the hypernetwork decodes; by default twice ``hid`` channels
-            and the largest kernel of networks for the images.
+            (``hid`` with a graphormer) and the largest kernel of networks for the images.
         ghn: The hypernetwork; its number of classes and largest block come from the images and
             ``max_shape`` (see :meth:`ghn_config`). Its ``steps`` are called ``propagation_steps``.
         data, architectures, optimizer, execution, evaluation, checkpoints, records: Sections.
@@ -262,12 +274,14 @@ class TrainConfig(Section):
             passed = sum(step >= fraction * total for fraction in optimizer.milestones)
             rate *= optimizer.gamma**passed
         if step < optimizer.warmup_steps:
-            rate *= (step + 1) / optimizer.warmup_steps
+            part = (step + 1) / optimizer.warmup_steps
+            rate = optimizer.warmup_lr + (rate - optimizer.warmup_lr) * part
         return rate
 
     def ghn_config(self, num_classes: int, image_size: int) -> GHNConfig:
         """Configuration of the hypernetwork for a number of classes and an image size."""
-        kernel, width = 11 if image_size < LARGE_IMAGE else 16, 2 * self.ghn.hid
+        kernel = 11 if image_size < LARGE_IMAGE else 16
+        width = self.ghn.hid if self.ghn.propagator == "graphormer" else 2 * self.ghn.hid
         shape = self.max_shape or (width, width, kernel, kernel)
         return replace(self.ghn, max_shape=shape, num_classes=num_classes)
 

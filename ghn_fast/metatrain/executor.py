@@ -54,6 +54,7 @@ class Executor:
             thread of torch, and four streams.
         cuda_graphs: On a GPU the number of CUDA graphs that are kept; 0 for none.
         cuda: The calls of a GPU, for tests without one.
+        label_smoothing: Of the cross-entropy.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Executor:
         parallel: int | None = None,
         cuda_graphs: int = 0,
         cuda: CudaDevice | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         self.device = torch.device(device)
         self.precision = choose(self.device)[0] if precision == AUTO else precision
         self.channels_last = channels_last
+        self.label_smoothing = label_smoothing
         if cuda is None and self.device.type == "cuda":
             cuda = CudaDevice(self.device)
         if cuda is not None:
@@ -128,7 +131,15 @@ class Executor:
             images = images.to(memory_format=torch.channels_last)
         if seeds is None:
             seeds = range(len(architectures))
-        work = Work(images, targets, factor * loss_scale, self.precision, self.device, num_classes)
+        work = Work(
+            images,
+            targets,
+            factor * loss_scale,
+            self.precision,
+            self.device,
+            num_classes,
+            self.label_smoothing,
+        )
         # All weights are cast at once.
         cast = casts(self.precision, self.device) and flat.dtype == torch.float32
         narrow = flat.to(PRECISIONS[self.precision]) if cast else None

@@ -144,7 +144,8 @@ def _hypernetwork(
     if config.init is not None and fresh:
         load_weights(ghn, from_pretrained(config.init).state_dict(), config.init)
     ghn = ghn.to(device).train()
-    optimizer = torch.optim.Adam(
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    optimizer = kinds[config.optimizer.algorithm](
         ghn.parameters(),
         config.optimizer.lr,
         weight_decay=config.optimizer.weight_decay,
@@ -164,12 +165,14 @@ def _trainer(
         parallel=execution.parallel_networks,
         # Without a pool hardly any architecture comes again.
         cuda_graphs=execution.cuda_graphs if config.architectures.pool_size else 0,
+        label_smoothing=config.optimizer.label_smoothing,
     )
     return MetaTrainer(
         ghn,
         optimizer,
         meta_batch=config.architectures.meta_batch,
         grad_clip=config.optimizer.grad_clip,
+        norm_penalty=config.optimizer.norm_penalty,
         network_gradients=NetworkGradients(
             config.optimizer.network_gradients, config.optimizer.network_clip
         ),

@@ -25,6 +25,7 @@ from ghn_fast.metatrain.costs import CostModel, features, spread
 from ghn_fast.metatrain.executor import Executor, Outcome
 from ghn_fast.metatrain.gradients import GradientBuffer
 from ghn_fast.metatrain.network_gradients import NetworkGradients
+from ghn_fast.metatrain.norm_penalty import add_norm_penalty
 from ghn_fast.metatrain.precision import LossScale
 from ghn_fast.utils import distributed
 from ghn_fast.utils.seeds import derive_seed
@@ -91,6 +92,7 @@ class MetaTrainer:
         optimizer: Of its weights.
         meta_batch: Largest number of architectures of a step.
         grad_clip: Largest norm of the gradient.
+        norm_penalty: Factor of the norms of predicted tensors in each network's loss.
         network_gradients: How gradients of the candidate networks are put together; summed by
             default.
         executor: Runs the candidate networks; a plain one by default.
@@ -109,6 +111,7 @@ class MetaTrainer:
         *,
         meta_batch: int,
         grad_clip: float,
+        norm_penalty: float = 0.0,
         network_gradients: NetworkGradients | None = None,
         executor: Executor | None = None,
         seed: int = 0,
@@ -120,6 +123,7 @@ class MetaTrainer:
         self.optimizer = optimizer
         self.meta_batch = meta_batch
         self.grad_clip = grad_clip
+        self.norm_penalty = norm_penalty
         self.network_gradients = network_gradients or NetworkGradients()
         self.executor = executor or Executor(ghn.device)
         self.seed = seed
@@ -224,6 +228,14 @@ class MetaTrainer:
             for place, row, norm in zip(share, outcome.stats, norms, strict=True):
                 rows[place, :_SECONDS] = row
                 rows[place, _NORM] = norm
+            if self.norm_penalty:
+                ran = (outcome.stats[:, 0] == Status.OK).to(flat.dtype)
+                add_norm_penalty(
+                    flat.detach(),
+                    outcome.gradient,
+                    [ranges[here.index(i)] for i in share],
+                    ran * (self.norm_penalty / count),
+                )
             if outcome.seconds is not None:
                 _send(rows, dict(zip(share, outcome.seconds, strict=True)))
         else:
