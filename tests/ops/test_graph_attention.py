@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
+import ghn_fast
+from ghn_fast.ops.backend import problem_of
 from ghn_fast.ops.graph_attention import graph_attention
 from tolerances import assert_close
 
@@ -40,9 +43,23 @@ def naive(qkv: Tensor, codes: Tensor, offsets: list[int], table: Tensor) -> Tens
     return torch.stack(rows)
 
 
+@pytest.fixture(params=["reference", pytest.param("cpu", marks=pytest.mark.extension)])
+def name_of_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each back end in turn, for the whole test."""
+    if request.param == "cpu" and problem_of("graph_attention", "cpu", "cpu") is not None:
+        pytest.skip(str(problem_of("graph_attention", "cpu", "cpu")))
+    with ghn_fast.backend(request.param):
+        yield request.param
+
+
+each_backend = pytest.mark.usefixtures("name_of_backend")
+
+
+@each_backend
+@pytest.mark.usefixtures("nan_empty")
 @pytest.mark.parametrize(("heads", "width", "rows"), [(1, 4, 3), (3, 5, 101), (2, 8, 501)])
-def test_reference(heads: int, width: int, rows: int) -> None:
-    given = inputs([5, 1, 17], heads, width, rows)
+def test_numbers_and_gradients(heads: int, width: int, rows: int) -> None:
+    given = inputs([5, 1, 17, 70], heads, width, rows)
     out = graph_attention(*given)
     expected = naive(*given)
     assert_close(out, expected)
@@ -60,6 +77,57 @@ def test_gradcheck() -> None:
     )
 
 
+@each_backend
+def test_a_graph_gets_the_same_numbers_in_every_batch() -> None:
+    sizes = [5, 33, 64]
+    qkv, codes, offsets, table = inputs(sizes, 2, 8, 101)
+    with torch.no_grad():
+        together = graph_attention(qkv, codes, offsets, table)
+        start = 0
+        for first, last in pairwise(offsets):
+            size = last - first
+            own = codes[start : start + size * size].clone()
+            alone = graph_attention(qkv[first:last].clone(), own, [0, size], table)
+            assert torch.equal(alone, together[first:last])
+            start += size * size
+
+
+@pytest.mark.extension
+def test_threads_change_nothing() -> None:
+    if problem_of("graph_attention", "cpu", "cpu") is not None:
+        pytest.skip(str(problem_of("graph_attention", "cpu", "cpu")))
+    given = inputs([60, 61], 4, 8, 101)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            out = graph_attention(*given)
+            grads = torch.autograd.grad(out.square().sum(), (given[0], given[3]))
+            found.append((out, *grads))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.extension
+def test_codes_outside_of_the_table_are_refused() -> None:
+    if problem_of("graph_attention", "cpu", "cpu") is not None:
+        pytest.skip(str(problem_of("graph_attention", "cpu", "cpu")))
+    qkv, codes, offsets, table = inputs([3, 4], 2, 3, 5)
+    codes[7] = 5
+    with pytest.raises(ValueError, match="codes: got codes from 0 to 5, needs codes from 0 to 4"):
+        graph_attention(qkv, codes, offsets, table)
+
+
+@pytest.mark.extension
+def test_opcheck_and_compile() -> None:
+    if problem_of("graph_attention", "cpu", "cpu") is not None:
+        pytest.skip(str(problem_of("graph_attention", "cpu", "cpu")))
+    given = inputs([9, 20], 2, 8, 21)
+    torch.library.opcheck(torch.ops.ghn_fast.graph_attention_forward.default, given)
+
+
+@each_backend
 def test_without_nodes() -> None:
     qkv, codes, offsets, table = inputs([], 2, 3, 5)
     assert graph_attention(qkv, codes, offsets, table).shape == (0, 6)

@@ -47,6 +47,10 @@ MISSING = {
     ("deepnets_graph", "reference"): "deepnets/graphs/build.py, for it is built in a room above",
     ("deepnets_graph", "csrc/cuda"): ON_HOST,
     ("deepnets_graph", "kernels"): ON_HOST,
+    ("graph_attention", "csrc/cuda"): UNWRITTEN,
+    ("graph_attention", "kernels"): UNWRITTEN,
+    ("graph_attention", "csrc/tests"): UNWRITTEN,
+    ("graph_attention", "benchmark"): UNWRITTEN,
     ("shortest_distances", "csrc/cuda"): ON_HOST,
     ("shortest_distances", "kernels"): ON_HOST,
 }
