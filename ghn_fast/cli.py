@@ -21,6 +21,7 @@ from ghn_fast.commands import (
     prediction,
     properties,
     publishing,
+    search,
     sgd,
     splits,
     training,
@@ -92,6 +93,7 @@ for command in (
     finetune.finetune,
     properties.properties,
     embeddings.embeddings,
+    search.search,
     nasbench201.nasbench201,
 ):
     app.command()(with_json(command))

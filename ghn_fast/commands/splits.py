@@ -72,10 +72,9 @@ def evaluate_splits(
     told: dict[str, Any] = {"ckpt": ckpt, "dataset": dataset, "noise": noise, "seed": seed}
     told |= {"statistics_batches": statistics_batches, "batch_size": batch_size}
     with make_progress() as progress:
-        task = progress.add_task("architectures", total=None, info="")
 
         def evaluate(name: str, on_network: Any) -> EvaluationReport:
-            progress.reset(task, description=name)
+            task = progress.add_task(f"{name} architectures", total=None, info="")
 
             def on_result(done: int, total: int, record: ArchitectureResult) -> None:
                 info = record.error or f"top-1 {record.top1:.1f} %"

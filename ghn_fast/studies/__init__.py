@@ -18,6 +18,7 @@ _HOME = {
     "frechet_distance": "ghn_fast.studies.embeddings",
     "initialise": "ghn_fast.studies.initialisation",
     "predict_properties": "ghn_fast.studies.properties",
+    "search_architectures": "ghn_fast.studies.search",
     "train_networks": "ghn_fast.studies.sgd",
     "train_network": "ghn_fast.studies.training",
 }
