@@ -69,13 +69,13 @@ def embeddings(
     check_out(out)
     values = read_labels(labels).column(label) if labels is not None else None
     ghn = from_pretrained(ckpt)
-    edges = ghn.config.virtual_edges
+    edges, rules = ghn.config.virtual_edges, ghn.config.graph_rules
     found: dict[str, list[Network]] = {}
     for name in networks or DEFAULT:
         plain_split = name in SPLITS and name != "predefined"
         asked = f"deepnets:{name}:0-{count - 1}" if plain_split else name
         found[name] = find_networks([asked], deepnets=deepnets)
-    train = SampledNets("train", reference, 0, edges)
+    train = SampledNets("train", reference, 0, edges, rules=rules)
     with make_progress() as progress:
         total = reference + sum(map(len, found.values()))
         task = progress.add_task("architectures", total=total, info="")
@@ -93,7 +93,9 @@ def embeddings(
         )
         done, sets = reference, {}
         for name, members in found.items():
-            graphs = [lambda n=n: n.graph(num_classes, image_size, edges) for n in members]
+            graphs = [
+                lambda n=n: n.graph(num_classes, image_size, edges, rules=rules) for n in members
+            ]
             sets[name] = (names_of(members), embedded(graphs, done))
             done += len(members)
     landscape = survey(known, sets, queries=near or ())

@@ -34,6 +34,12 @@ def predict(
     seed: Annotated[
         int, typer.Option(min=0, help="Of sampled architectures and of what is not predicted.")
     ] = 0,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Say how far it is from the training architectures, what to expect."
+        ),
+    ] = False,
 ) -> dict[str, Any]:
     """Predict all parameters of a network."""
     import torch
@@ -56,9 +62,9 @@ def predict(
         # The parameters that keep their values are printed below.
         warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ parameters were not predicted")
         if graph is not None:
-            report = ghn.predict(network, graph)
+            report = ghn.predict(network, graph, explain=explain)
         else:
-            report = ghn.predict(network, **named.inputs)
+            report = ghn.predict(network, **named.inputs, explain=explain)
     print_prediction(model, network, report)
     sizes = {name: value.numel() for name, value in network.named_parameters()}
     result: dict[str, Any] = {
@@ -70,6 +76,7 @@ def predict(
         "batch_statistics": report.batch_statistics,
         "partial": report.partial,
         "warnings": report.warnings,
+        "explanation": report.explanation,
         "seconds": report.seconds,
         "out": out,
     }
@@ -101,6 +108,8 @@ def print_prediction(name: str, network: nn.Module, report: PredictionReport) ->
         )
     if report.partial is not None:
         console.print(f"assumed: {report.partial}", highlight=False, markup=False)
+    if report.explanation is not None and not report.explanation.far:
+        console.print(f"this network: {report.explanation}", highlight=False, markup=False)
     for warning in report.warnings:
         console.print(f"note: {warning}", highlight=False, markup=False)
     if report.batch_statistics:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ghn_fast.hypernet import hub
 from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.hypernet.explain import ACCURACIES_FILE
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.hypernet.propagate import BUILT_IN
 from ghn_fast.hypernet.published import (
@@ -77,6 +78,8 @@ def from_pretrained(
     _compare_sizes(config, state, str(path))
     ghn = GHN(config)
     load_weights(ghn, state, str(path))
+    accuracies = path / ACCURACIES_FILE
+    ghn.accuracies = accuracies if accuracies.is_file() else None
     _LOG.info("hypernetwork %s loaded from %s", name_or_path, path)
     return ghn.to(device).eval()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ghn_fast.hypernet.bind import check_graph
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.decoders import DECODERS, Plan
 from ghn_fast.hypernet.encode import NodeEncoder
+from ghn_fast.hypernet.explain import reference_of
 from ghn_fast.hypernet.predictor import Predictor
 from ghn_fast.hypernet.propagate import build_propagator
 from ghn_fast.hypernet.publishing import Published
@@ -37,6 +39,8 @@ class GHN(Published, nn.Module):
     def __init__(self, config: GHNConfig | None = None) -> None:
         super().__init__()
         self.config = config or GHNConfig()
+        # A file of accuracies of predicted networks, if the checkpoint has one.
+        self.accuracies: Path | None = None
         hid = self.config.hid
         self.encoder = NodeEncoder(
             hid,
@@ -105,6 +109,7 @@ class GHN(Published, nn.Module):
         batch_statistics: bool = True,
         head: bool = True,
         frozen: str = "keep",
+        explain: bool = False,
     ) -> PredictionReport:
         """Fill the parameters of a network in place and report what was done.
 
@@ -124,6 +129,10 @@ class GHN(Published, nn.Module):
             frozen: What is done with parameters that have ``requires_grad=False`` in a network with
                 trainable ones: ``"keep"`` leaves their values, ``"predict"`` predicts them as well.
                 In a wholly frozen network all are predicted.
+            explain: Whether the report says how far the network is from those of training, and
+                what accuracy to expect if the checkpoint knows of any; a network that is outside of
+                what was trained on gets a warning there. The first such call embeds some hundred
+                training architectures, which takes about a second.
 
         Returns:
             The report: names predicted, names skipped with the reason, seconds by stage.
@@ -142,6 +151,7 @@ class GHN(Published, nn.Module):
             batch_statistics=batch_statistics,
             head=head,
             frozen=frozen,
+            explain=explain,
         )
         report.warn_skipped()
         return report
@@ -280,6 +290,7 @@ class GHN(Published, nn.Module):
         batch_statistics: bool = True,
         head: bool = True,
         frozen: str = "keep",
+        explain: bool = False,
     ) -> PredictionReport:
         check_frozen(frozen)
         clock = Clock()
@@ -289,9 +300,15 @@ class GHN(Published, nn.Module):
         clock.lap("capture")
         destinations = prepared.destinations(model, structure, frozen)
         clock.lap("bind")
-        return pipeline.predict(
+        report = pipeline.predict(
             self, prepared, destinations, clock, batch_statistics=batch_statistics
         )
+        if explain:
+            found = reference_of(self, self.accuracies).explain(self.embed(graph))
+            report.explanation = found
+            if found.far:
+                report.warnings.append(str(found))
+        return report
 
     def _graph_of(
         self,

@@ -6,6 +6,8 @@ import time
 import warnings
 from dataclasses import dataclass, field
 
+from ghn_fast.hypernet.explain import Explanation
+
 
 @dataclass
 class PredictionReport:
@@ -21,6 +23,7 @@ class PredictionReport:
         partial: What the prediction leaves out or assumes of the forward pass: that it looks at
             values of features behind the last parameter, for instance; ``None`` for nothing.
         warnings: Why predicted parameters may not work in this network, as sentences.
+        explanation: Where the network stands among those of training, if that was asked for.
     """
 
     predicted: list[str] = field(default_factory=list)
@@ -29,6 +32,7 @@ class PredictionReport:
     batch_statistics: list[str] = field(default_factory=list)
     partial: str | None = None
     warnings: list[str] = field(default_factory=list)
+    explanation: Explanation | None = None
 
     def warn_skipped(self) -> None:
         """Warn about parameters that keep their values, all in one warning at the caller's line."""

@@ -45,7 +45,9 @@ def architecture_features(
         raise ValueError("networks: got none, needs at least one")
     graphs, rows = [], []
     for done, network in enumerate(networks, start=1):
-        graph = network.graph(num_classes, image_size, ghn.config.virtual_edges)
+        graph = network.graph(
+            num_classes, image_size, ghn.config.virtual_edges, rules=ghn.config.graph_rules
+        )
         graphs.append(graph)
         model = network.build(num_classes, image_size)
         rows.append(_counts(model, graph, image_size))

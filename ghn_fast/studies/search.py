@@ -134,8 +134,11 @@ def fit_scores(
     strange = [name for name in values if name not in known]
     if strange:
         raise ValueError(f"labels: {labels.path} has {strange[0]!r}, which is none of the networks")
-    edges = ghn.config.virtual_edges
-    graphs = [known[name].graph(num_classes, image_size, edges) for name in values]
+    config = ghn.config
+    graphs = [
+        known[name].graph(num_classes, image_size, config.virtual_edges, rules=config.graph_rules)
+        for name in values
+    ]
     features = embed_architectures(ghn, graphs).double().numpy()
     return Regression(scale=False).fit(features, np.array(list(values.values())))
 
@@ -240,7 +243,7 @@ class _Stream:
         self.candidates: list[Candidate] = []
         self.seen = 0
         self._networks, self._sizes = networks, (num_classes, image_size)
-        self._edges, self._limits = ghn.config.virtual_edges, limits
+        self._config, self._limits = ghn.config, limits
         self._stop, self._on_embedded = stop, on_embedded
 
     def __iter__(self) -> Iterator[Callable[[], ArchGraph]]:
@@ -257,7 +260,12 @@ class _Stream:
             if most is not None and parameters > most:
                 continue
             self.candidates.append(Candidate(network.name, network.config, parameters))
-            yield partial(network.graph, *self._sizes, self._edges)
+            yield partial(
+                network.graph,
+                *self._sizes,
+                self._config.virtual_edges,
+                rules=self._config.graph_rules,
+            )
 
 
 def _within(
