@@ -7,6 +7,7 @@ updates) changes their size or adds to them, and keeps its values.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -130,14 +131,10 @@ def analyse(item: RawOp | RawParam, use: Use) -> Expression:
 
 
 def _combine(op: RawOp, use: Use, found: dict[int, Expression]) -> Expression:
-    inputs = []
-    for item in op.inputs:
-        if type(item) is RawParam:
-            inputs.append(Expression([Part(item)]))
-        elif type(item) is RawOp:
-            inputs.append(found[id(item)])
-    inputs = [i for i in inputs if i.parts or i.behind or i.beside]
     kind = op.kind
+    if use == "shift" and kind in ("Addcmul", "Addcdiv"):
+        return _join([*_operands(op.inputs[:1], found), _main(_operands(op.inputs[1:], found))])
+    inputs = _operands(op.inputs, found)
     # Rows that are matrices are weights of experts, which features choose from.
     chosen = use == "weight" and kind in READS_BY_INDEX
     if kind in STRUCTURAL or kind in JOINS or chosen:
@@ -161,6 +158,17 @@ def _combine(op: RawOp, use: Use, found: dict[int, Expression]) -> Expression:
         return _main(inputs)
     # The first function is the reason, not what follows it.
     return _hide(inputs, (_MIXED if kind in _LINEAR else _TRANSFORMED).format(op=kind))
+
+
+def _operands(items: Sequence[Any], found: dict[int, Expression]) -> list[Expression]:
+    """What is known of operands that parameters take part in."""
+    operands = []
+    for item in items:
+        if type(item) is RawParam:
+            operands.append(Expression([Part(item)]))
+        elif type(item) is RawOp:
+            operands.append(found[id(item)])
+    return [i for i in operands if i.parts or i.behind or i.beside]
 
 
 def _constant_is_number(op: RawOp) -> bool:

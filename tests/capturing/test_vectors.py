@@ -42,6 +42,10 @@ CASES: dict[str, tuple[Between, dict[str, Any]]] = {
         Between(lambda n, x: x.addcmul(n.p.a, n.p.b, value=0.5), a=(6,), b=(1, 6)),
         {"a": SHIFT, "b": "is computed from it and from"},
     ),
+    "addcmul of parameters": (
+        Between(lambda n, x: x + torch.addcmul(n.p.a, n.p.b, n.p.c), a=(6,), b=(6,), c=(6,)),
+        {"a": SHIFT, "b": SHIFT, "c": "is computed from it and from"},
+    ),
     "quotient that is added": (
         Between(lambda n, x: torch.addcdiv(x, n.p.a, torch.ones(6)), a=(6,)),
         {"a": SHIFT},
