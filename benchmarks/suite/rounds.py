@@ -20,7 +20,7 @@ from suite.processes import RunningWorker, WorkerError
 SLICE_SECONDS = 0.008
 # Pairs of slices per case and round: as many as fit, within these limits.
 CASE_SECONDS, MOST_PAIRS, LEAST_PAIRS = 0.15, 12, 3
-LEAST_ROUNDS, MOST_ROUNDS = 3, 25
+LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 # Rounds after which the processes that are forked are started anew, for another layout of code.
 FORKS = 8
 
@@ -166,6 +166,11 @@ def compare(
     outcomes = [Outcome(c, known.get(c.name, 0.0), red=wrong.get(c.name)) for c in cases]
     for device in ("cpu", "cuda"):
         mine = [outcome for outcome in outcomes if outcome.case.device == device]
+        if device == "cuda" and mine and not _has_gpu():
+            # Without starting processes to be told so.
+            for outcome in mine:
+                outcome.skipped = "there is no CUDA device here"
+            continue
         places, begin = itertools.cycle(cores()), time.monotonic()
         names = [outcome.case.name for outcome in mine]
         with Pair(base, head, names, forks=device == "cpu" and hasattr(os, "fork")) as pair:
@@ -182,6 +187,12 @@ def compare(
         if outcome.ratios:
             outcome.verdict = final(outcome.ratios, outcome.threshold)
     return outcomes
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _over(outcome: Outcome) -> bool:

@@ -35,17 +35,23 @@ class Move:
     ratio: float
 
 
-def moves_of(values: Sequence[float]) -> list[Move]:
-    """Find the places at which a series goes from one level to another."""
+def moves_of(one: Series) -> list[Move]:
+    """Find the places at which a series goes from one level to another.
+
+    Times have noise, in which asv finds the steps; all else is exact, and every change counts.
+    """
+    values = [value for _, value in one.points]
+    if one.unit != "seconds":
+        pairs = enumerate(itertools.pairwise(values), 1)
+        return [
+            Move(n, after / before) for n, (before, after) in pairs if before and before != after
+        ]
     from asv.step_detect import detect_steps
 
-    # asv puts a step between two points with the same right of both; a jump of two points is found
-    # only where there are some points at either side.
-    steps = detect_steps(list(values))
     found = []
-    for before, after in itertools.pairwise(steps):
-        ratio = after[2] / before[2] if before[2] else 1.0
-        if max(ratio, 1 / ratio if ratio else 1.0) >= LEAST:
+    for before, after in itertools.pairwise(detect_steps(values)):
+        ratio = after[2] / before[2]
+        if max(ratio, 1 / ratio) >= LEAST:
             found.append(Move(int(after[0]), ratio))
     return found
 
@@ -103,10 +109,10 @@ def page(found: Sequence[Series]) -> str:
     """Write the page, what was moved most by a commit first."""
     commits = list(dict.fromkeys(commit for one in found for commit, _ in one.points))
     named = subjects(commits)
-    moves = {id(one): moves_of([value for _, value in one.points]) for one in found}
+    moves = {id(one): moves_of(one) for one in found}
 
     def size(one: Series) -> tuple[bool, float, str]:
-        ratios = [max(m.ratio, 1 / m.ratio) for m in moves[id(one)] if m.ratio > 0]
+        ratios = [max(m.ratio, 1 / m.ratio) for m in moves[id(one)] if m.ratio]
         return one.unit != "seconds", -max(ratios, default=1.0), one.name
 
     sections = []

@@ -59,7 +59,8 @@ def test_the_page_shows_the_commits_that_moved_a_case(tmp_path: Path) -> None:
     jitter = [1.0, 1.003, 0.998, 1.001, 0.999, 1.002]
     levels = [0.002 * j for j in jitter] + [0.003 * j for j in jitter] + [0.001 * j for j in jitter]
     write_results(tmp_path / "results", levels)
-    first, second = trends.moves_of(levels)
+    (one,) = [one for one in results.series(tmp_path / "results") if one.unit == "seconds"]
+    first, second = trends.moves_of(one)
     assert (first.place, second.place) == (6, 12)
     assert_close((first.ratio, second.ratio), (1.5, 1 / 3), context="ghn")
     out = tmp_path / "out"
@@ -71,6 +72,11 @@ def test_the_page_shows_the_commits_that_moved_a_case(tmp_path: Path) -> None:
     assert '<li class="slower"><code>0606060606</code> +50' in text
     assert '<li class="faster"><code>1212121212</code> -66' in text
     assert bench.main(["site", "--results", str(out), "--out", str(tmp_path / "no")]) == 2
+
+
+def test_every_change_of_a_count_is_a_move() -> None:
+    one = results.Series("calls", "m1", "", [("a", 81.0), ("b", 81.0), ("c", 82.0), ("d", 41.0)])
+    assert trends.moves_of(one) == [trends.Move(2, 82 / 81), trends.Move(3, 0.5)]
 
 
 def report() -> dict[str, Any]:
