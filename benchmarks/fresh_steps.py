@@ -1,10 +1,11 @@
 """Meta-training steps on architectures that were never seen before, of two revisions in turn.
 
-    python benchmarks/fresh_steps.py --base FOLDER [--size 32] [--precision float32] [--threads 2]
+    python benchmarks/fresh_steps.py --base FOLDER [--size 32] [--precision auto] [--threads 2]
 
 FOLDER is a checkout of the revision to compare with, whose extension is built. Each round runs
-the same steps of both in processes of their own; a line gives the medians of a step and of the
-ratios of the same step. Images are random numbers; nothing is kept of an architecture.
+the same steps of both in processes of their own; lines give the medians of a step and of the
+ratios of the same step, by the clock, and by the processor's time, which says what the work is
+where other programs run, too. Images are random numbers; nothing is kept of an architecture.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 
 
-def steps(arguments: argparse.Namespace) -> list[float]:
-    """Seconds of each step of the revision that is imported; the first one warms up."""
+# Seconds of a step by the clock, and of all of the process's threads by the processor.
+Step = tuple[float, float]
+
+
+def steps(arguments: argparse.Namespace) -> list[Step]:
+    """Each step of the revision that is imported; the first ones warm up."""
     import torch
 
     import ghn_fast
@@ -42,24 +47,25 @@ def steps(arguments: argparse.Namespace) -> list[float]:
         grad_clip=5.0,
         executor=Executor("cpu", precision=arguments.precision),
     )
-    batches = meta_batches(SampledNets("train", 10_000, seed=1), 8, seed=arguments.seed)
+    nets, widths = SampledNets("train", 10_000, seed=1), tuple(arguments.widths)
+    batches = meta_batches(nets, 8, seed=arguments.seed, image_size=arguments.size, num_ch=widths)
     images = torch.randn(64, 3, arguments.size, arguments.size)
     targets = torch.randint(0, 10, (64,))
     seconds = []
-    for number in range(arguments.steps + 1):
+    for number in range(arguments.warmup + arguments.steps):
         architectures = next(batches)
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         trainer.step(architectures, images, targets, number)
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+        seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    return seconds[arguments.warmup :]
 
 
-def of_tree(folder: Path) -> list[float]:
+def of_tree(folder: Path, precision: str) -> list[Step]:
     """The same in a process that imports ``ghn_fast`` from a folder."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--here"]
+    command = [sys.executable, __file__, *sys.argv[1:], "--here", "--precision", precision]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
+    seconds: list[Step] = json.loads(done.stdout.splitlines()[-1])
     return seconds
 
 
@@ -67,9 +73,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--size", type=int, default=32, help="Pixels of an image's side.")
-    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--base-precision", default="float32")
+    parser.add_argument("--widths", type=int, nargs=2, default=(32, 128), help="Of the networks.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6, help="Of each process and round.")
+    parser.add_argument("--warmup", type=int, default=1, help="Steps before these.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=3, help="Of the choice of architectures.")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
@@ -77,15 +86,23 @@ def main() -> None:
     if arguments.here:
         print(json.dumps(steps(arguments)))
         return
-    pairs: list[tuple[float, float]] = []
+    pairs: list[tuple[Step, Step]] = []
     for _ in range(arguments.rounds):
-        pairs += zip(of_tree(arguments.base.resolve()), of_tree(HERE), strict=True)
-    base, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
-    ratio = statistics.median(one / other for one, other in pairs)
+        base = of_tree(arguments.base.resolve(), arguments.base_precision)
+        pairs += zip(base, of_tree(HERE, arguments.precision), strict=True)
+    low, high = arguments.widths
     print(
-        f"{arguments.size} px, {arguments.precision}, {arguments.threads} threads, "
-        f"{len(pairs)} steps: base {base:.3f} s, ours {ours:.3f} s, ratio {ratio:.2f}"
+        f"{arguments.size} px, widths {low} to {high}, {arguments.threads} threads, {len(pairs)} "
+        f"steps: {arguments.base_precision} of the base, {arguments.precision} of this checkout"
     )
+    for which, name in enumerate(("clock", "processor")):
+        before = [pair[0][which] for pair in pairs]
+        now = [pair[1][which] for pair in pairs]
+        ratio = statistics.median(one / other for one, other in zip(before, now, strict=True))
+        print(
+            f"  {name:9} base {statistics.median(before):.3f} s, ours {statistics.median(now):.3f} "
+            f"s a step, ratio {ratio:.2f}"
+        )
 
 
 if __name__ == "__main__":

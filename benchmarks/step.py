@@ -4,7 +4,8 @@
 
 Both take turns; a line gives the medians and the median of the paired ratios. Two parts are told
 apart: the candidate networks' own forward and backward passes, and everything else, which is the
-hypernetwork's share (predicting, binding, its backward pass, the update). Before anything is timed,
+hypernetwork's share (predicting, binding, its backward pass, the update); fresh_steps.py compares
+two revisions on architectures that were never seen. Before anything is timed,
 loss and gradients of both are compared. Images are random numbers of the shape of CIFAR-10. Freed
 memory is kept by the process for both. Ours keeps nothing of an architecture for the next step,
 except for CUDA graphs.

@@ -20,8 +20,9 @@ class Case:
         part: ``forward``, ``backward``, or what is called where there is no gradient.
         backend: Back end of the ops, or ``straightforward`` for what one would write first.
         device: Device of the tensors.
-        hid: Width of the node embeddings.
-        graph: Which architecture graphs (see :func:`suite.setups.graphs_of`).
+        hid: Width of the node embeddings; for the ops of candidate networks, of their activations.
+        graph: Which architecture graphs (see :func:`suite.setups.graphs_of`); for the ops of
+            candidate networks, the kernel.
         meta_batch: Number of graphs.
         dtype: Type of the floating-point tensors.
         threshold: Ratio of times above which a case has become slower.
@@ -102,6 +103,8 @@ AUTO, AUTO_CUDA = ("auto", "cpu"), ("auto", "cuda")
 PLAIN, PLAIN_CUDA = ("straightforward", "cpu"), ("straightforward", "cuda")
 _GRADIENT = ("forward", "backward")
 _COMPILED = ("backend", ("cpu", "cuda", "auto"))
+# Compared by hand: the guards' time goes to what a prediction consists of.
+_UNGUARDED = (("backend", ()),)
 _NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "vgg16")
 _ONE = (_COMPILED, ("graph", ("resnet18",)))
 
@@ -118,6 +121,10 @@ GRIDS = (
          guard=(_COMPILED,)),
     Grid("decode", _GRADIENT, (AUTO, AUTO_CUDA), hid=(32, 64), graphs=("train",),
          meta_batches=(1, 8), guard=(("hid", (32,)), ("meta_batch", (1,)))),
+    Grid("depthwise_conv2d", _GRADIENT, (CPU, REFERENCE), hid=(64,), graphs=("3x3", "5x5"),
+         dtypes=("float32", "bfloat16"), guard=_UNGUARDED),
+    Grid("batch_norm_act", _GRADIENT, (CPU, REFERENCE), hid=(64,), graphs=("none",),
+         dtypes=("float32", "bfloat16"), guard=_UNGUARDED),
     Grid("capture", ("call",), (AUTO,), graphs=("resnet18", "resnet50"), threshold=1.08,
          guard=_ONE),
     Grid("predict_cold", ("call",), (AUTO, PLAIN, AUTO_CUDA), graphs=_NETWORKS, threshold=1.08,

@@ -20,6 +20,8 @@ PLACES: dict[str, tuple[str, ...]] = {
     "decode": ("ghn_fast.hypernet.decode", "ghn_fast.hypernet.expand"),
     "collate_edges": ("ghn_fast.ops.collate_edges",),
     "expand_params": ("ghn_fast.ops.expand_params",),
+    "depthwise_conv2d": ("ghn_fast.ops.depthwise_conv2d",),
+    "batch_norm_act": ("ghn_fast.ops.batch_norm_act",),
     "shortest_distances": ("ghn_fast.ops.shortest_distances",),
     "generate": ("ghn_fast.deepnets.files.generate", "ghn_fast.deepnets"),
     "make_record": ("ghn_fast.deepnets.files.generate", "ghn_fast.deepnets.generate"),

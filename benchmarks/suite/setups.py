@@ -189,6 +189,29 @@ def hypernetwork(case: Case) -> ghn_fast.GHN:
     return ghn_fast.GHN(ghn_fast.GHNConfig(hid=case.hid, num_classes=CLASSES)).to(case.device)
 
 
+def _activation(case: Case) -> Tensor:
+    """Activations of a candidate network at 16 pixels, as they are stored."""
+    x = torch.randn(IMAGES, case.hid, 16, 16, dtype=getattr(torch, case.dtype))
+    return x.to(case.device, memory_format=torch.channels_last).requires_grad_()
+
+
+def _depthwise_conv2d(case: Case) -> Run:
+    depthwise_conv2d, size = find("depthwise_conv2d"), int(case.graph[0])
+    x = _activation(case)
+    weight = torch.randn(case.hid, 1, size, size, dtype=x.dtype, device=x.device).requires_grad_()
+    if case.part == "backward":
+        return _gradient(depthwise_conv2d(x, weight, 1, size // 2), [x, weight])
+    return lambda: depthwise_conv2d(x, weight, 1, size // 2)
+
+
+def _batch_norm_act(case: Case) -> Run:
+    batch_norm_act, x = find("batch_norm_act"), _activation(case)
+    weight, bias = (torch.rand(case.hid, device=x.device).requires_grad_() for _ in range(2))
+    if case.part == "backward":
+        return _gradient(batch_norm_act(x, weight, bias, relu=True), [x, weight, bias])
+    return lambda: batch_norm_act(x, weight, bias, relu=True)
+
+
 def _capture(case: Case) -> Run:
     network = network_of(case.graph)
     return lambda: ghn_fast.capture(network)
@@ -294,6 +317,8 @@ SETUPS: dict[str, Callable[[Case], Run]] = {
     "shortest_distances": _shortest_distances,
     "collate_edges": _collate_edges,
     "decode": _decode,
+    "depthwise_conv2d": _depthwise_conv2d,
+    "batch_norm_act": _batch_norm_act,
     "capture": _capture,
     "predict_cold": _predict_cold,
     "predict_warm": _predict_warm,
