@@ -160,6 +160,24 @@ def test_weights_in_bfloat16_are_near(norm: str | None) -> None:
         assert gradient is None or gradient.dtype == value.dtype
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_kernels_larger_than_the_image_in_bfloat16(size: int, stride: int) -> None:
+    narrow = (torch.randn(128, 128, 7, 7) / 10).bfloat16().requires_grad_()
+    x = torch.randn(64, 128, size, size).to(memory_format=torch.channels_last).bfloat16()
+    x.requires_grad_()
+    values = Weights({"a.weight": narrow}, norm=True, rectified={})
+    have = functional_networks.conv(x, values, "a", stride)
+    wide = [t.detach().float().requires_grad_() for t in (x, narrow)]
+    want = F.conv2d(*wide, None, stride, 3)
+    assert_close(have, want, dtype=torch.bfloat16)
+    direction = torch.randn(want.shape).bfloat16()
+    found = torch.autograd.grad(have, (x, narrow), direction)
+    expected = torch.autograd.grad(want, wide, direction.float())
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, context="gradient", dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("most_pixels", [0, 256])
 def test_attention_in_bfloat16(most_pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional_networks, "MOST_PIXELS", most_pixels)
