@@ -8,6 +8,7 @@ from typing import Any
 
 from ghn_fast.deepnets import ArchItem, DeepNets, SampledNets, held_out_keys, meta_batches
 from ghn_fast.metatrain.config import TrainConfig
+from ghn_fast.metatrain.language import ARCHITECTURES, gpt_batches
 from ghn_fast.metatrain.pool import pooled_batches
 
 
@@ -93,3 +94,31 @@ def validation_architectures(
         nets = SampledNets("val", count, 0, virtual_edges, rules=rules)
     sizes = {"image_size": image_size, "num_classes": num_classes}
     return [item.with_config(item.config, **sizes) for item in nets[: min(count, len(nets))]]
+
+
+def language_architectures(config: TrainConfig, start_step: int, context: int) -> Iterator[Any]:
+    """Meta-batches of language models from a step on.
+
+    Raises:
+        ValueError: If ``deepnets`` names another source, or evaluation is asked for.
+    """
+    settings = config.architectures
+    if settings.deepnets != ARCHITECTURES:
+        raise ValueError(
+            f"deepnets: got {settings.deepnets!r}, needs {ARCHITECTURES!r} for text, on which "
+            "networks for images cannot train"
+        )
+    if config.evaluation.eval_every:
+        raise ValueError(
+            f"eval_every: got {config.evaluation.eval_every}, needs 0 for text: evaluation is for "
+            "images"
+        )
+    return gpt_batches(
+        settings.meta_batch,
+        seed=config.seed,
+        start_step=start_step,
+        context=context,
+        widths=(settings.min_channels, settings.max_channels),
+        virtual_edges=config.ghn.virtual_edges,
+        rules=config.ghn.graph_rules,
+    )

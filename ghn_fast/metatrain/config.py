@@ -29,9 +29,11 @@ class DataConfig(Section):
     """Images.
 
     Attributes:
-        dataset: Image data (see :func:`ghn_fast.vision.load_images`).
+        dataset: Image data (see :func:`ghn_fast.vision.load_images`); or ``text:PATH`` or
+            ``text:generated`` to train on language models (:mod:`ghn_fast.metatrain.language`).
         data_root: Folder of the image data.
-        image_size: Height and width of the images; the dataset's own by default.
+        image_size: Height and width of the images, or bytes of text that a network reads; the
+            dataset's own by default.
         batch_size: Images per step.
         workers: Threads that decode images ahead, for data sets read from files.
     """
@@ -48,7 +50,8 @@ class ArchitecturesConfig(Section):
     """Architectures that are trained on.
 
     Attributes:
-        deepnets: Folder of generated architectures, or how many to sample on the fly.
+        deepnets: Folder of generated architectures, or how many to sample on the fly; ``gpts`` for
+            text.
         meta_batch: Architectures per step.
         max_nodes: Meta-batches with more nodes are left out.
         min_channels, max_channels: Range of widths that architectures are given.

@@ -127,7 +127,7 @@ class Executor:
         """
         flat = flat.detach()
         gradient = torch.zeros_like(flat)
-        if self.channels_last:
+        if self.channels_last and images.ndim == 4:
             images = images.to(memory_format=torch.channels_last)
         if seeds is None:
             seeds = range(len(architectures))

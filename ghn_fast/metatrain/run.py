@@ -17,6 +17,7 @@ from torch import Tensor
 from ghn_fast.hypernet.checkpoint import from_pretrained, load_weights
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.metatrain.architectures import (
+    language_architectures,
     training_architectures,
     training_batches,
     validation_architectures,
@@ -24,6 +25,7 @@ from ghn_fast.metatrain.architectures import (
 from ghn_fast.metatrain.config import PLACES, SKIP_WINDOW, TrainConfig
 from ghn_fast.metatrain.evaluation import evaluate_ghn
 from ghn_fast.metatrain.executor import Executor
+from ghn_fast.metatrain.language import is_text, load_text, text_batches
 from ghn_fast.metatrain.memory import keep_freed_memory
 from ghn_fast.metatrain.metrics import RunLog, read_metrics
 from ghn_fast.metatrain.network_gradients import NetworkGradients
@@ -97,8 +99,13 @@ def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
     if device.type == "cpu":
         keep_freed_memory()
     data = config.data
-    splits = load_images(data.dataset, data.data_root, image_size=data.image_size)
-    nets = training_architectures(config)
+    splits: Any = None
+    nets: Any = None
+    if is_text(data.dataset):
+        splits = load_text(data.dataset, data.data_root, data.image_size)
+    else:
+        splits = load_images(data.dataset, data.data_root, image_size=data.image_size)
+        nets = training_architectures(config)
     state = _newest_state(out)
     ghn, optimizer = _hypernetwork(config, splits, device, fresh=state is None)
     total = config.total_steps(max(len(splits.train) // data.batch_size, 1))
@@ -107,15 +114,22 @@ def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
     if step >= total:
         return RunResult(step, total, False, newest)
     sizes = {"image_size": splits.image_size, "num_classes": splits.num_classes}
-    images = train_batches(
-        splits,
-        data.batch_size,
-        seed=config.seed,
-        start_step=step,
-        device=device,
-        workers=data.workers,
-    )
-    architectures = training_batches(config, nets, start_step=step, **sizes)
+    images: Any = None
+    if nets is None:
+        images = text_batches(
+            splits, data.batch_size, seed=config.seed, start_step=step, device=device
+        )
+        architectures = language_architectures(config, step, splits.image_size)
+    else:
+        images = train_batches(
+            splits,
+            data.batch_size,
+            seed=config.seed,
+            start_step=step,
+            device=device,
+            workers=data.workers,
+        )
+        architectures = training_batches(config, nets, start_step=step, **sizes)
     validation = validation_architectures(config, **sizes) if config.evaluation.eval_every else []
     trainer = _trainer(config, ghn, optimizer, device)
     if state is not None:
@@ -136,7 +150,7 @@ def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
 
 
 def _hypernetwork(
-    config: TrainConfig, splits: ImageSplits, device: torch.device, *, fresh: bool
+    config: TrainConfig, splits: Any, device: torch.device, *, fresh: bool
 ) -> tuple[GHN, torch.optim.Optimizer]:
     """The hypernetwork and its optimizer; a fresh run may begin with given weights."""
     torch.manual_seed(config.seed)
