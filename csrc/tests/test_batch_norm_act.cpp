@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "checks.h"
 
@@ -22,7 +23,9 @@ namespace {
 using namespace ghn::tests;
 
 constexpr double kEps = 1e-5;
-const at::IntArrayRef kOver{0, 2, 3};  // all axes but that of the channels
+const std::vector<int64_t> kOver{0, 2, 3};  // all axes but that of the channels
+const std::vector<std::vector<int64_t>> kSizes{{2, 1, 3, 3}, {3, 17, 5, 7}, {5, 33, 1, 1},
+                                               {9, 64, 8, 8}, {64, 3, 9, 9}, {2, 130, 2, 3}};
 
 bool near(const at::Tensor& found, const at::Tensor& expected, double unit) {
   const double size = expected.abs().max().item<double>();
@@ -35,9 +38,7 @@ at::Tensor by_channel(const at::Tensor& values) { return values.view({1, -1, 1, 
 void test_against_formulas(at::ScalarType type, bool relu) {
   const double unit = type == at::kFloat ? 1e-5 : 8e-3;
   bool forward = true, backward = true;
-  for (const at::IntArrayRef sizes : {at::IntArrayRef{2, 1, 3, 3}, at::IntArrayRef{3, 17, 5, 7},
-                                      at::IntArrayRef{5, 33, 1, 1}, at::IntArrayRef{9, 64, 8, 8},
-                                      at::IntArrayRef{64, 3, 9, 9}, at::IntArrayRef{2, 130, 2, 3}}) {
+  for (const std::vector<int64_t>& sizes : kSizes) {
     const at::Tensor x = (at::randn(sizes) + 3).to(type), grad = at::randn(sizes).to(type);
     const at::Tensor weight = at::rand({sizes[1]}) + 0.5, bias = at::randn({sizes[1]});
     const auto [out, mean, invstd] = ghn::batch_norm_act_cpu(x, weight, bias, kEps, relu);
