@@ -13,6 +13,7 @@ from ghn_fast.commands import (
     conversion,
     deepnets,
     demo,
+    detection,
     embeddings,
     evaluation,
     finetune,
@@ -95,6 +96,7 @@ for command in (
     embeddings.embeddings,
     search.search,
     nasbench201.nasbench201,
+    detection.detect,
 ):
     app.command()(with_json(command))
 app.add_typer(deepnets.app, name="deepnets")

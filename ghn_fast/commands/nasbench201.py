@@ -10,6 +10,7 @@ import typer
 
 from ghn_fast.commands.common import INTERRUPTED, check_out, make_progress
 from ghn_fast.commands.output import UnfinishedError, plain, print_table, say
+from ghn_fast.utils.optional import require
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -148,7 +149,7 @@ def bench_table(rows: list[BenchRow]) -> Table:
 
 def draw_bench(rows: list[BenchRow], path: Path) -> None:
     """Bars of tau, one panel for each target and number of labels."""
-    from matplotlib.figure import Figure
+    Figure = require("matplotlib.figure", "drawing", "pictures").Figure
 
     from ghn_fast.studies.curves import COLOURS, mean_and_deviation
 

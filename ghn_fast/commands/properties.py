@@ -10,6 +10,7 @@ import typer
 
 from ghn_fast.commands.common import check_out, make_progress
 from ghn_fast.commands.output import plain, print_table, say
+from ghn_fast.utils.optional import require
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -127,7 +128,7 @@ def properties_table(reports: list[PropertyReport]) -> Table:
 
 def draw_properties(reports: list[PropertyReport], path: Path) -> None:
     """Labels against what the regression on embeddings says, one panel for each label."""
-    from matplotlib.figure import Figure
+    Figure = require("matplotlib.figure", "drawing", "pictures").Figure
 
     from ghn_fast.studies.curves import COLOURS
 

@@ -17,6 +17,7 @@ from ghn_fast.commands.common import (
     make_progress,
 )
 from ghn_fast.commands.output import UnfinishedError, print_table, say
+from ghn_fast.utils.optional import require
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -157,7 +158,7 @@ def _mean(summary: Summary | None) -> str:
 
 def draw_splits(rows: list[SplitRow], path: Path) -> None:
     """Bars of each split: both BatchNorm protocols and random initialisation."""
-    from matplotlib.figure import Figure
+    Figure = require("matplotlib.figure", "drawing", "pictures").Figure
 
     from ghn_fast.studies.curves import COLOURS
 

@@ -19,6 +19,7 @@ _HOME = {
     "initialise": "ghn_fast.studies.initialisation",
     "predict_properties": "ghn_fast.studies.properties",
     "search_architectures": "ghn_fast.studies.search",
+    "train_detectors": "ghn_fast.studies.detection",
     "train_networks": "ghn_fast.studies.sgd",
     "train_network": "ghn_fast.studies.training",
 }

@@ -27,6 +27,7 @@ from ghn_fast.studies.nasbench201 import (
     parse_cell,
 )
 from ghn_fast.studies.regression import Array, kendall_tau
+from ghn_fast.utils.optional import require
 from ghn_fast.vision.augment import seeded_generator
 
 # Random forests on 500 and 128 labels, Kendall's tau of accuracy (GRAF, zc_combine).
@@ -338,26 +339,25 @@ def bench_cells(
 
 def _ranks(values: Array) -> Array:
     """Ranks between 0 and 1; equal values share their mean rank."""
-    from scipy.stats import rankdata
-
-    return rankdata(values) / max(len(values), 1)
+    stats = require("scipy.stats", "studies", "rank correlations")
+    return stats.rankdata(values) / max(len(values), 1)
 
 
 def _fit(method: str, x: Array, y: Array, others: Array, seed: int) -> Array:
-    from sklearn.ensemble import RandomForestRegressor
-    from sklearn.model_selection import GridSearchCV, KFold
-    from sklearn.svm import SVR
-
+    ensemble, selection, svm = (
+        require(f"sklearn.{part}", "studies", "regressions")
+        for part in ("ensemble", "model_selection", "svm")
+    )
     if method in ("operations", "proxies"):
-        forest = RandomForestRegressor(100, random_state=seed).fit(x, y)
+        forest = ensemble.RandomForestRegressor(100, random_state=seed).fit(x, y)
         return forest.predict(others)
     spread = x.std(axis=0)
     scale = np.where(spread > 1e-9, spread, np.inf) * np.sqrt(max((spread > 1e-9).sum(), 1))
     centre = x.mean(axis=0)
-    folds = KFold(5, shuffle=True, random_state=seed)
+    folds = selection.KFold(5, shuffle=True, random_state=seed)
     grid = {"C": [3, 10, 30], "gamma": [0.1, 0.3, 1.0]}
-    search = GridSearchCV(
-        SVR(epsilon=0.02), grid, cv=folds, scoring=_tau_score, error_score="raise"
+    search = selection.GridSearchCV(
+        svm.SVR(epsilon=0.02), grid, cv=folds, scoring=_tau_score, error_score="raise"
     )
     search.fit((x - centre) / scale, _ranks(y))
     return search.predict((others - centre) / scale)

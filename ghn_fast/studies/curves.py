@@ -177,8 +177,7 @@ def draw_curves(
     Raises:
         ValueError: If there are no curves, or the suffix is another.
     """
-    require("matplotlib", "drawing", "pictures")
-    from matplotlib.figure import Figure
+    Figure = require("matplotlib.figure", "drawing", "pictures").Figure
 
     path = check_picture_name(path)
     if not curves:

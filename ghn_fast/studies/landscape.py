@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ghn_fast.studies.curves import COLOURS, check_picture_name
 from ghn_fast.studies.embeddings import frechet_distance, nearest, principal_components
+from ghn_fast.utils.optional import require
 
 # To the training split, GHN-2 for CIFAR-10 (arXiv 2110.13100, appendix).
 PUBLISHED = {"test": 0.30, "wide": 0.80, "deep": 1.11, "dense": 0.59, "bnfree": 3.64}
@@ -100,7 +101,7 @@ def draw_landscape(
     Raises:
         ValueError: If the suffix is another, or no architecture has a value.
     """
-    from matplotlib.figure import Figure
+    Figure = require("matplotlib.figure", "drawing", "pictures").Figure
 
     path = check_picture_name(path)
     figure = Figure(figsize=(5.2, 4.0), layout="constrained")

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ghn_fast.utils.optional import require
+
 Array = npt.NDArray[np.float64]
 
 # The grid of arXiv 2110.13100, section 4.3, five-fold.
@@ -43,19 +45,18 @@ class Regression:
         Raises:
             ValueError: If there are fewer than five rows, or a value is not finite.
         """
-        from sklearn.model_selection import GridSearchCV, KFold
-        from sklearn.svm import SVR
-
         check_rows(features, labels)
+        selection = require("sklearn.model_selection", "studies", "regressions")
+        svm = require("sklearn.svm", "studies", "regressions")
         self._mean, spread = features.mean(axis=0), features.std(axis=0)
         self._spread = np.where(spread > 1e-12, spread, 1.0)
         self._centre = labels.mean()
         size = labels.std()
         self._size = 1.0 if size == 0 else size / 10
         x, y = self._scaled(features), (labels - self._centre) / self._size
-        folds = KFold(FOLDS, shuffle=True, random_state=seed)
-        search = GridSearchCV(
-            SVR(max_iter=200_000), self._grid, cv=folds, scoring="neg_mean_squared_error"
+        folds = selection.KFold(FOLDS, shuffle=True, random_state=seed)
+        search = selection.GridSearchCV(
+            svm.SVR(max_iter=200_000), self._grid, cv=folds, scoring="neg_mean_squared_error"
         )
         search.fit(x, y)
         self.chosen = dict(search.best_params_)
@@ -91,9 +92,8 @@ def kendall_tau(predicted: Array, labels: Array) -> float:
     Raises:
         ValueError: If there are fewer than two values.
     """
-    from scipy.stats import kendalltau
-
     if len(labels) < 2:
         raise ValueError(f"labels: got {len(labels)} to compare, needs at least 2")
-    tau = float(kendalltau(predicted, labels)[0])
+    stats = require("scipy.stats", "studies", "rank correlations")
+    tau = float(stats.kendalltau(predicted, labels)[0])
     return 0.0 if np.isnan(tau) else tau

@@ -24,6 +24,7 @@ from ghn_fast.studies.networks import Network
 from ghn_fast.studies.regression import Regression
 from ghn_fast.studies.sgd import inference_seconds
 from ghn_fast.utils.files import write_atomically
+from ghn_fast.utils.optional import require
 from ghn_fast.vision.batches import eval_batches
 from ghn_fast.vision.evaluate import accuracy
 from ghn_fast.vision.images import ImageSplits
@@ -351,7 +352,7 @@ def draw_search(report: SearchReport, path: str | Path, label: str = "score") ->
         path: The picture: .png, .svg or .pdf.
         label: What the score is.
     """
-    from matplotlib.figure import Figure
+    Figure = require("matplotlib.figure", "drawing", "pictures").Figure
 
     from ghn_fast.studies.curves import COLOURS, check_picture_name
 
