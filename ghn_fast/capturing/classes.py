@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ghn_fast.capturing.copies import CACHED, IMMUTABLE, METHODS, PLAIN, Copier
+from ghn_fast.capturing.tensors import STAND_IN
 
 _CONTAINERS = (dict, list, set, deque)
 # Elements of containers that are looked at, so that tables in a module of data cost no time.
@@ -170,7 +171,7 @@ def _is_of_stand_in(value: Any, depth: int = 0) -> bool:
     if isinstance(value, Tensor):
         return value.is_meta
     if isinstance(value, nn.Module):
-        return "register_forward_hook" in vars(value)
+        return STAND_IN in vars(value)
     if depth < _DEEPEST and isinstance(value, MutableMapping):
         return any(_is_of_stand_in(item, depth + 1) for item in list(value.values()))
     if depth < _DEEPEST and isinstance(value, (list, tuple, set, deque)):

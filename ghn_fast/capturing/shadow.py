@@ -9,7 +9,6 @@ therefore capture one network at the same time.
 from __future__ import annotations
 
 import sys
-import types
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import lru_cache, partial
@@ -29,13 +28,11 @@ from ghn_fast.capturing.copies import PLAIN, Copier
 from ghn_fast.capturing.known import KnownValues, meta_like
 from ghn_fast.capturing.module_types import describe_parameter
 from ghn_fast.capturing.raw import RawParam
+from ghn_fast.capturing.tensors import STAND_IN
 
 _BASE = nn.Module()
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_REGISTER = {
-    "_forward_hooks": "register_forward_hook",
-    "_forward_pre_hooks": "register_forward_pre_hook",
-}
+_WITH_KWARGS = ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 _NO_HOOKS = (
     "_forward_hooks_always_called",
     "_backward_hooks",
@@ -50,12 +47,23 @@ class LazyParameterError(ValueError):
     """A parameter has no shape yet."""
 
 
+class HooksNeededError(RuntimeError):
+    """The forward pass registers a hook, and no hooks are called."""
+
+
+class _NoHooks(OrderedDict[int, Any]):
+    """The hooks of all modules that have none of their own."""
+
+    def __setitem__(self, number: int, hook: Any) -> None:
+        raise HooksNeededError("the forward pass registers a hook")
+
+
 class Shadow:
     """The stand-in of a network.
 
     Args:
         model: The network; nothing of it changes.
-        hooks: Whether to call hooks that the forward pass registers for all modules.
+        hooks: Whether to call hooks that the forward pass registers.
 
     Attributes:
         module: The stand-in, in evaluation mode.
@@ -74,10 +82,9 @@ class Shadow:
     """
 
     def __init__(self, model: nn.Module, *, hooks: bool = False) -> None:
-        # Hooks for all modules that are registered from now on belong to the forward pass.
+        # Hooks that are registered from now on belong to the forward pass.
         self._first_hook = RemovableHandle.next_id
         self._all_hooks = hooks
-        self._registered = 0
         self.params: dict[str, RawParam] = {}
         self.by_id: dict[int, RawParam] = {}
         self.aliases: dict[str, str] = {}
@@ -85,10 +92,10 @@ class Shadow:
         self._first_name: dict[int, str] = {}
         self._metas: dict[str, Tensor] = {}
         self._tensors: dict[int, Tensor] = {}
-        self._places: dict[int, list[tuple[Tensor, str]]] = {}
+        self._places: dict[Any, tuple[Tensor, str]] = {}
         self._statistics: dict[tuple[Any, ...], Tensor] = {}
         self._modules: dict[int, nn.Module] = {}
-        self._no_hooks: OrderedDict[int, Any] = OrderedDict()
+        self._no_hooks = _NoHooks()
         self.ignored_hooks = False
         self.known = KnownValues()
         self.copy = Copier(self.stand_in, self._outside)
@@ -115,9 +122,8 @@ class Shadow:
         return self._tensors.get(id(tensor))
 
     def misses_hooks(self) -> bool:
-        """Whether hooks were registered since that are called only if ``hooks`` says so."""
-        made = RemovableHandle.next_id - self._first_hook
-        return not self._all_hooks and made > self._registered
+        """Whether hooks were registered since, which are called only if ``hooks`` says so."""
+        return not self._all_hooks and RemovableHandle.next_id > self._first_hook
 
     def close(self) -> None:
         """Take the stand-in apart, so that its memory is free at once (its parts form cycles)."""
@@ -191,15 +197,15 @@ class Shadow:
         start = parameter.data_ptr()
         if start == 0:
             return name
-        others = self._places.get(start)
-        if others is None:  # nearly always, so that views need not be described
-            self._places[start] = [(parameter, name)]
+        found = self._places.get(start)
+        if found is None:  # nearly always, so that views need not be described
+            self._places[start] = (parameter, name)
             return name
-        for other, first in others:
-            if _is_same_view(parameter, other):
-                return first
-        others.append((parameter, name))
-        return name
+        if _is_same_view(parameter, found[0]):
+            return found[1]
+        # Several views may start at one address.
+        view = (start, parameter.shape, parameter.stride(), parameter.dtype, parameter.device)
+        return self._places.setdefault(view, (parameter, name))[1]
 
     def _shadow(self, module: nn.Module) -> nn.Module:
         found = self._modules.get(id(module))
@@ -233,6 +239,7 @@ class Shadow:
             for key, value in module._parameters.items()
         }
         state["_buffers"] = self._buffers(module) if module._buffers else {}
+        state["_non_persistent_buffers_set"] = set(state["_non_persistent_buffers_set"])
         state["_modules"] = {
             key: None if child is None else self._shadow(child)
             for key, child in module._modules.items()
@@ -282,20 +289,16 @@ class Shadow:
                 if own:
                     state[key], kept = own, True
         for key in _NO_HOOKS:
-            if state.get(key):
-                state[key] = OrderedDict()
+            state[key] = self._no_hooks
         if self._all_hooks:
+            for key in (*_HOOKS, *_WITH_KWARGS):
+                state[key] = OrderedDict(state[key])
+            for key in _NO_HOOKS:
+                state[key] = OrderedDict()
             state["_compiled_call_impl"] = partial(_call, shadow, self._first_hook)
         else:
             state["_compiled_call_impl"] = partial(_call, shadow, None) if kept else shadow.forward
-        state["register_forward_hook"] = partial(self._register, shadow, "_forward_hooks")
-        state["register_forward_pre_hook"] = partial(self._register, shadow, "_forward_pre_hooks")
-
-    def _register(self, module: nn.Module, key: str, *args: Any, **kwargs: Any) -> Any:
-        """Register a hook at a module of the stand-in, which calls hooks from then on."""
-        self._registered += 1
-        _call_hooks(module, key)
-        return getattr(type(module), _REGISTER[key])(module, *args, **kwargs)
+        state[STAND_IN] = True
 
     def _belongs(self, hook: Any) -> bool:
         """Whether a hook is part of the network.
@@ -327,17 +330,6 @@ class Shadow:
                         self._tensors[id(parameter)] = _parameter_like(parameter)
                         self._kept.append(parameter)
         return self._shadow(module)
-
-
-def _call_hooks(module: nn.Module, key: str) -> None:
-    state = module.__dict__
-    if not state[key]:
-        state[key] = OrderedDict()
-    for flags in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
-        state[flags] = OrderedDict(state[flags])
-    state["_forward_hooks_always_called"] = OrderedDict()
-    if isinstance(state["_compiled_call_impl"], types.MethodType):
-        state["_compiled_call_impl"] = partial(_call, module, None)
 
 
 def _call(module: nn.Module, first_hook: int | None, /, *args: Any, **kwargs: Any) -> Any:

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+STAND_IN = "_ghn_stand_in"
+"""Attribute by which modules of a stand-in are told from the network's own."""
+
 
 def edge(tensor: Any) -> Any:
     """What an operation that reads ``tensor`` points to (``None`` for what has no gradient)."""

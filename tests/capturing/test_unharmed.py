@@ -418,6 +418,27 @@ def test_hooks_stay_as_they_are() -> None:
     assert len(net.fc._forward_hooks) == 1
 
 
+REGISTERED: dict[str, Callable[[Net, Tensor], object]] = {
+    "forward hook": lambda net, x: net.fc.register_forward_hook(
+        lambda *_: None, with_kwargs=True, always_call=True
+    ),
+    "hook before": lambda net, x: net.fc.register_forward_pre_hook(
+        lambda *_: None, with_kwargs=True
+    ),
+    "backward hook": lambda net, x: net.fc.register_full_backward_hook(lambda *_: None),
+    "hook before backward": lambda net, x: net.fc.register_full_backward_pre_hook(lambda *_: None),
+    "buffer": lambda net, x: net.fc.register_buffer("late", torch.zeros(1), persistent=False),
+    "parameter": lambda net, x: net.fc.register_parameter("late", nn.Parameter(torch.zeros(1))),
+    "module": lambda net, x: net.fc.add_module("late", nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("name", REGISTERED)
+def test_what_the_forward_pass_registers(name: str, fail: bool) -> None:
+    check(Net(REGISTERED[name]), fail)
+
+
 def test_parameters_that_are_replaced_or_written() -> None:
     def use(net: Net, x: Tensor) -> None:
         net.fc.weight = nn.Parameter(torch.ones(4, 4))
