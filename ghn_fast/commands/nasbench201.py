@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghn_fast.commands.common import INTERRUPTED, check_out, make_progress
+from ghn_fast.commands.common import INTERRUPTED, Dataset, check_out, make_progress
 from ghn_fast.commands.output import UnfinishedError, plain, print_table, say
 from ghn_fast.utils.optional import require
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ghn_fast.studies.cell_bench import BenchRow
+    from ghn_fast.studies.cell_bench import BenchRow, ZeroShot
 
 
 def nasbench201(
@@ -42,6 +42,14 @@ def nasbench201(
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of labelled cells.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Cells of a stage that are embedded.")] = 1,
+    predicted: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Cells that are also ranked by the accuracy of predicted networks; 0: none."
+        ),
+    ] = 0,
+    dataset: Dataset = "digits",
+    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that embed.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("nasbench201"),
@@ -53,8 +61,9 @@ def nasbench201(
     keeps the targets and numbers of labels that are done.
     """
     from ghn_fast.hypernet import from_pretrained
-    from ghn_fast.studies.cell_bench import bench_cells, embed_cells, read_cell_tables
+    from ghn_fast.studies.cell_bench import bench_cells, embed_cells, read_cell_tables, zero_shot
     from ghn_fast.utils.files import write_atomically
+    from ghn_fast.vision import load_images
 
     check_out(out)
     known = read_cell_tables(tables)
@@ -66,7 +75,9 @@ def nasbench201(
     if max(counts) > len(known.cells) - 20:
         raise ValueError(f"labels: got {max(counts)}, but there are {len(known.cells)} cells")
     ghn = from_pretrained(ckpt)
+    splits = load_images(dataset, data_root) if predicted else None
     rows: list[BenchRow] = []
+    shots: list[ZeroShot] = []
     interrupted = False
     with make_progress() as progress:
         task = progress.add_task("embedding", total=len(known.cells), info="")
@@ -95,6 +106,23 @@ def nasbench201(
                     seed=seed,
                     on_fit=on_fit,
                 )
+            if splits is not None:
+                for name in targets:
+                    task = progress.add_task(
+                        f"predicted networks, {name}", total=predicted, info=""
+                    )
+                    shots.append(
+                        zero_shot(
+                            ghn,
+                            known,
+                            splits,
+                            predicted,
+                            target=name,
+                            repeats=repeats,
+                            seed=seed,
+                            on_cell=lambda done, t=task: progress.update(t, completed=done),  # type: ignore[misc]
+                        )
+                    )
         except KeyboardInterrupt:
             interrupted = True
     result = {
@@ -102,7 +130,13 @@ def nasbench201(
         "cells": len(known.cells),
         "embedding_seconds": embeddings.seconds,
         "rows": [row.to_dict() for row in rows],
+        "zero_shot": shots,
     }
+    for shot in shots:
+        say(
+            f"predicted networks, no labels: tau {shot.tau:.3f} for {shot.target} over "
+            f"{shot.cells} cells, {shot.dataset}"
+        )
     say(f"{len(known.cells)} cells embedded in {embeddings.seconds:.1f} s")
     if rows:
         out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import lzma
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from ghn_fast.studies.embeddings import embed_batches
 from ghn_fast.studies.nasbench201 import (
     OUTSIDE,
     Cell,
+    CellNetwork,
     alive_edges,
     cell_counts,
     cell_graph,
@@ -29,6 +31,9 @@ from ghn_fast.studies.nasbench201 import (
 from ghn_fast.studies.regression import Array, kendall_tau
 from ghn_fast.utils.optional import require
 from ghn_fast.vision.augment import seeded_generator
+from ghn_fast.vision.batches import eval_batches
+from ghn_fast.vision.evaluate import accuracy
+from ghn_fast.vision.images import ImageSplits
 
 # Random forests on 500 and 128 labels, Kendall's tau of accuracy (GRAF, zc_combine).
 PUBLISHED = {
@@ -208,6 +213,87 @@ def embed_cells(
     ordered = _cosines(torch.cat(inner), torch.cat(owners), len(cells), seed)
     mean = torch.stack(means).double().numpy()
     return CellEmbeddings(mean, ordered.double().numpy(), time.perf_counter() - start)
+
+
+def zero_shot(
+    ghn: GHN,
+    tables: CellTables,
+    splits: ImageSplits,
+    count: int,
+    *,
+    target: str = "accuracy",
+    repeats: int = 1,
+    seed: int = 0,
+    stop: threading.Event | None = None,
+    on_cell: Callable[[int], None] | None = None,
+) -> ZeroShot:
+    """Rank cells by the accuracy of networks with predicted parameters: no labels, no training.
+
+    Args:
+        ghn: The hypernetwork.
+        tables: The cells.
+        splits: The image data set; validation images are classified, with batch statistics.
+        count: Number of cells, drawn at random.
+        target: What they are ranked for.
+        repeats: Cells of a stage in the network that is predicted.
+        seed: Seed of the draw.
+        stop: When it is set, the cells that are done count.
+        on_cell: Called with the number of cells that are done.
+
+    Raises:
+        ValueError: If there are fewer cells, or the data set has other classes than the
+            hypernetwork.
+    """
+    if splits.num_classes != ghn.config.num_classes:
+        raise ValueError(
+            f"dataset: {splits.name} has {splits.num_classes} classes, but the hypernetwork "
+            f"predicts classifiers of {ghn.config.num_classes}"
+        )
+    known = np.flatnonzero(np.isfinite(tables.targets[target]))
+    if not 2 <= count <= len(known):
+        raise ValueError(f"predicted: got {count}, needs 2 to {len(known)} cells")
+    chosen = np.random.default_rng(seed).permutation(known)[:count]
+    scores: list[float] = []
+    for index in chosen:
+        if stop is not None and stop.is_set():
+            break
+        cell = tables.cells[int(index)]
+        model = CellNetwork(cell, splits.num_classes, cells=repeats).to(ghn.device)
+        made = cell_graph(
+            cell,
+            num_classes=splits.num_classes,
+            cells=repeats,
+            virtual_edges=ghn.config.virtual_edges,
+        )
+        ghn.predict(model, made.graph)
+        batches = eval_batches(splits.val, splits, 64, device=ghn.device)
+        scores.append(accuracy(model, batches, device=ghn.device).top1)
+        if on_cell is not None:
+            on_cell(len(scores))
+    truth = tables.targets[target][chosen[: len(scores)]]
+    tau = kendall_tau(np.array(scores), truth) if len(scores) > 1 else 0.0
+    return ZeroShot(target, len(scores), tau, splits.name, scores, truth.tolist())
+
+
+@dataclass
+class ZeroShot:
+    """Cells ranked by the accuracy of their predicted networks.
+
+    Attributes:
+        target: What they are ranked for.
+        cells: Number of cells.
+        tau: Kendall's tau.
+        dataset: Name of the data set whose images were classified.
+        predicted: Top-1 accuracy of each predicted network in percent.
+        truth: The target of each.
+    """
+
+    target: str
+    cells: int
+    tau: float
+    dataset: str
+    predicted: list[float]
+    truth: list[float]
 
 
 def _cosines(nodes: Tensor, owners: Tensor, count: int, seed: int) -> Tensor:

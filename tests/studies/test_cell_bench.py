@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from ghn_fast.studies.cell_bench import (
     bench_cells,
     embed_cells,
     read_cell_tables,
+    zero_shot,
 )
 from ghn_fast.studies.nasbench201 import EDGES, Cell, cell_graph
+from ghn_fast.vision import ImageSplits
 from tolerances import assert_close
 
 
@@ -95,6 +98,24 @@ def test_ranking(folder: Path, ghn: ghn_fast.GHN) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             bench_cells(tables, embeddings, **options)  # type: ignore[arg-type]
+
+
+def test_without_labels(folder: Path, splits: ImageSplits) -> None:
+    torch.manual_seed(0)
+    config = ghn_fast.GHNConfig(hid=8, max_shape=(8, 8, 3, 3), num_classes=4)
+    ghn, tables = ghn_fast.GHN(config), read_cell_tables(folder)
+    found = zero_shot(ghn, tables, splits, 4, seed=1)
+    assert found.cells == len(found.predicted) == len(found.truth) == 4
+    assert -1 <= found.tau <= 1
+    assert zero_shot(ghn, tables, splits, 4, seed=1) == found
+    stop = threading.Event()
+    stop.set()
+    assert zero_shot(ghn, tables, splits, 4, stop=stop).cells == 0
+    with pytest.raises(ValueError, match="predicted: got 1"):
+        zero_shot(ghn, tables, splits, 1)
+    other = ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(8, 8, 3, 3)))
+    with pytest.raises(ValueError, match="squares has 4 classes"):
+        zero_shot(other, tables, splits, 4)
 
 
 def test_the_command(

@@ -57,6 +57,30 @@ def test_networks_starts_and_seeds(splits: ImageSplits, network: Network, tmp_pa
         train_networks([], ["random"], splits, QUICK)
 
 
+def test_processes_share_the_trainings(
+    splits: ImageSplits, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes one after the other: each trains its half, and both return everything."""
+    from ghn_fast.utils import distributed
+
+    def run(rank: int, size: int, gather: object) -> SgdReport:
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: size)
+        monkeypatch.setattr(distributed, "gather_objects", gather)
+        settings = TrainingSettings(steps=2, batch_size=32, evaluations=2)
+        return train_networks([network], ["random"], splits, settings, seeds=(0, 1, 2))
+
+    alone = run(0, 1, lambda value: [value])
+    parts: list[object] = []
+    for rank in (0, 1):
+        run(rank, 2, lambda value: parts.append(value) or [value, ([], True)])
+    assert [len(part[0]) for part in parts] == [2, 1]  # type: ignore[index]
+    together = run(0, 2, lambda value: parts)
+    assert [t.seed for t in together.trainings] == [0, 1, 2]
+    for one, other in zip(alone.trainings, together.trainings, strict=True):
+        assert one.curve.train_loss == other.curve.train_loss
+
+
 def test_worth_of_a_prediction() -> None:
     def training(init: str, tops: list[float], seed: int = 0) -> Training:
         from ghn_fast.studies.curves import Point, TrainingCurve
