@@ -43,7 +43,9 @@ PUBLISHED = {
 }
 EMBEDDINGS, ORDERED = "embeddings, mean", "embeddings, node by node"
 COUNTS, BOTH = "counts and paths", "node by node, counts and paths"
-METHODS = (EMBEDDINGS, ORDERED, "operations", COUNTS, BOTH, "proxies")
+ALL = "node by node, counts and paths, proxies"
+METHODS = (EMBEDDINGS, ORDERED, "operations", COUNTS, BOTH, "proxies", ALL)
+_AVERAGED = {BOTH: (ORDERED, COUNTS), ALL: (ORDERED, COUNTS, "proxies")}
 
 _TABLES = ("accuracy", "zero_cost_proxies", "hardware", "robustness")
 _NOT_PROXIES = ("net", "net_str")
@@ -348,7 +350,8 @@ def bench_cells(
     """Rank cells from a number of labelled ones, by several methods.
 
     Embeddings, counts and paths go into support vector regressions on ranks; the proxies and the
-    operations into random forests, as published. The method that has both averages their ranks.
+    operations into random forests, as published. Methods that have several of
+    them average their ranks.
 
     Args:
         tables: The cells and what is known of them.
@@ -379,7 +382,8 @@ def bench_cells(
         COUNTS: np.concatenate([operations, paths], axis=1),
         "proxies": np.nan_to_num(tables.proxies, posinf=0.0, neginf=0.0),
     }
-    chosen = [m for m in methods if m != "proxies" or tables.proxies.shape[1]]
+    needs = ("proxies", ALL)
+    chosen = [m for m in methods if m not in needs or tables.proxies.shape[1]]
     rows: list[BenchRow] = []
     done = 0
     total = len(targets) * len(labels) * len(chosen) * draws
@@ -403,8 +407,9 @@ def bench_cells(
                     known: dict[str, Array] = predicted, draw: int = draw, y: Array = y,
                 ) -> Array:  # fmt: skip
                     if method not in known:
-                        if method == BOTH:
-                            known[method] = _ranks(rank(ORDERED)) + _ranks(rank(COUNTS))
+                        if method in _AVERAGED:
+                            parts = [_ranks(rank(part)) for part in _AVERAGED[method]]
+                            known[method] = np.sum(parts, axis=0)
                         else:
                             x = features[method]
                             known[method] = _fit(method, x[f], y[f], x[r], seed + draw)
