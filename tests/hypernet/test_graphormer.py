@@ -12,7 +12,9 @@ from ghn_fast.deepnets import SampledNets
 from ghn_fast.graph import ArchGraph
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.graph.rules import GraphRules
+from ghn_fast.hypernet.decode import plain_layers
 from ghn_fast.hypernet.graphormer import Graphormer
+from ghn_fast.ops.decode_blocks import DecoderWeights, is_compiled
 from tolerances import assert_close
 
 CONFIG = ghn_fast.GHNConfig(
@@ -143,3 +145,20 @@ def test_published_sizes(name: str, count: int) -> None:
     assert ghn_fast.GHNConfig.named(name, 10).max_shape[2:] == (11, 11)
     with pytest.raises(ValueError, match="name: got 'ghn3', needs one of ghn3-t"):
         ghn_fast.GHNConfig.named("ghn3")
+
+
+@pytest.mark.extension
+def test_predicted_parameters_are_those_of_each_alone(graphs: list[ArchGraph]) -> None:
+    """Bit for bit, on the compiled back end."""
+    ghn = ghn_fast.GHN(CONFIG).eval()
+    plain = plain_layers(ghn.blocks), plain_layers(ghn.vectors)
+    weights = DecoderWeights(*(plain[0] or ()), *(plain[1] or ()))
+    with torch.no_grad():
+        if not is_compiled(torch.zeros(1, CONFIG.hid), weights, middle=True):
+            pytest.skip("the extension was compiled before decode_blocks knew windows")
+        together = ghn.predict_tensors(graphs)
+        for graph, tensors in zip(graphs, together, strict=True):
+            (alone,) = ghn.predict_tensors([graph])
+            assert list(alone) == list(tensors)
+            for name, value in alone.items():
+                assert torch.equal(value, tensors[name]), name

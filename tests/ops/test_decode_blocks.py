@@ -29,6 +29,8 @@ CONFIGS = {
     "narrow": ghn_fast.GHNConfig(hid=4, max_shape=(3, 7, 2, 2), num_classes=3),
     "wide": ghn_fast.GHNConfig(hid=16, max_shape=(6, 4, 5, 5), num_classes=11),
     "GHN-2": ghn_fast.GHNConfig(),
+    "middle": ghn_fast.GHNConfig(hid=8, max_shape=(6, 4, 5, 5), num_classes=7, window="middle"),
+    "even middle": ghn_fast.GHNConfig(hid=8, max_shape=(6, 4, 4, 4), window="middle"),
 }
 
 
@@ -70,7 +72,8 @@ def random_groups(
 def expected(
     x: Tensor, rows: list[GroupRow], nodes: Tensor, blocks: BlockDecoder, vectors: VectorDecoder
 ) -> list[Tensor]:
-    """Every block of the full size from the plain layers, of which the corner is taken."""
+    """Every block of the full size from the plain layers, of which the window is taken."""
+    middle = blocks.window == "middle"
     max_out, max_in, size, _ = blocks.max_shape
     result = []
     for row, index in zip(rows, nodes.split([row.nodes for row in rows]), strict=True):
@@ -87,11 +90,14 @@ def expected(
             full = full.permute(0, 3, 4, 1, 2)
             out, in_, height, width = row.shape
             if row.decoder is Decoder.HEAD_WEIGHT:
-                corner = torch.relu(full[:, :, :in_, 0, 0])
+                place = size // 2 if middle else 0
+                corner = torch.relu(full[:, :, :in_, place, place])
                 result.append(torch.einsum("noi,ko->nki", corner, blocks.head.weight))
                 result[-1] += blocks.head.bias[:, None]
             else:
-                result.append(full[:, :out, :in_, :height, :width])
+                top, left = (size // 2 - n // 2 if middle else 0 for n in (height, width))
+                window = full[:, :out, :in_, top : top + height, left : left + width]
+                result.append(window)
     return result
 
 
@@ -107,7 +113,9 @@ def test_equals_the_plain_layers(name: str, seed: int) -> None:
     if name == "GHN-2":
         rows, counts = rows[:6], [row.nodes for row in rows[:6]]
         nodes = nodes[: sum(counts)]
-    got = decode_blocks(x, nodes, group_numbers(rows), weights_of(blocks, vectors))
+    middle = config.window == "middle"
+    weights = weights_of(blocks, vectors)
+    got = decode_blocks(x, nodes, group_numbers(rows), weights, middle=middle)
     want = expected(x.double(), rows, nodes, blocks.double(), vectors.double())
     for number, (row, a, b) in enumerate(zip(rows, got, want, strict=True)):
         assert a.is_contiguous()
