@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.graph.pairs import Pairs
 from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.hypernet.linear import linear
 from ghn_fast.ops.graph_attention import graph_attention
 
 _MOST_DEGREE = 100
@@ -133,6 +134,7 @@ class _Layer(nn.Module):
         self.mlp_out = nn.Linear(_MLP_RATIO * hid, hid)
 
     def forward(self, x: Tensor, pairs: Pairs, table: Tensor) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, -1)
-        x = x + self.out(graph_attention(qkv, pairs.codes, pairs.offsets, table))
-        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+        qkv = linear(self.attention_norm(x), self.qkv).view(len(x), 3, self.heads, -1)
+        mixed = graph_attention(qkv, pairs.codes, pairs.offsets, table)
+        x = x + linear(mixed, self.out)
+        return x + linear(F.gelu(linear(self.mlp_norm(x), self.mlp_in)), self.mlp_out)
