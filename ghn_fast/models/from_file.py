@@ -40,21 +40,7 @@ def resolve_function(name: str, num_classes: int | None, image_size: int | None)
         ValueError: If there is no such function in it, or it needs other arguments.
         TypeError: If it gives no network.
     """
-    match = _FUNCTION.fullmatch(name)
-    if match is None:
-        raise ValueError(f"model: got {name!r}, needs FILE.py:FUNCTION, for example nets.py:small")
-    path = Path(match["file"]).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"model: got {name!r}, but there is no such file: {path}")
-    module = _run(path)
-    function = getattr(module, match["function"], None)
-    if not callable(function):
-        there = [word for word, value in vars(module).items() if callable(value)]
-        close = ", ".join(nearest(match["function"], there)) or ", ".join(sorted(there)[:5])
-        raise ValueError(
-            f"model: got {name!r}, but {path} has no function {match['function']}"
-            + (f"; it has {close}" if close else "")
-        )
+    function = load_function(name)
     if isinstance(function, nn.Module):
         raise ValueError(
             f"model: got {name!r}, which is a network; needs a function or class that makes one, "
@@ -69,6 +55,31 @@ def resolve_function(name: str, num_classes: int | None, image_size: int | None)
             "one and example inputs"
         )
     return _named(name, network, inputs, function, options, image_size, num_classes)
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function or class ``FILE.py:FUNCTION``; the file is run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the name has another form, or there is no such function in the file.
+    """
+    match = _FUNCTION.fullmatch(name)
+    if match is None:
+        raise ValueError(f"model: got {name!r}, needs FILE.py:FUNCTION, for example nets.py:small")
+    path = Path(match["file"]).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"model: got {name!r}, but there is no such file: {path}")
+    module = _run(path)
+    function: Any = getattr(module, match["function"], None)
+    if not callable(function):
+        there = [word for word, value in vars(module).items() if callable(value)]
+        close = ", ".join(nearest(match["function"], there)) or ", ".join(sorted(there)[:5])
+        raise ValueError(
+            f"model: got {name!r}, but {path} has no function {match['function']}"
+            + (f"; it has {close}" if close else "")
+        )
+    return function
 
 
 def _named(

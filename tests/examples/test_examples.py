@@ -1,0 +1,50 @@
+"""The examples run, made small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+WRONG = """
+import torch
+
+def distances(edges, nodes, cutoff):
+    return torch.zeros(0, 3, dtype=torch.long)
+"""
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    name, *arguments = words
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("finetune.py", "--steps", "2", "--channels", "8", "--network", "deepnets:val:0"),
+         "predicted start: "),
+        (("search.py", "--candidates", "2", "--most-parameters", "2e5"), "% test"),
+        (("metatrain.py", "--images", "digits", "--image-size", "16", "--steps", "1", "--hid", "8",
+          "--meta-batch", "1", "--max-nodes", "120"), "that it has never seen"),
+        (("guard_kernel.py", "--cases", "4", "--repeats", "2"), "equal on 4 graphs"),
+    ],
+    ids=lambda v: v[0] if isinstance(v, tuple) else "",
+)  # fmt: skip
+def test_an_example_runs(tmp_path: Path, words: tuple[str, ...], expected: str) -> None:
+    pytest.importorskip("sklearn")
+    done = run(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+
+
+def test_a_kernel_that_is_wrong_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(WRONG)
+    done = run(tmp_path, "guard_kernel.py", "--implementation", "mine.py:distances", "--cases", "3")
+    assert done.returncode == 1
+    assert "differs: " in done.stderr
