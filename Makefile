@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 CANDIDATES := $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format sanitize gpu-check clean \
+.PHONY: help venv demo test lint docs format sanitize gpu-check clean \
   bench bench-compare bench-bisect bench-noise bench-instructions bench-measure bench-docs \
   bench-publish bench-track bench-quick
 
@@ -26,6 +26,9 @@ lint: $(STAMP) ## Check style, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: $(STAMP) ## Build the documentation site into build/site; a link that leads nowhere is an error
+	@$(BIN)/python -m mkdocs build --strict -q
 
 format: $(STAMP) ## Format the code and fix what can be fixed by itself
 	@$(BIN)/ruff check --fix .
