@@ -72,3 +72,13 @@ def test_names_are_checked(tmp_path: Path) -> None:
         find_networks([str(tmp_path / "gone.py:f")])
     with pytest.raises(ValueError, match=r"needs a torch\.nn\.Module"):
         Network("x", factory=lambda classes, size: None).build(2, 8)  # type: ignore[arg-type, return-value]
+
+
+def test_what_the_room_offers_is_there() -> None:
+    from ghn_fast import studies
+
+    assert {"train_network", "finetune_networks", "search_architectures"} <= set(studies.__all__)
+    for name in studies.__all__:
+        assert callable(getattr(studies, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        studies.nothing  # noqa: B018
