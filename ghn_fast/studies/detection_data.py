@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,6 +211,3 @@ def _figure(rng: np.random.Generator, size: int) -> Any:
     across = (2 * (xs - x) / width) ** 2
     along = (2 * (ys - (y + radius)) / (height - 2 * radius)) ** 4
     return head | (across + along <= 1)
-
-
-Loader = Callable[[str], BoxedImages]
