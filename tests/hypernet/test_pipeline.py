@@ -13,6 +13,7 @@ import ghn_fast
 from ghn_fast.capturing import clear_cache
 from ghn_fast.graph import ArchGraph
 from ghn_fast.hypernet import pipeline
+from ghn_fast.hypernet.decode import decode
 from networks import SmallCNN
 
 CONFIG = ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 5, 5))
@@ -84,7 +85,7 @@ def test_a_forward_pass_is_the_arrows_in_their_order(ghn: ghn_fast.GHN) -> None:
     x = ghn.norm(ghn.propagator(ghn.encoder(batch.op_types, shapes), batch))
     assert torch.equal(ghn.embed(graphs), x)
     prepared = pipeline.prepare(ghn, graphs)
-    want = pipeline.decode(x, prepared.plan, ghn.blocks, ghn.vectors)
+    want = decode(x, prepared.plan, ghn.blocks, ghn.vectors)
     got = pipeline.forward(ghn, prepared)
     assert len(want) == len(prepared.plan.groups)
     assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
