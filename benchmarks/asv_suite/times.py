@@ -148,6 +148,22 @@ class DecodeBackward(_Timed, path="decode", part="backward"):
     """The backward pass alone, of embeddings and weights."""
 
 
+class DepthwiseConv2dForward(_Timed, path="depthwise_conv2d", part="forward"):
+    """One channel per group."""
+
+
+class DepthwiseConv2dBackward(_Timed, path="depthwise_conv2d", part="backward"):
+    """The backward pass alone, of images and weights."""
+
+
+class BatchNormActForward(_Timed, path="batch_norm_act", part="forward"):
+    """Batch normalisation with the ReLU behind it."""
+
+
+class BatchNormActBackward(_Timed, path="batch_norm_act", part="backward"):
+    """The backward pass alone."""
+
+
 class Capture(_Timed, path="capture"):
     """Network to architecture graph."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,37 @@ def test_the_difference_begins_with_what_changed_most() -> None:
     first, second, *_ = callgrind.table(before, after)
     assert first == "67 -> 82 instructions, ratio 1.2239"
     assert second.split() == ["-50", "50", "->", "0", "b"]
+
+
+PROGRAM = """
+static volatile long sum;
+__attribute__((noinline)) void work(long n) { for (long i = 0; i < n; i++) sum += i; }
+__attribute__((noinline)) void rest(void) { for (long i = 0; i < 1000; i++) sum -= i; }
+int main(void) { work(%d); rest(); return 0; }
+"""
+
+
+def test_a_loop_planted_into_a_program_shows_in_its_function(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None or shutil.which("valgrind") is None:
+        pytest.skip("needs cc and valgrind")
+    found = []
+    for number, steps in enumerate((10_000, 11_500)):
+        source, program, out = (tmp_path / f"{number}{end}" for end in (".c", "", ".out"))
+        source.write_text(PROGRAM % steps)
+        subprocess.run([compiler, "-O1", "-o", program, source], check=True)
+        valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", str(program)]
+        subprocess.run(valgrind, check=True, capture_output=True)
+        text = out.read_text()
+        found.append(callgrind.by_function(text.splitlines()))
+        # What valgrind adds up itself.
+        (total,) = re.findall(r"^(?:totals|summary): (\d+)", text, re.M)[-1:]
+        assert sum(found[-1].values()) == int(total)
+    (name, before, after), *others = callgrind.difference(*found)
+    assert name == "work"
+    assert 1.14 < after / before < 1.16
+    assert found[0]["rest"] == found[1]["rest"] > 0
+    assert max((max(one, other) - min(one, other) for _, one, other in others), default=0) < 50
 
 
 @pytest.mark.slow
