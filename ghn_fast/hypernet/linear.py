@@ -86,8 +86,7 @@ class _SlicedLinears(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         weight, bias, *rest = ctx.saved_tensors
-        count = len(ctx.windows)
-        inputs, outputs = rest[:count], rest[count:]
+        inputs, outputs = rest[: len(ctx.windows)], rest[len(ctx.windows) :]
         need_weight, need_bias = ctx.needs_input_grad[:2]
         grad_weight = torch.zeros_like(weight) if need_weight else None
         grad_bias = torch.zeros_like(bias) if need_bias else None
@@ -98,17 +97,18 @@ class _SlicedLinears(torch.autograd.Function):
                 continue
             if ctx.relu:
                 grad = torch.ops.aten.threshold_backward(grad, outputs[i], 0)
-            grad = grad.contiguous()
+            count, grad = len(grad), _padded(grad)
             size = [part.stop - part.start for part in window]
             if grad_weight is not None:
                 numel = math.prod(size) * weight.shape[-1]
-                product = _linear(grad.t().contiguous(), inputs[i].t(), None, False, numel)
+                x = _padded(inputs[i])
+                product = _product(grad.t().contiguous(), x.t(), None, False, numel)
                 grad_weight[window] += product.view(*size, -1)
             if grad_bias is not None:
                 grad_bias[window] += grad.sum(0).view(size)
             needed = ctx.needs_input_grad[4 + i]
             rows = ctx.rows[_key(window)]
-            grad_inputs.append(_linear(grad, rows.t(), None, False) if needed else None)
+            grad_inputs.append(_product(grad, rows.t(), None, False)[:count] if needed else None)
         return grad_weight, grad_bias, None, None, *grad_inputs
 
 
@@ -145,7 +145,27 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     return _linear(x, layer.weight, layer.bias, relu=False)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, numel: int = 0) -> Tensor:
+def _padded(x: Tensor) -> Tensor:
+    """Rows of zeros behind (n, in), contiguous, so that few numbers of rows occur.
+
+    oneDNN compiles a kernel for each of them, which takes as long as a product of some ten million
+    multiplications.
+    """
+    rows = len(x)
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not _has_onednn():
+        return x.contiguous()
+    # At most an eighth more.
+    step = max(4, 1 << max(rows.bit_length() - 4, 0))
+    missing = -rows % step
+    return F.pad(x, (0, 0, 0, missing)) if missing else x.contiguous()
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """x W^T + b, then a ReLU if it is asked for."""
+    return _product(_padded(x), weight, bias, relu)[: len(x)]
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, numel: int = 0) -> Tensor:
     """x W^T + b; ``numel`` elements in the layer's weight, where ``weight`` is none of its own."""
     if (
         x.dtype == weight.dtype == torch.float32

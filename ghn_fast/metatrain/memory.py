@@ -1,13 +1,28 @@
-"""The C library's memory allocator, set for training on a CPU."""
+"""What training on a CPU keeps in memory: freed blocks, and compiled kernels."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 
 # Parameters of mallopt, from malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _MOST = 2**31 - 1
+
+
+# Kernels that oneDNN keeps, some ten kilobytes each; its own default is 1024.
+_PRIMITIVES = 8192
+
+
+def keep_primitives() -> None:
+    """Let oneDNN keep more of the kernels that it compiles for the shapes of tensors.
+
+    Compiling one takes as long as running it several times. Candidate networks have some thousand
+    different shapes, of which each step sees a few hundred. A process that has called oneDNN before
+    keeps its limit, and so does one whose environment says ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_PRIMITIVES))
 
 
 def keep_freed_memory() -> bool:
