@@ -8,7 +8,7 @@ import torch
 
 from ghn_fast.capturing.raw import NodeGraph, RawNode, node_type_of_kind
 from ghn_fast.graph.arch_graph import ArchGraph, notes_of_types
-from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
+from ghn_fast.graph.node_types import LANGUAGE_NODE_TYPES, NODE_TYPE_INDEX
 from ghn_fast.graph.rules import GraphRules
 from ghn_fast.ops.shortest_distances import shortest_distances
 
@@ -108,6 +108,6 @@ def _describe(node: RawNode) -> tuple[int, tuple[int, ...] | None, str]:
     kind = node_type_of_kind(node.kind)
     if kind is None:
         raise ValueError(f"operation {node.kind} has no node type; it must be contracted first")
-    name = NODE_TYPES[kind]
+    name = LANGUAGE_NODE_TYPES[kind]
     kernel = node.op.kernel if node.op is not None else None
     return kind, None if kernel is None else (1, 1, *kernel), name

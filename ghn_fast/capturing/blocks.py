@@ -15,12 +15,14 @@ from collections.abc import Iterator, Sequence
 from ghn_fast.capturing.dependence import PRODUCTS
 from ghn_fast.capturing.expressions import STRUCTURAL
 from ghn_fast.capturing.raw import RawInput, RawOp, RawParam
+from ghn_fast.graph.rules import GraphRules
 
-ATTENTION, GATED, HIDDEN = "Attention", "Gated", "Hidden"
-"""Kinds of operations that are found here: attention, the product of squeeze-and-excitation, and
-what has no node in any case."""
+ATTENTION, GATED, GATE, HIDDEN = "Attention", "Gated", "Gate", "Hidden"
+"""Kinds of operations that are found here: attention, the product of squeeze-and-excitation, the
+gate of an MLP, and what has no node in any case."""
 
 _MATRIX_PRODUCTS = ("Bmm", "Mm", "Baddbmm")
+_ACTIVATIONS = ("Silu", "Gelu", "Sigmoid")
 _GATES = ("Sigmoid", "Hardsigmoid")
 # Operations that keep each element where it is.
 _PASSING = STRUCTURAL | {"Dropout", "NativeDropout", "FusedDropout"}
@@ -29,11 +31,12 @@ _NORMALISING = frozenset(("Rsqrt", "Sqrt", "Sub", "Rsub"))
 _FARTHEST = 40
 
 
-def name_blocks(ops: Sequence[RawOp]) -> None:
-    """Name attention and squeeze-and-excitation, in place.
+def name_blocks(ops: Sequence[RawOp], rules: GraphRules = GraphRules.GHN3) -> None:
+    """Name attention, squeeze-and-excitation and gates, in place.
 
     Args:
         ops: All operations of a network.
+        rules: Whether gates have nodes.
     """
     readers: dict[int, list[RawOp]] | None = None
     for op in ops:
@@ -44,6 +47,8 @@ def name_blocks(ops: Sequence[RawOp]) -> None:
             _name_attention(op)
         elif kind == "Mul":
             _name_gated(op)
+            if rules.types == "language" and op.kind == "Mul":
+                _name_gate(op)
         elif kind == "Mean":
             readers = _readers(ops) if readers is None else readers
             if _normalises(op, readers):
@@ -109,6 +114,14 @@ def _name_gated(op: RawOp) -> None:
             pool.kind = HIDDEN
             op.kind = GATED
             return
+
+
+def _name_gate(op: RawOp) -> None:
+    """A product of two paths of features, one of them behind an activation, is a gate of an MLP."""
+    if _operands(op) == 2 and op.inputs[0] is not op.inputs[1]:
+        paths = [_through(item) for item in op.inputs]
+        if any(path is not None and path.kind in _ACTIVATIONS for path in paths):
+            op.kind = GATE
 
 
 def _chain(op: RawOp) -> Iterator[RawOp]:

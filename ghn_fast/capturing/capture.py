@@ -177,7 +177,7 @@ def _capture(
         if needs_roles(ops, shadow.params.values()):
             depends = assign_roles(ops, rules)
         if rules.blocks == "structure":
-            name_blocks(ops)
+            name_blocks(ops, rules)
         nodes = contract(order_nodes(linearise(*roots), rules), rules)
         skipped = _skipped(nodes, shadow.params)
         if not closely and _UNREACHED in skipped.values():

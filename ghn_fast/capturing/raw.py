@@ -338,6 +338,7 @@ _KIND_TO_TYPE = {
     "Mul": "cse",
     "Attention": "msa",
     "Gated": "cse",
+    "Gate": "gate",
     "Add": "sum",
     "Cat": "concat",
 }

@@ -133,6 +133,8 @@ def assign_roles(ops: Sequence[RawOp], rules: GraphRules = GraphRules.GHN2) -> D
         _close_free(ops)
     if rules.embeddings == "predict":
         _tie_tables(ops)
+    if rules.types == "language":
+        _name_rms_norms(ops)
     cut_closed(ops)
     return depends
 
@@ -143,6 +145,15 @@ def _close_free(ops: Sequence[RawOp]) -> None:
         for item in op.inputs:
             if type(item) is RawParam and item.is_free and item.node_type is not None:
                 close(item, _FREE)
+
+
+def _name_rms_norms(ops: Sequence[RawOp]) -> None:
+    """The scales of RMS normalisation have a node type of their own."""
+    for op in ops:
+        if op.kind in ("RmsNorm", "FusedRmsNorm") and len(op.inputs) > 1:
+            scale = op.inputs[1]
+            if type(scale) is RawParam and scale.node_type == "ln":
+                scale.node_type = "rmsnorm"
 
 
 def _tie_tables(ops: Sequence[RawOp]) -> None:
@@ -210,7 +221,7 @@ def _take_operand(
     """An operand that depends on parameters alone meets features."""
     kind = op.kind
     if place in _FACTORS.get(kind, ()):
-        if not take_scale(op, place, item):
+        if not take_scale(op, place, item, rules):
             _take_modulated(op, item, depends)
     elif place in _SUMMANDS.get(kind, ()):
         take_shift(op, place, item, depends, rules)

@@ -32,7 +32,7 @@ _FARTHEST = 6
 Shape = tuple[int, ...]
 
 
-def take_scale(op: RawOp, place: int, item: RawOp | RawParam) -> bool:
+def take_scale(op: RawOp, place: int, item: RawOp | RawParam, rules: GraphRules) -> bool:
     """Features are multiplied by an operand of ``op``; whether that settled what it is."""
     expression = analyse(item, "scale")
     used = _shape_at(op, place)
@@ -40,11 +40,35 @@ def take_scale(op: RawOp, place: int, item: RawOp | RawParam) -> bool:
     if any(_scale_shape(part, used) is None and not _is_number(part, used) for part in parts):
         return False
     expression.close_others("scale")
+    normalised = any(_is_normalised(other) for n, other in enumerate(op.inputs) if n != place)
     for part in parts:
         if part.param.open:
             _make_scale(part, used)
-    chain(op, place, [part.param for part in parts if part.param.node_type in ("bn", "ln")])
+            if normalised and part.param.node_type is not None:
+                part.param.is_free = False
+                if rules.types == "language":
+                    part.param.node_type = "rmsnorm"
+    scales = ("bn", "ln", "rmsnorm")
+    chain(op, place, [part.param for part in parts if part.param.node_type in scales])
     return True
+
+
+def _is_normalised(item: Any) -> bool:
+    """Whether features have just been divided by a root: the scale is that of a norm layer."""
+    product = _behind_views(item)
+    if product is None or product.kind not in ("Mul", "Div"):
+        return False
+    for factor in product.inputs:
+        root = _behind_views(factor)
+        if root is not None and root.kind in ("Rsqrt", "Sqrt", "LinalgVectorNorm"):
+            return True
+    return False
+
+
+def _behind_views(item: Any) -> RawOp | None:
+    while type(item) is RawOp and item.kind in STRUCTURAL and item.inputs:
+        item = item.inputs[0]
+    return item if type(item) is RawOp else None
 
 
 def take_shift(

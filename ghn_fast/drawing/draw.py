@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ghn_fast.drawing.placement import Layout, Point, layout_graph
 from ghn_fast.graph.arch_graph import ArchGraph
-from ghn_fast.graph.node_types import NODE_TYPES
+from ghn_fast.graph.node_types import LANGUAGE_NODE_TYPES
 from ghn_fast.graph.properties import main_edges
 from ghn_fast.utils.optional import installed, missing
 
@@ -69,7 +69,7 @@ STYLES: dict[str, Style] = {
 
 def node_kind(graph: ArchGraph, node: int) -> str:
     """The entry of :data:`STYLES` for a node."""
-    kind, shape = NODE_TYPES[int(graph.op_types[node])], graph.shapes[node]
+    kind, shape = LANGUAGE_NODE_TYPES[int(graph.op_types[node])], graph.shapes[node]
     if kind != "conv" or shape is None:
         return kind
     if len(shape) == 2:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ghn_fast.graph.node_types import NODE_TYPE_INDEX, NODE_TYPES
+from ghn_fast.graph.node_types import LANGUAGE_NODE_TYPES, NODE_TYPE_INDEX
 from ghn_fast.graph.rules import GraphRules
 from ghn_fast.ops.gated_gnn_plan import GraphPlan
 from ghn_fast.ops.shortest_distances import shortest_distances
@@ -146,11 +146,11 @@ class ArchGraph:
         result = []
         op_types, shift_names = self.op_types.tolist(), self.shift_names
         last = self.num_nodes - 1
-        ends_with_bias = last >= 0 and NODE_TYPES[op_types[last]] == "bias"
+        ends_with_bias = last >= 0 and LANGUAGE_NODE_TYPES[op_types[last]] == "bias"
         before = last - 1 if ends_with_bias else -1
         pair = self.rules.classifier == "pair"
         for node, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True)):
-            kind = NODE_TYPES[op_types[node]]
+            kind = LANGUAGE_NODE_TYPES[op_types[node]]
             if shape is None or kind in _WITHOUT_PARAMETERS:
                 continue
             is_bias = kind == "bias"
@@ -191,7 +191,9 @@ class ArchGraph:
 
         graph = nx.DiGraph()
         for node, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True)):
-            graph.add_node(node, op=NODE_TYPES[int(self.op_types[node])], name=name, shape=shape)
+            graph.add_node(
+                node, op=LANGUAGE_NODE_TYPES[int(self.op_types[node])], name=name, shape=shape
+            )
         for source, target, distance in self.edges.tolist():
             if virtual_edges or distance == 1:
                 graph.add_edge(source, target, distance=distance)

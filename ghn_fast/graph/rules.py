@@ -34,7 +34,9 @@ class GraphRules(Section):
             if it is a bias; a final mean comes before the layer that it follows (SqueezeNet).
         bias_free: Linear layers without bias: ``"inside"`` the path of features, or ``"beside"``
             it, hanging off the input, as the published code of LoGAH has them.
-        cells: Edges of DeepNets-1M: ``"stored"``, or ``"corrected"`` as GHN-3 was trained on them.
+        types: Which node types there are: ``"vision"``, or ``"language"`` with RMS normalisation
+            and gates of MLPs (:data:`ghn_fast.graph.node_types.LANGUAGE_NODE_TYPES`).
+        cells: Edges of DeepNets-1M: ``"stored"``, or ``"corrected"`` as GHN-3 was trained on.
     """
 
     blocks: str = setting("places", choices=("places", "structure"))
@@ -43,6 +45,7 @@ class GraphRules(Section):
     embeddings: str = setting("skip", choices=("skip", "predict"))
     classifier: str = setting("matrix", choices=("matrix", "pair"))
     bias_free: str = setting("inside", choices=("inside", "beside"))
+    types: str = setting("vision", choices=("vision", "language"))
     cells: str = setting("stored", choices=("stored", "corrected"))
 
     GHN2: ClassVar[GraphRules]
@@ -79,7 +82,7 @@ GraphRules.GHN3 = GraphRules(
     classifier="pair",
     cells="corrected",
 )
-GraphRules.LANGUAGE = replace(GraphRules.GHN3, cells="stored")
+GraphRules.LANGUAGE = replace(GraphRules.GHN3, cells="stored", types="language")
 GraphRules.LANGUAGE_PUBLISHED = replace(GraphRules.LANGUAGE, bias_free="beside")
 
 RULES = {

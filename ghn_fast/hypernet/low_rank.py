@@ -28,6 +28,7 @@ from ghn_fast.graph.arch_graph import ArchGraph, Target
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.hypernet.decode import VectorDecoder
 from ghn_fast.hypernet.layout import Layout, Slot, fan_in_scale, lay_out
+from ghn_fast.hypernet.linear import product
 from ghn_fast.ops.expand_params import Kind, ParamPlan, PlanRow, expand_params, expand_params_into
 
 # What the published code divides by is the standard deviation and this.
@@ -342,7 +343,7 @@ def _repeated(block: Tensor, matrix: Matrix) -> Tensor:
 def _write_weight(a: Tensor, b: Tensor, matrix: Matrix, to: Tensor) -> None:
     """Write a weight where it belongs, without a copy of it besides.
 
-    The product of matrices is made in place; what repeats is copied from there.
+    What repeats is copied from where it was written first.
     """
     o, i, height, width = matrix.block
     plain = height == width == 1 and to.ndim == 2 and to.dtype == a.dtype
@@ -350,7 +351,7 @@ def _write_weight(a: Tensor, b: Tensor, matrix: Matrix, to: Tensor) -> None:
         whole = _repeated(_product(a, b, matrix), matrix)
         to.copy_(whole.reshape(to.shape))
         return
-    torch.mm(a, b.t(), out=to[:o, :i])
+    to[:o, :i] = product(a, b)
     for start in range(i, to.shape[1], i):
         end = min(start + i, to.shape[1])
         to[:o, start:end] = to[:o, : end - start]

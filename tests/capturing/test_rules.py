@@ -12,7 +12,9 @@ import ghn_fast
 from ghn_fast.capturing import clear_cache
 from ghn_fast.capturing.cache import cached_capture
 from ghn_fast.graph import NODE_TYPES, ArchGraph
+from ghn_fast.graph.node_types import LANGUAGE_NODE_TYPES
 from ghn_fast.graph.rules import GraphRules
+from tolerances import assert_close
 
 
 def edges(graph: ArchGraph) -> list[tuple[str, str]]:
@@ -143,7 +145,7 @@ def test_the_first_row_of_a_table_of_positions_stays() -> None:
         assert not (after[:, rows:] == before[:, rows:]).any()
         graph = ghn_fast.capture(model, (3, 8, 8), rules=GraphRules.GHN3)
         (tensors,) = ghn.predict_tensors([graph])
-        assert torch.equal(tensors["positions"][:, rows:], after[:, rows:])
+        assert_close(tensors["positions"][:, rows:], after[:, rows:], context="ghn")
         assert not tensors["positions"][:, :rows].any()
 
 
@@ -189,3 +191,56 @@ def test_published_rules_of_ghn2_leave_layer_scale() -> None:
     )
     assert usual.num_nodes - published.num_nodes == 18
     assert sum(name.endswith("layer_scale") for name in published.skipped) == 18
+
+
+class RMSNorm(nn.Module):
+    """As language models write it out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class Gate(nn.Module):
+    """A block of a language model: RMS normalisation and an MLP with a gate, symbols first."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 6)
+        self.norm, self.last = RMSNorm(6), nn.RMSNorm(6)
+        self.gate, self.up = nn.Linear(6, 8, bias=False), nn.Linear(6, 8, bias=False)
+        self.down, self.head = nn.Linear(8, 6, bias=False), nn.Linear(6, 11, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        x = self.table(symbols)
+        h = self.norm(x)
+        x = x + self.down(F.silu(self.gate(h)) * self.up(h))
+        return self.head(self.last(x))
+
+
+def test_language_models() -> None:
+    symbols = torch.arange(3)[None]
+    graph = ghn_fast.capture(Gate(False), example_inputs=symbols, rules=GraphRules.LANGUAGE)
+    assert not graph.skipped
+    types = [LANGUAGE_NODE_TYPES[kind] for kind in graph.op_types.tolist()]
+    assert types == [
+        *("input", "pos_enc", "rmsnorm", "conv", "conv", "gate", "conv", "sum", "rmsnorm", "conv")
+    ]
+    tied = ghn_fast.capture(Gate(True), example_inputs=symbols, rules=GraphRules.LANGUAGE)
+    assert tied.num_nodes == graph.num_nodes - 1
+    assert tied.names.count("table.weight") == 1
+    assert LANGUAGE_NODE_TYPES[tied.op_types[1]] == "conv"
+    beside = ghn_fast.capture(
+        Gate(False), example_inputs=symbols, rules=GraphRules.LANGUAGE_PUBLISHED
+    )
+    assert ("input0", "head.weight") in edges(beside)
+    assert ("last.weight", "head.weight") in edges(graph)
+    # RMS normalisation has a node of layer normalisation elsewhere.
+    vision = ghn_fast.capture(Gate(False), example_inputs=symbols, rules=GraphRules.GHN3)
+    assert int(vision.op_types.max()) < 15
+    assert not vision.skipped
