@@ -49,6 +49,7 @@ def from_pretrained(
     name_or_path: str | os.PathLike[str],
     *,
     filename: str | None = None,
+    rules: str | None = None,
     device: str | torch.device = "cpu",
 ) -> GHN:
     """Load a hypernetwork.
@@ -61,6 +62,9 @@ def from_pretrained(
             ``from_pretrained("SamsungSAILMontreal/ghn3", filename="ghn3xlm16.pt")``. Without it the
             repository has to be in our layout. :func:`save_pretrained` writes it in ours, which
             loads faster.
+        rules: Name of other rules for its graphs than the checkpoint's own
+            (:class:`ghn_fast.graph.rules.GraphRules`): ``"ghn2-published"`` gives a GHN-2 the
+            graphs of the published code, in which LayerScale and class tokens keep their values.
         device: Where to put it.
 
     Returns:
@@ -75,6 +79,8 @@ def from_pretrained(
     """
     path = _locate(os.fspath(name_or_path), filename)
     config, state = _read_folder(path) if path.is_dir() else _read_file(path)
+    if rules is not None:
+        config = replace(config, rules=rules)
     _compare_sizes(config, state, str(path))
     ghn = GHN(config)
     load_weights(ghn, state, str(path))

@@ -263,3 +263,10 @@ def test_threads_that_save_into_one_folder(folder: Path) -> None:
         thread.join()
     assert errors == []
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+
+
+def test_other_rules_for_the_graphs(folder: Path) -> None:
+    ghn = ghn_fast.from_pretrained(folder, rules="ghn2-published")
+    assert ghn.config == replace(SMALL, rules="ghn2-published")
+    with pytest.raises(ValueError, match="rules: got 'other', needs one of ghn2"):
+        ghn_fast.from_pretrained(folder, rules="other")
