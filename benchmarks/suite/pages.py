@@ -175,7 +175,10 @@ def _step(cases: Cases) -> str | None:
 
 def _memory(cases: Cases) -> str | None:
     case = cases.get("predict_large.call(auto, cpu, hid=32, stack x 1, float32)", {})
-    return f"{100 * case['memory']['part']:.2f} %" if "memory" in case else None
+    if "memory" not in case:
+        return None
+    percent = 100 * case["memory"]["part"]
+    return f"{percent:.2f} %" if percent >= 0.01 else "under 0.01 %"
 
 
 def _million(cases: Cases) -> str | None:
