@@ -58,7 +58,13 @@ def tree_of(revision: str) -> Path:
             shutil.rmtree(part)
             raise BuildError(f"{revision} cannot be extracted")
         link_kernels(part)
-        os.replace(part, tree)
+        try:
+            os.replace(part, tree)
+        except OSError:
+            # Another process was as fast.
+            shutil.rmtree(part)
+            if not tree.is_dir():
+                raise
     build(tree)
     return tree
 
