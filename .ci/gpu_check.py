@@ -1,397 +1,274 @@
-"""Build, test and measure on the GPU of this machine, and write one JSON report.
+"""Build, test and measure on the GPU of this machine, in one call of at most nine minutes.
 
-    python .ci/gpu_check.py [--out FILE] [--commit NAME] [--sanitize] [--no-build]
+    python .ci/gpu_check.py [--out FILE] [--commit NAME] [--budget 540] [--only STAGE ...]
+                                   [--skip STAGE ...] [--repeats 3] [--rehearse]
 
-Nothing is written where there is no GPU or the CUDA ops cannot be built. The exit status is 0 if
-every test passed and every target was met, 1 if not (the report says what), and 2 if the check
-could not be made. `make gpu-check VENV_PYTHON=python3` runs it with an interpreter that has torch,
-torchvision, pytest, hypothesis and networkx, and asks no package registry for anything.
+Stages: build, smoke, tests, measure, sanitize, profile. Each is a process with a deadline; one that
+fails is reported with its reason, and does not stop the next. The report, one JSON file, is written
+again after each stage, so that a call which is cut off leaves what it has found; logs, traces and
+the results of the stages lie beside it. The exit status is 0 if all went well, 1 if not (the report
+says what), and 2 if there is no GPU, or no package that is needed, where nothing is written.
+
+It needs torch, Triton, nvcc, numpy, torchvision, scikit-learn and pytest; no network, no install,
+and no git. `make gpu-check VENV_PYTHON=python3` runs it with an interpreter that has them.
+
+`--rehearse` goes the same way on the CPU, with few tests, small sizes, and stand-ins for the
+compiler and compute-sanitizer: every line of it, in less than two minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
-import os
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
-from dataclasses import asdict, dataclass, field, replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import gpu_parts
+from gpu_stages import Ended, run
+from suite.machine import COMMIT_VARIABLE, ROOT, commit_of
 
-from suite.machine import COMMIT_VARIABLE, RESULTS, ROOT, about, commit_of, write_whole
-
-# Tests with this mark are those that need a GPU.
-PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
-# What the tests and the measurements import beside torch.
-PACKAGES = ("pytest", "hypothesis", "networkx", "numpy", "torchvision")
-# The tools of compute-sanitizer that find what a kernel does wrong in memory.
-SANITIZER_TOOLS = ("memcheck", "racecheck")
-SANITIZER_SECONDS = 1800
-
-
-class CannotCheckError(Exception):
-    """The check cannot be made; the message says why."""
-
-
-def need_gpu() -> None:
-    """Raise CannotCheckError, with the reason, where torch finds no GPU."""
-    try:
-        import torch
-    except ImportError as error:
-        raise CannotCheckError(f"{sys.executable} has no torch ({error})") from None
-    if torch.version.cuda is None:
-        raise CannotCheckError(f"no GPU: torch {torch.__version__} was built without CUDA")
-    if not torch.cuda.is_available():
-        raise CannotCheckError(
-            f"no GPU: torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no "
-            "device, or no driver that fits; nothing was measured"
-        )
-
-
-def need_packages() -> None:
-    """Raise CannotCheckError where a package is missing: a test left out would not be noticed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise CannotCheckError(
-            f"{sys.executable} has no {', '.join(missing)}, which the tests or measurements need"
-        )
-
-
-def environment() -> dict[str, str]:
-    """The environment of child processes: they find the package without an install."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path}
-
-
-def build() -> None:
-    """Compile the extension in place.
-
-    Raises:
-        CannotCheckError: If the compiler fails.
-    """
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, errors="replace"
-    )
-    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ghn_fast")]
-    if result.returncode != 0 or warnings:
-        tail = "\n".join([*warnings, *result.stderr.splitlines()[-20:]])
-        raise CannotCheckError(f"{' '.join(command)} failed:\n{tail}")
-
-
-def need_cuda_ops() -> None:
-    """Raise CannotCheckError where the compiled CUDA ops cannot run."""
-    backend = importlib.import_module("ghn_fast.ops.backend")
-    problem = backend.cuda_problem()
-    if problem is not None:
-        raise CannotCheckError(f"the CUDA ops cannot run: {problem}")
-
-
-def run_tests(seconds: float = 3600) -> dict[str, Any]:
-    """Run the GPU tests and count them."""
-    with tempfile.TemporaryDirectory() as folder:
-        xml = Path(folder) / "junit.xml"
-        try:
-            result = subprocess.run(
-                [*PYTEST, "--continue-on-collection-errors", f"--junitxml={xml}"],
-                cwd=ROOT,
-                env=environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=seconds,
-            )
-        except subprocess.TimeoutExpired:
-            return {**count_tests(None), "error": f"not done after {seconds:.0f} s"}
-        found = count_tests(xml.read_text() if xml.is_file() else None)
-        # 1 stands for failed tests, which are counted; others for a run that did not take place.
-        if result.returncode not in (0, 1) or not xml.is_file():
-            tail = " / ".join(result.stdout.strip().splitlines()[-5:])
-            found["error"] = f"pytest ended with status {result.returncode}: {tail}"
-        return found
-
-
-def count_tests(xml: str | None) -> dict[str, Any]:
-    """Count the tests in a report of pytest in JUnit's format; errors count as failures."""
-    counts: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0}
-    failed, reasons = [], {}
-    for case in ElementTree.fromstring(xml).iter("testcase") if xml else ():
-        name = f"{case.get('classname')}::{case.get('name')}"
-        skip = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
-            # A test and its teardown can both fail, in two entries.
-            counts["failed"] += 1
-            failed.append(name)
-        elif skip is not None:
-            counts["skipped"] += 1
-            reasons[name] = skip.get("message", "")
-        else:
-            counts["passed"] += 1
-    return {**counts, "failed_names": failed, "skip_reasons": reasons, "error": None}
-
-
-def run_sanitizer() -> dict[str, Any] | None:
-    """Run the GPU tests under each tool of compute-sanitizer; ``None`` where it is not there."""
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        print("compute-sanitizer is not on the path; left out", flush=True)
-        return None
-    # Every allocation is one of CUDA's, so that each has bounds of its own.
-    env = {**environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    results: dict[str, dict[str, Any]] = {}
-    for tool in SANITIZER_TOOLS:
-        print(f"Running the GPU tests under compute-sanitizer, {tool}", flush=True)
-        command = [program, "--tool", tool, "--target-processes", "all", "--error-exitcode", "99"]
-        try:
-            run = subprocess.run(
-                [*command, *PYTEST, "tests/ops"],
-                cwd=ROOT,
-                env=env,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=SANITIZER_SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            results[tool] = {"exit_status": None, "summary": f"over {SANITIZER_SECONDS} s"}
-            continue
-        lines = [line for line in run.stdout.splitlines() if "SUMMARY" in line]
-        results[tool] = {
-            "exit_status": run.returncode,
-            "summary": lines[-1].strip("= ") if lines else " / ".join(run.stdout.split("\n")[-3:]),
-        }
-    return results
-
-
-def about_gpu(commit: str) -> dict[str, Any]:
-    """Name GPU, driver, versions and commit."""
-    import torch
-
-    properties = torch.cuda.get_device_properties(0)
-    return about(1, commit) | {
-        "gpu": properties.name,
-        "gpu_memory_bytes": properties.total_memory,
-        "compute_capability": f"{properties.major}.{properties.minor}",
-        "driver": output_of(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-        ),
-        "cuda": torch.version.cuda,
-        "nvcc": release_of_nvcc(),
-        "triton": version_of("triton"),
-    }
-
-
-def output_of(command: list[str]) -> str | None:
-    """What a program prints, or ``None`` where it cannot."""
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None if result.returncode == 0 else None
-
-
-def release_of_nvcc() -> str | None:
-    """The release of the CUDA compiler, or ``None`` where it is not found."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    program = shutil.which("nvcc") or str(Path(home) / "bin" / "nvcc")
-    found = re.search(r"release ([\d.]+)", output_of([program, "--version"]) or "")
-    return found[1] if found else None
-
-
-def version_of(module: str) -> str | None:
-    """The version of a Python package, or ``None`` where it is not installed."""
-    try:
-        return str(importlib.import_module(module).__version__)
-    except ImportError:
-        return None
-
-
-def default_path(gpu: str, date: str, folder: Path = RESULTS / "gpu") -> Path:
-    """Find a file that is not there yet for the report: gpu-NAME-DATE.json, or with a number."""
-    name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-    stem, number = f"gpu-{name}-{date}", 1
-    path = folder / f"{stem}.json"
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}.json"
-    return path
+# Stages in their order, and the most seconds that each may take.
+SECONDS = {"build": 150, "smoke": 60, "tests": 180, "measure": 150, "sanitize": 60, "profile": 45}
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One figure and what it should reach.
+class Check:
+    """One call.
 
     Attributes:
-        name: What was measured.
-        value: The figure; ``None`` if the case failed.
-        unit: Its unit.
-        at_least: Least value that meets the target, if it is to be large.
-        at_most: Largest value that meets the target, if it is to be small.
-        details: What was measured along with it.
-        error: Why the case failed.
+        out: The report.
+        repeats: Repetitions of a measurement.
+        rehearse: Whether it is a rehearsal on the CPU.
     """
 
-    name: str
-    value: float | None
-    unit: str
-    at_least: float | None = None
-    at_most: float | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None
+    out: Path
+    repeats: int
+    rehearse: bool
 
     @property
-    def met(self) -> bool | None:
-        """Whether the target is met; ``None`` where there is none. A failed case meets none."""
-        if self.value is None:
-            return False
-        if self.at_least is not None:
-            return self.value >= self.at_least
-        return None if self.at_most is None else self.value <= self.at_most
+    def device(self) -> str:
+        """Where the stages compute."""
+        return "cpu" if self.rehearse else "cuda"
 
-    def line(self) -> str:
-        """Write the figure for people, on one line."""
-        if self.value is None:
-            return f"{self.name}: FAILED, {self.error}"
-        aim = "" if self.at_least is None else f", target at least {self.at_least:g}"
-        aim = aim if self.at_most is None else f", target at most {self.at_most:g}"
-        said = "" if self.met is None else ": met" if self.met else ": MISSED"
-        return f"{self.name}: {self.value:.4g} {self.unit}{aim}{said}"
+    def beside(self, name: str) -> Path:
+        """A file beside the report, with its name in front."""
+        return self.out.with_name(f"{self.out.stem}-{name}")
 
-
-# Against the loop over the nodes; and the part of the bandwidth of a copy, over 1 GB of parameters.
-RATIO, PART = 100.0, 0.6
-
-
-def measurements() -> list[Measurement]:
-    """Measure every guarded case of the GPU; one that fails is recorded as failed."""
-    from suite.cases import all_cases, guarded_cases
-    from suite.measuring import measure_case, peer_of
-    from suite.roofline import measure_ceilings, roofline_of
-
-    known = {case.name: case for case in all_cases()}
-    cases = [case for case in guarded_cases() if case.device == "cuda"]
-    large = [
-        replace(case, graph="wide_resnet101_2", meta_batch=2)
-        for case in cases
-        if case.path == "expand_params" and case.graph == "resnet50"
-    ]
-    found = []
-    for case in [*cases, *large]:
-        try:
-            times = measure_case(case, peer_of(case, known))
-            seconds = times["seconds"]["median"]
-            found.append(Measurement(case.name, 1e3 * seconds, "ms", details=times))
-            if case.path == "gated_gnn":
-                name, ratio = f"{case.name} against the loop", times["peer"]["ratio"]["median"]
-                found.append(Measurement(name, ratio, "times", at_least=RATIO))
-            if case in large:
-                roof = roofline_of(case, seconds, measure_ceilings("cuda"))
-                name, least = f"{case.name}, bandwidth", PART if case.part == "forward" else None
-                found.append(
-                    Measurement(name, roof["achieved"], "of a copy", at_least=least, details=roof)
-                )
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            found.append(Measurement(case.name, None, "", error=reason))
-    return found
+    def stage(self, name: str, seconds: float) -> dict[str, Any]:
+        """Run the processes of a stage one after the other; how each ended, and what it found."""
+        found: dict[str, Any] = {}
+        steps = _STAGES[name](self)
+        started = time.monotonic()
+        for label, command, read in steps:
+            left = (seconds - (time.monotonic() - started)) / (len(steps) - len(found))
+            log = self.beside(f"{label}.log")
+            # The package need not be installed.
+            ended = run(command, log, left, cwd=ROOT, env=gpu_parts.environment())
+            found[label] = {**ended.to_dict(), **read(ended)}
+        return found
 
 
-def failures(report: dict[str, Any]) -> list[str]:
+Read = Callable[[Ended], dict[str, Any]]
+# Name, command, and what reads its results.
+Step = tuple[str, list[str], Read]
+
+
+def _nothing(ended: Ended) -> dict[str, Any]:
+    return {}
+
+
+def _build(check: Check) -> list[Step]:
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    if check.rehearse:
+        command = [sys.executable, "-c", "print('a stand-in for the compiler')"]
+
+    def read(ended: Ended) -> dict[str, Any]:
+        log = (check.out.parent / ended.log).read_text(errors="replace")
+        warnings = [line for line in log.splitlines() if line.startswith("warning: ghn_fast")]
+        problem = None if check.rehearse else gpu_parts.cuda_problem()
+        return {"warnings": warnings, "problem": problem}
+
+    return [("build", command, read)]
+
+
+def _smoke(check: Check) -> list[Step]:
+    command = [sys.executable, ".ci/gpu_smoke.py", "--device", check.device]
+    return [("smoke", command, _nothing)]
+
+
+def _tests(check: Check) -> list[Step]:
+    xml = check.beside("tests.xml")
+    command = [*gpu_parts.PYTEST, "--continue-on-collection-errors", f"--junitxml={xml}"]
+    if check.rehearse:
+        command += ["tests/ops/test_shortest_distances.py", "tests/kernels", "tests/metatrain"]
+
+    def read(ended: Ended) -> dict[str, Any]:
+        return gpu_parts.count_tests(xml.read_text() if xml.is_file() else None)
+
+    return [("tests", command, read)]
+
+
+def _measure(check: Check) -> list[Step]:
+    steps: list[Step] = []
+    for case in gpu_parts.CASES:
+        path = check.beside(f"measure-{case}.json")
+        command = [sys.executable, ".ci/gpu_measure.py", case, str(path)]
+        command += ["--device", check.device, "--repeats", str(check.repeats)]
+
+        def read(ended: Ended, path: Path = path) -> dict[str, Any]:
+            return {"measurements": json.loads(path.read_text()) if path.is_file() else []}
+
+        steps.append((f"measure-{case}", command, read))
+    return steps
+
+
+def _sanitize(check: Check) -> list[Step]:
+    steps: list[Step] = []
+    program = gpu_parts.sanitizer(check.rehearse)
+    tools = gpu_parts.SANITIZER_TOOLS[: 1 if check.rehearse else None]
+    for tool in tools if program else ():
+        command = [*program, "--tool", tool, "--target-processes", "all", "--error-exitcode", "99"]
+        command += [sys.executable, ".ci/gpu_calls.py", "--device", check.device]
+
+        def read(ended: Ended) -> dict[str, Any]:
+            log = (check.out.parent / ended.log).read_text(errors="replace")
+            lines = [line.strip("= ") for line in log.splitlines() if "SUMMARY" in line]
+            return {"summary": lines[-1] if lines else None}
+
+        steps.append((f"sanitize-{tool}", command, read))
+    return steps
+
+
+def _profile(check: Check) -> list[Step]:
+    trace = check.beside("trace.json.gz")
+    command = [sys.executable, ".ci/gpu_profile.py", str(trace), "--device", check.device]
+    return [("profile", command, _nothing)]
+
+
+_STAGES: dict[str, Callable[[Check], list[Step]]] = {
+    "build": _build,
+    "smoke": _smoke,
+    "tests": _tests,
+    "measure": _measure,
+    "sanitize": _sanitize,
+    "profile": _profile,
+}
+
+
+def failures(stages: dict[str, dict[str, Any]], *, rehearse: bool = False) -> list[str]:
     """Say in words what keeps a report from being a good one."""
-    tests = report["tests"]
-    found = [f"test failed: {name}" for name in tests["failed_names"]]
-    if tests["error"] is not None:
-        found.append(f"tests: {tests['error']}")
-    elif tests["passed"] == 0:
-        found.append("tests: none passed")
-    for tool, result in (report["sanitizer"] or {}).items():
-        if result["exit_status"] != 0:
-            found.append(f"compute-sanitizer {tool}: {result['summary']}")
-    for case in report["measurements"]:
-        if case["error"] is not None:
-            found.append(f"{case['name']}: {case['error']}")
-        elif case["met"] is False:
-            found.append(f"{case['name']}: {case['value']} {case['unit']} misses its target")
+    found = []
+    for parts in stages.values():
+        for label, part in parts.items():
+            if "left_out" in part:
+                found.append(f"{label}: left out: {part['left_out']}")
+                continue
+            if part["status"] != 0 and not part.get("failed_names"):
+                found.append(f"{label}: {part['reason']}")
+            found += [f"{label}: {line}" for line in part.get("warnings", ())]
+            if part.get("problem"):
+                found.append(f"{label}: the CUDA ops cannot run: {part['problem']}")
+            found += [f"test failed: {name}" for name in part.get("failed_names", ())]
+            if part.get("passed") == 0 and not rehearse:
+                found.append(f"{label}: no test passed")
+            for case in part.get("measurements", ()):
+                if case["error"] is not None:
+                    found.append(f"{case['name']}: {case['error']}")
+                elif case["met"] is False and not rehearse:
+                    value = f"{case['value']} {case['unit']}"
+                    found.append(f"{case['name']}: {value} misses its target")
     return found
 
 
-def check(arguments: argparse.Namespace) -> int:
-    """Make the whole check; returns the exit status.
-
-    Raises:
-        CannotCheckError: If there is no GPU or no build, before anything is written.
-    """
-    need_gpu()
-    need_packages()
-    try:
-        commit = commit_of(named=arguments.commit)
-    except ValueError as error:
-        raise CannotCheckError(str(error)) from None
-    started = datetime.now(UTC)
-    if not arguments.no_build:
-        print("Building the extension", flush=True)
-        build()
-    need_cuda_ops()
-    print("Running the GPU tests", flush=True)
-    tests = run_tests()
-    print(
-        f"  {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped",
-        flush=True,
-    )
-    sanitizer = run_sanitizer() if arguments.sanitize else None
-    print("Measuring", flush=True)
-    found = measurements()
-    for case in found:
-        print(f"  {case.line()}", flush=True)
+def check_all(check: Check, stages: list[str], budget: float, commit: str) -> int:
+    """Run the stages; returns the exit status."""
+    started, date = time.monotonic(), datetime.now(UTC)
+    # A rehearsal may share its machine with others, and nobody waits for it at a price.
+    budget, longer = (10 * budget, 10) if check.rehearse else (budget, 1)
     report: dict[str, Any] = {
-        "date": started.isoformat(timespec="seconds"),
-        "about": (facts := about_gpu(commit)),
-        "tests": tests,
-        "sanitizer": sanitizer,
-        "measurements": [asdict(case) | {"met": case.met} for case in found],
+        "date": date.isoformat(timespec="seconds"),
+        "about": gpu_parts.about(commit, check.device),
+        "rehearsal": check.rehearse,
+        "budget": budget,
+        "stages": {},
     }
-    report["failures"] = wrong = failures(report)
-    out = arguments.out or default_path(facts["gpu"], started.date().isoformat())
-    write_whole(out, json.dumps(report, indent=2, allow_nan=False) + "\n")
-    print(f"Wrote {out}")
-    for line in wrong:
+    for name in stages:
+        left = budget - (time.monotonic() - started)
+        if left < 5:
+            report["stages"][name] = {name: {"left_out": f"the {budget:.0f} s are over"}}
+        elif not _STAGES[name](check):
+            report["stages"][name] = {name: {"left_out": "compute-sanitizer is not on the path"}}
+        else:
+            most = min(left, longer * SECONDS[name])
+            print(f"{name}: at most {most:.0f} s", flush=True)
+            report["stages"][name] = check.stage(name, most)
+            if name == "build":
+                report["about"] = gpu_parts.about(commit, check.device)
+        report["failures"] = failures(report["stages"], rehearse=check.rehearse)
+        report["seconds"] = time.monotonic() - started
+        gpu_parts.write_report(report, check.out)
+        for label, part in report["stages"][name].items():
+            print(f"  {label}: {part.get('left_out') or outcome(part)}", flush=True)
+    print(f"Wrote {check.out}")
+    for line in report["failures"]:
         print(f"FAILED {line}")
-    return 1 if wrong else 0
+    return 1 if report["failures"] else 0
+
+
+def outcome(part: dict[str, Any]) -> str:
+    """How a stage went, on one line or with a line for each measurement."""
+    text = f"{part['seconds']:.0f} s"
+    if "passed" in part:
+        text += f", {part['passed']} passed, {part['failed']} failed, {part['skipped']} skipped"
+    if part["status"] != 0:
+        text += f", {(part['reason'] or '').splitlines()[0]}"
+    lines = [f"\n    {case['line']}" for case in part.get("measurements", ())]
+    return text + "".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--out", type=Path, help="gpu/gpu-NAME-DATE.json in the folder of results if not set"
-    )
+    parser.add_argument("--out", type=Path, help="gpu/gpu-NAME-DATE.json if not set")
     parser.add_argument(
         "--commit", help=f"what is measured; {COMMIT_VARIABLE}, or what git says, if not set"
     )
-    parser.add_argument(
-        "--sanitize", action="store_true", help="run tests under compute-sanitizer, if it is there"
-    )
-    parser.add_argument("--no-build", action="store_true", help="take the extension as it is")
+    parser.add_argument("--budget", type=float, default=540, help="seconds for all stages")
+    parser.add_argument("--only", nargs="+", choices=_STAGES, help="these stages alone")
+    parser.add_argument("--skip", nargs="+", choices=_STAGES, default=[], help="leave these out")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, with stand-ins")
     arguments = parser.parse_args(argv)
-    # The package need not be installed.
+    if arguments.repeats < 1:
+        parser.error(f"--repeats: got {arguments.repeats}, needs at least 1")
     sys.path.insert(0, str(ROOT))
     try:
-        return check(arguments)
-    except CannotCheckError as error:
+        gpu_parts.need_packages()
+        if not arguments.rehearse:
+            gpu_parts.need_gpu()
+    except gpu_parts.CannotCheckError as error:
         print(f"gpu-check: {error}", file=sys.stderr)
         return 2
+    try:
+        commit = commit_of(named=arguments.commit)
+    except ValueError as error:
+        # A copy without git: what was found must not be lost for that.
+        print(f"gpu-check: {error}", file=sys.stderr)
+        commit = "unknown"
+    out = arguments.out
+    if out is None:
+        name = "rehearsal" if arguments.rehearse else gpu_parts.about(commit, "cuda")["gpu"]
+        out = gpu_parts.default_path(name, datetime.now(UTC).date().isoformat())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stages = [n for n in arguments.only or _STAGES if n not in arguments.skip]
+    check = Check(out.resolve(), arguments.repeats, arguments.rehearse)
+    return check_all(check, stages, arguments.budget, commit)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gpu_check as check
+import gpu_check
+import gpu_parts
+import gpu_stages
 import pytest
 import torch
-from suite import machine, measuring, roofline
-
-from ghn_fast.ops import backend
+from suite import machine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest" tests="5">
@@ -25,22 +25,41 @@ JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest" tests="5">
 </testsuite></testsuites>"""
 
 
+class Parts:
+    """The modules of .ci/."""
+
+    check: Any = gpu_check
+    parts: Any = gpu_parts
+    stages: Any = gpu_stages
+    machine: Any = machine
+
+
 @pytest.fixture
-def with_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Everything that needs a GPU, replaced; what the replacements give can be changed."""
+def bench(monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.delenv("GHN_FAST_COMMIT", raising=False)
-    fake: dict[str, Any] = {
-        "tests": check.count_tests(None) | {"passed": 7},
-        "sanitizer": None,
-        "cases": [check.Measurement("op", 2.0, "ms", at_most=3.0)],
-        "about": {"gpu": "NVIDIA Test 1", "commit": "", "driver": "1.2", "torch": "2"},
+    return Parts()
+
+
+def stage(label: str, code: str, **found: Any) -> Any:
+    """A stage of one Python command, and what it is said to find."""
+
+    def steps(check: Any) -> list[Any]:
+        return [(label, [sys.executable, "-c", code], lambda ended: found)]
+
+    return steps
+
+
+@pytest.fixture
+def stages(bench: Parts, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stages of a check that needs no GPU; they can be changed."""
+    fake = {
+        "build": stage("build", "print('built')"),
+        "tests": stage("tests", "", passed=7, failed=0, skipped=1, failed_names=[]),
     }
-    for name in ("need_gpu", "need_packages", "build", "need_cuda_ops"):
-        monkeypatch.setattr(check, name, lambda: None)
-    monkeypatch.setattr(check, "run_tests", lambda: fake["tests"])
-    monkeypatch.setattr(check, "run_sanitizer", lambda: fake["sanitizer"])
-    monkeypatch.setattr(check, "about_gpu", lambda commit: fake["about"] | {"commit": commit})
-    monkeypatch.setattr(check, "measurements", lambda: fake["cases"])
+    monkeypatch.setattr(bench.check, "_STAGES", fake)
+    monkeypatch.setattr(bench.check, "SECONDS", dict.fromkeys(("build", "tests", "more"), 20))
+    monkeypatch.setattr(bench.parts, "need_gpu", lambda: None)
+    monkeypatch.setattr(bench.parts, "about", lambda commit, device: {"commit": commit})
     return fake
 
 
@@ -55,104 +74,148 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_good_run_writes_one_report(with_gpu: dict[str, Any], tmp_path: Path) -> None:
+def run_check(bench: Parts, out: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    """The exit status and the report."""
+    status = bench.check.main(["--out", str(out), "--commit", "abc123", *options])
+    return status, json.loads(out.read_text())
+
+
+def test_a_good_run_writes_one_report_and_its_logs(
+    bench: Parts, stages: dict[str, Any], tmp_path: Path
+) -> None:
     out = tmp_path / "new" / "report.json"
-    assert check.main(["--out", str(out), "--commit", "abc123"]) == 0
-    assert list(out.parent.iterdir()) == [out]
-    report = json.loads(out.read_text())
-    assert set(report) == {"date", "about", "tests", "sanitizer", "measurements", "failures"}
+    status, report = run_check(bench, out)
+    assert (status, report["failures"]) == (0, [])
+    names = {path.name for path in out.parent.iterdir()}
+    assert names == {"report.json", "report-build.log", "report-tests.log"}
     assert report["about"]["commit"] == "abc123"
-    assert report["tests"]["passed"] == 7
-    assert report["failures"] == []
-    (case,) = report["measurements"]
-    assert (case["name"], case["value"], case["at_most"], case["met"]) == ("op", 2.0, 3.0, True)
+    assert report["stages"]["tests"]["tests"]["passed"] == 7
+    assert "built" in (out.parent / report["stages"]["build"]["build"]["log"]).read_text()
+
+
+MISSED = {"name": "op", "value": 4.0, "unit": "ms", "met": False, "error": None, "line": ""}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("steps", "message"),
     [
-        ({"cases": [("slow", 4.0, "ms", None, 3.0)]}, "slow: 4.0 ms misses its target"),
-        ({"cases": [("slow", 4.0, "times", 9.0, None)]}, "slow: 4.0 times misses its target"),
-        ({"cases": [("op", None, "", None, None, {}, "Error: no")]}, "op: Error: no"),
-        ({"tests": {"failed": 1, "failed_names": ["a::b"]}}, "test failed: a::b"),
-        ({"tests": {"passed": 0}}, "tests: none passed"),
-        ({"tests": {"error": "pytest ended with status 4"}}, "pytest ended with status 4"),
-        ({"sanitizer": {"memcheck": {"exit_status": 99, "summary": "1 error"}}}, "memcheck: 1"),
+        (stage("build", "print('x.cu(3): error: no'); raise SystemExit(3)"), "x.cu(3): error: no"),
+        (stage("build", "", warnings=["warning: ghn_fast is compiled without CUDA"]), "without"),
+        (stage("build", "", problem="no device"), "the CUDA ops cannot run: no device"),
+        (stage("tests", "", failed_names=["a::b"]), "test failed: a::b"),
+        (stage("tests", "", passed=0, failed=0, skipped=3), "no test passed"),
+        (stage("measure", "", measurements=[MISSED]), "op: 4.0 ms misses its target"),
+        (stage("measure", "", measurements=[MISSED | {"error": "no"}]), "op: no"),
+        (lambda check: [], "left out"),
     ],
 )
-def test_what_is_wrong_is_reported_and_is_the_exit_status(
-    with_gpu: dict[str, Any],
+def test_what_is_wrong_is_reported_and_stops_nothing(
+    bench: Parts,
+    stages: dict[str, Any],
     tmp_path: Path,
-    change: dict[str, Any],
+    steps: Any,
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in change.items():
-        if name == "cases":
-            with_gpu[name] = [check.Measurement(*case) for case in value]
-        else:
-            with_gpu[name] = (with_gpu[name] or {}) | value
-    out = tmp_path / "report.json"
-    arguments = ["--out", str(out), "--commit", "abc", "--sanitize"]
-    assert check.main(arguments) == 1
-    (failure,) = json.loads(out.read_text())["failures"]
+    stages["build"] = steps
+    status, report = run_check(bench, tmp_path / "report.json")
+    assert status == 1
+    (failure,) = report["failures"]
     assert message in failure
     assert failure in capsys.readouterr().out
+    assert report["stages"]["tests"]["tests"]["passed"] == 7
 
 
-def test_a_build_that_fails_writes_nothing(
-    with_gpu: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_report_is_written_after_each_stage(
+    bench: Parts, stages: dict[str, Any], tmp_path: Path
 ) -> None:
-    def fail() -> None:
-        raise check.CannotCheckError("setup.py failed")
+    out = tmp_path / "report.json"
 
-    monkeypatch.setattr(check, "build", fail)
-    assert check.main(["--out", str(tmp_path / "r.json"), "--commit", "abc"]) == 2
-    assert check.main(["--out", str(tmp_path / "r.json"), "--commit", "a", "--no-build"]) == 0
+    def last(check: Any) -> list[Any]:
+        raise KeyboardInterrupt
 
-
-def test_a_build_without_cuda_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*_: Any, **__: Any) -> subprocess.CompletedProcess[str]:
-        warning = "warning: ghn_fast is compiled without CUDA: nvcc is CUDA 12"
-        return subprocess.CompletedProcess([], 0, "", f"running build_ext\n{warning}\n")
-
-    monkeypatch.setattr(check.subprocess, "run", run)
-    with pytest.raises(check.CannotCheckError, match="nvcc is CUDA 12"):
-        check.build()
-    monkeypatch.setattr(backend, "cuda_problem", lambda: "no device")
-    with pytest.raises(check.CannotCheckError, match="no device"):
-        check.need_cuda_ops()
+    stages["more"] = last
+    with pytest.raises(KeyboardInterrupt):
+        run_check(bench, out)
+    assert list(json.loads(out.read_text())["stages"]) == ["build", "tests"]
 
 
-def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    check.need_packages()
-    monkeypatch.setattr(check, "PACKAGES", ("pytest", "no_such_package"))
-    with pytest.raises(check.CannotCheckError, match="has no no_such_package, which the"):
-        check.need_packages()
+def test_stages_that_the_budget_does_not_reach_are_named(
+    bench: Parts, stages: dict[str, Any], tmp_path: Path
+) -> None:
+    status, report = run_check(bench, tmp_path / "r.json", "--budget", "1")
+    assert status == 1
+    assert report["failures"] == [
+        f"{name}: left out: the 1 s are over" for name in ("build", "tests")
+    ]
 
 
-def test_tests_are_counted() -> None:
-    counts = check.count_tests(JUNIT)
+def test_a_process_is_over_with_all_its_children_when_its_time_is(
+    bench: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The grandchild holds the output open, and takes no notice of a word.
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]);"
+    code += "print('under way', flush=True); time.sleep(60)"
+    log = tmp_path / "log"
+    monkeypatch.setattr(bench.stages, "GRACE", 0.5)
+    ended = bench.stages.run([sys.executable, "-c", code], log, 1.5)
+    assert ended.status is None and ended.seconds < 30
+    assert ended.reason.startswith("not done after 2 s")
+    assert "under way" in log.read_text()
+
+
+def test_the_lines_that_tell_are_found_wherever_they_are(bench: Parts) -> None:
+    text = "\n".join(["ok"] * 50 + ["a.cu(7): error: ambiguous"] + ["ninja: stopped"] * 50)
+    assert bench.stages.tell(text) == "a.cu(7): error: ambiguous\nninja: stopped"
+    assert bench.stages.tell("one\ntwo") == "one\ntwo"
+
+
+def test_a_copy_without_git_has_an_unknown_commit(
+    bench: Parts, stages: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(named: str | None) -> str:
+        raise ValueError("commit: no git checkout")
+
+    monkeypatch.setattr(bench.check, "commit_of", fail)
+    assert bench.check.main(["--out", str(tmp_path / "r.json")]) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["about"]["commit"] == "unknown"
+
+
+@pytest.mark.extension
+def test_a_rehearsal_goes_the_whole_way(tmp_path: Path) -> None:
+    command = [sys.executable, ".ci/gpu_check.py", "--rehearse", "--commit", "x"]
+    command += ["--out", str(tmp_path / "gpu.json"), "--repeats", "1"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(report["stages"]) == ["build", "smoke", "tests", "measure", "sanitize", "profile"]
+    assert report["rehearsal"] and report["failures"] == []
+    measured = report["stages"]["measure"]
+    assert measured["measure-step"]["measurements"] and measured["measure-latency"]["measurements"]
+    assert report["stages"]["tests"]["tests"]["skipped"] > 20
+    assert all(path.is_file() and path.stat().st_size < 2**24 for path in tmp_path.iterdir())
+
+
+def test_missing_packages_are_named(bench: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.parts.need_packages()
+    monkeypatch.setattr(bench.parts, "PACKAGES", ("pytest", "no_such_package"))
+    with pytest.raises(bench.parts.CannotCheckError, match="has no no_such_package, which the"):
+        bench.parts.need_packages()
+
+
+def test_tests_are_counted(bench: Parts) -> None:
+    counts = bench.parts.count_tests(JUNIT)
     assert (counts["passed"], counts["failed"], counts["skipped"]) == (2, 2, 1)
     assert counts["failed_names"] == ["tests.a::wrong[cuda]", "tests.b::broken"]
     assert counts["skip_reasons"] == {"tests.b::left out": "why"}
-    assert check.count_tests(None)["passed"] == 0
-
-
-def test_the_gpu_tests_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    only = [*check.PYTEST, "tests/ops/test_shortest_distances.py"]
-    monkeypatch.setattr(check, "PYTEST", only)
-    counts = check.run_tests()
-    assert counts["error"] is None
-    assert counts["passed" if torch.cuda.is_available() else "skipped"] == 1
-    monkeypatch.setattr(check, "PYTEST", [sys.executable, "-c", "raise SystemExit(4)"])
-    assert "status 4" in check.run_tests()["error"]
+    assert bench.parts.count_tests(None)["passed"] == 0
 
 
 def test_the_commit_comes_from_the_argument_the_environment_or_git(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit_of = machine.commit_of
+    commit_of = bench.machine.commit_of
     with pytest.raises(ValueError, match="name the commit with --commit or GHN_FAST_COMMIT"):
         commit_of(tmp_path)
     monkeypatch.setenv("GHN_FAST_COMMIT", "from-env")
@@ -160,43 +223,28 @@ def test_the_commit_comes_from_the_argument_the_environment_or_git(
     assert commit_of(tmp_path, "named") == "named"
 
 
-def test_a_report_is_not_written_over_another(tmp_path: Path) -> None:
+def test_a_report_is_not_written_over_another(bench: Parts, tmp_path: Path) -> None:
     def path() -> Path:
-        return check.default_path("NVIDIA H100 80GB HBM3", "2026-01-02", tmp_path)
+        return bench.parts.default_path("NVIDIA H100 80GB HBM3", "2026-01-02", tmp_path)
 
     assert path().name == "gpu-nvidia-h100-80gb-hbm3-2026-01-02.json"
-    machine.write_whole(path(), "{}")
+    bench.parts.write_report({}, path())
     assert path().name == "gpu-nvidia-h100-80gb-hbm3-2026-01-02-2.json"
 
 
-def test_a_report_is_whole_or_not_there(
-    with_gpu: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_gpu["about"] = {"gpu": "x", "value": float("nan")}
+def test_a_report_is_whole_or_not_there(bench: Parts, tmp_path: Path) -> None:
     with pytest.raises(ValueError):
-        check.main(["--out", str(tmp_path / "r.json"), "--commit", "abc"])
+        bench.parts.write_report({"value": float("nan")}, tmp_path / "r.json")
+    with pytest.raises(TypeError):
+        bench.parts.write_report({"value": object()}, tmp_path / "r.json")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_case_that_fails_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> dict[str, Any]:
+def test_a_case_that_fails_is_recorded(bench: Parts) -> None:
+    def broken() -> list[Any]:
         raise RuntimeError("results differ")
 
-    monkeypatch.setattr(measuring, "measure_case", broken)
-    found = check.measurements()
-    assert found and all(case.value is None and case.met is False for case in found)
-    assert "results differ" in (found[0].error or "")
-
-    times = {"seconds": {"median": 0.001}, "peer": {"ratio": {"median": 120.0}}}
-    monkeypatch.setattr(measuring, "measure_case", lambda *_: times)
-    monkeypatch.setattr(roofline, "measure_ceilings", lambda device: None)
-    monkeypatch.setattr(roofline, "roofline_of", lambda *_: {"achieved": 0.5})
-    by_name = {case.name: case for case in check.measurements()}
-    ratios = [case for name, case in by_name.items() if name.endswith("against the loop")]
-    assert [case.met for case in ratios] == [True, True]
-    bandwidths = [case for name, case in by_name.items() if name.endswith("bandwidth")]
-    assert sorted(str(case.met) for case in bandwidths) == ["False", "None"]
-
-
-def test_a_measurement_without_a_target_meets_none() -> None:
-    assert check.Measurement("op", 1.0, "ms").met is None
+    (case,) = bench.parts.attempt("op", broken)
+    assert case.value is None
+    assert case.met is False
+    assert "results differ" in case.error

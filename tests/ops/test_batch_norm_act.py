@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import ghn_fast
 from ghn_fast.ops.backend import extension, extension_problem
 from ghn_fast.ops.batch_norm_act import batch_norm_act, reference
+from randomised import given, settings, st
 from tolerances import assert_close
 
 PROBLEM = extension_problem()

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import ghn_fast
 import naive
 from ghn_fast.ops.collate_edges import collate_edges
+from randomised import given, settings, st
 
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.extension)]
 

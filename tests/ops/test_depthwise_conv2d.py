@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import ghn_fast
 from ghn_fast.ops.backend import extension, extension_problem
 from ghn_fast.ops.depthwise_conv2d import depthwise_conv2d, reference
+from randomised import given, settings, st
 from tolerances import assert_close
 
 Pair = tuple[int, int]

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import ghn_fast
@@ -20,6 +18,7 @@ from ghn_fast.ops.expand_params import (
     expand_params,
     expand_params_into,
 )
+from randomised import given, settings, st
 from tolerances import assert_close
 
 # Back ends with the device that they are tested on.

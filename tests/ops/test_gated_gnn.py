@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ghn_fast
@@ -15,6 +13,7 @@ import naive
 from ghn_fast.ops import backend
 from ghn_fast.ops.gated_gnn import GRUWeights, MLPWeights, gated_gnn
 from ghn_fast.ops.gated_gnn_plan import GraphPlan
+from randomised import HealthCheck, given, settings, st
 from tolerances import assert_close
 
 

@@ -4,14 +4,13 @@ from collections import deque
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import ghn_fast
 import naive
 from ghn_fast.ops import backend
 from ghn_fast.ops.shortest_distances import shortest_distances
+from randomised import given, settings, st
 
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.extension)]
 # Both sides of what distances are kept in: bytes up to 253, two bytes beyond.
