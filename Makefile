@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 CANDIDATES := $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint docs format sanitize gpu-check clean \
+.PHONY: help venv demo test lint docs format sanitize gpu-check gpu-train clean \
   bench bench-compare bench-bisect bench-noise bench-instructions bench-measure bench-docs \
   bench-publish bench-track bench-quick
 
@@ -40,9 +40,16 @@ sanitize: $(STAMP) ## Run the C++ tests under address and undefined-behaviour sa
 	@ctest --test-dir build/sanitize --output-on-failure
 
 # VENV_PYTHON=python3 takes an interpreter that has torch already, and makes no .venv.
-# GPU_CHECK="--sanitize --commit ..." passes options on (.ci/gpu_check.py --help).
-gpu-check: $(if $(VENV_PYTHON),,$(STAMP)) ## Build, test and measure on this machine's GPU; writes one report
+# GPU_CHECK="--commit ... --rehearse" passes options on (.ci/gpu_check.py --help).
+gpu-check: $(if $(VENV_PYTHON),,$(STAMP)) ## Build, test and measure on this machine's GPU in nine minutes
 	@$(or $(VENV_PYTHON),$(BIN)/python) .ci/gpu_check.py $(GPU_CHECK)
+
+# TRAIN is what `ghn-fast train` gets; the archive in ARCHIVE is continued, and written again.
+ARCHIVE ?= gpu-train
+SECONDS ?= 480
+TRAIN ?= --config configs/cifar10-pool.yaml
+gpu-train: $(if $(VENV_PYTHON),,$(STAMP)) ## Meta-train for SECONDS on this machine's GPU; the next call continues
+	@$(or $(VENV_PYTHON),$(BIN)/python) .ci/gpu_train.py --archive $(ARCHIVE) --seconds $(SECONDS) -- $(TRAIN)
 
 # What runs the benchmarks: VENV_PYTHON=python3 as above; asv is in the extra `bench`.
 BENCH := $(or $(VENV_PYTHON),$(BIN)/python)
