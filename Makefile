@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 CANDIDATES := $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint docs format sanitize gpu-check gpu-train clean \
+.PHONY: help venv demo test lint docs format sanitize gpu-check test-oldest gpu-train clean \
   bench bench-compare bench-bisect bench-noise bench-instructions bench-measure bench-docs \
   bench-publish bench-track bench-quick
 
@@ -21,6 +21,9 @@ demo: $(STAMP) ## Predict the parameters of unseen networks, evaluate them, writ
 
 test: $(STAMP) ## Run the tests
 	@$(BIN)/python -m pytest
+
+test-oldest: ## Build against the oldest torch that is promised, warnings as errors, and test the ops
+	@.ci/oldest
 
 lint: $(STAMP) ## Check style, formatting and types
 	@$(BIN)/ruff check .

@@ -8,7 +8,8 @@ the ops run on their plain-PyTorch references:
   environment of its own, without torch, unless it is told `--no-build-isolation`.
 - a C++ compiler; nvcc for CUDA, for TORCH_CUDA_ARCH_LIST or what is listed below.
 
-GHN_FAST_NATIVE=0 leaves the extension out.
+GHN_FAST_NATIVE=0 leaves the extension out. GHN_FAST_WERROR=1 takes warnings in our sources for
+errors.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,19 @@ CUDA_SOURCES = ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
 CXX_FLAGS = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+
+
+def warning_flags(cpp_extension: Any) -> dict[str, list[str]]:
+    """Warnings as errors, but for headers that are not ours, if the environment asks for that."""
+    if os.environ.get("GHN_FAST_WERROR") != "1":
+        return {"cxx": [], "nvcc": []}
+    # A folder that is named as one of the system's is not searched as one of ours.
+    folders = [*cpp_extension.include_paths("cuda"), sysconfig.get_path("include")]
+    others = [flag for folder in folders for flag in ("-isystem", folder)]
+    return {
+        "cxx": ["-Wall", "-Wextra", "-Werror", *others],
+        "nvcc": ["--Werror", "all-warnings", *others],
+    }
 
 
 def without_extension(reason: object) -> None:
@@ -126,11 +141,15 @@ def openmp_flags() -> list[str]:
 def native_extension(cpp_extension: Any, cpu: list[str], cuda: list[str]) -> Extension:
     """ghn_fast._C with the CPU sources, and those for CUDA if there are any."""
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+    more = warning_flags(cpp_extension)
     return kind(
         "ghn_fast._C",
         [*cpu, *cuda],
         define_macros=[("GHN_FAST_CUDA", "1")] if cuda else [],
-        extra_compile_args={"cxx": [*CXX_FLAGS, *openmp_flags()], "nvcc": NVCC_FLAGS},
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *openmp_flags(), *more["cxx"]],
+            "nvcc": [*NVCC_FLAGS, *more["nvcc"]],
+        },
         extra_link_args=["-s"],
         optional=True,
     )

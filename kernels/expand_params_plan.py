@@ -92,8 +92,8 @@ def pack(
     arrays = Work(*(torch.from_numpy(a) for a in (rows, tiles, segments, segment_tiles, order)))
     # Each begins at a multiple of 16 bytes: Triton compiles a kernel anew where that changes.
     flat = [pad(array.reshape(-1), (0, array.numel() % 2)) for array in arrays]
-    # Waited for, once: the work is kept, and may be used next on another stream.
-    parts = torch.cat(flat).to(device).split([len(array) for array in flat])
+    joined = torch.cat(flat).to(device, non_blocking=True)
+    parts = joined.split([len(array) for array in flat])
     work = [p[: a.numel()].view(a.shape) for p, a in zip(parts, arrays, strict=True)]
     extents = rows[:, [PADDED.value, BLOCK_SIZE.value]]
     return work, bool((extents >= LARGE).any())

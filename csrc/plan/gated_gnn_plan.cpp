@@ -192,9 +192,10 @@ at::Tensor gated_gnn_plan_to(const at::Tensor& plan, const at::Device& device, b
                     "plan: its memory has been overwritten, needs the result of gated_gnn_plan as "
                     "it was made");
   const c10::InferenceMode guard(false);
-  // From page-locked memory the copy is queued, and nobody waits for it.
+  // The copy is queued, and nobody waits for it; memory that is not page-locked has been read when
+  // the call returns.
   const at::Tensor moved =
-      pin ? plan.pin_memory() : plan.to(device, plan.scalar_type(), plan.is_pinned(), true);
+      pin ? plan.pin_memory() : plan.to(device, plan.scalar_type(), true, true);
   remember_plan(moved, data);
   return moved;
 }

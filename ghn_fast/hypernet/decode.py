@@ -49,7 +49,10 @@ def decode(
         middle = blocks.window == "middle"
         if is_compiled(x, weights, middle=middle):
             return plan.finish(decode_blocks(x, *plan.nodes_and_groups, weights, middle=middle))
-    embeddings = [x[index] for index in plan.indices(x.device)]
+    # No node is in two groups, so that the gradient of the selection is a plain copy.
+    embeddings = x.index_select(0, plan.nodes(x.device)).split(
+        [len(nodes) for nodes in plan.groups.values()]
+    )
     in_blocks = [
         number
         for number, group in enumerate(plan.groups)

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ghn_fast.graph.arch_graph import ArchGraph, Target
 from ghn_fast.hypernet.config import GHNConfig
-from ghn_fast.hypernet.layout import Layout, fan_in_scale, lay_out
+from ghn_fast.hypernet.layout import Layout, Part, fan_in_scale, lay_out, part_of
 from ghn_fast.ops.decode_blocks import Decoder, GroupRow, group_numbers
 from ghn_fast.ops.expand_params import (
     Kind,
@@ -65,17 +68,15 @@ class DecodePlan:
     groups: dict[Group, list[int]]
     params: ParamPlan
     layout: Layout
-    _indices: dict[torch.device, list[Tensor]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _nodes: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def indices(self, device: torch.device) -> list[Tensor]:
-        """The nodes of each group as long tensors on a device; kept for the next call."""
-        if device not in self._indices:
-            self._indices[device] = [
-                torch.tensor(nodes, dtype=torch.int64).to(device) for nodes in self.groups.values()
-            ]
-        return self._indices[device]
+    def nodes(self, device: torch.device) -> Tensor:
+        """The nodes of all groups, one after the other, on a device; kept for the next call."""
+        if device not in self._nodes:
+            nodes = np.concatenate([[], *self.groups.values()]).astype(np.int64)
+            with torch.inference_mode(False):
+                self._nodes[device] = torch.from_numpy(nodes).to(device, non_blocking=True)
+        return self._nodes[device]
 
     @cached_property
     def nodes_and_groups(self) -> tuple[Tensor, list[int]]:
@@ -83,8 +84,7 @@ class DecodePlan:
         rows = [
             GroupRow(group.decoder, group.shape, len(nodes)) for group, nodes in self.groups.items()
         ]
-        nodes = [node for group in self.groups.values() for node in group]
-        return torch.tensor(nodes, dtype=torch.int64), group_numbers(rows)
+        return self.nodes(torch.device("cpu")), group_numbers(rows)
 
     def finish(self, blocks: Sequence[Tensor]) -> list[Tensor]:
         """Decoded blocks of all groups, as parameters are expanded from."""
@@ -117,6 +117,8 @@ def plan_decoding(
 ) -> DecodePlan:
     """Group the parameters of graphs by decoder product and lay out the flat buffer.
 
+    What a graph adds is found once, and put behind that of others.
+
     Args:
         graphs: The architecture graphs; their nodes are numbered through, as in a batch.
         config: Configuration of the hypernetwork.
@@ -124,12 +126,64 @@ def plan_decoding(
             them these two are left out.
     """
     layout = lay_out(graphs, head=head)
+    groups: dict[Group, list[int]] = {}
+    numbers: dict[Group, int] = {}
+    tables = []
+    first_node = end = 0
+    for graph in graphs:
+        part = _part_of(graph, config, head)
+        table = part.table.copy()
+        number, shift = np.empty((2, len(part.groups)), np.int64)
+        for local, (group, nodes) in enumerate(part.groups.items()):
+            before = groups.setdefault(group, [])
+            number[local] = numbers.setdefault(group, len(numbers))
+            # Blocks of the nodes of graphs before this one; a vector has two rows for a node.
+            rows = 2 if group.decoder == Decoder.VECTOR else 1
+            shift[local] = len(before) * rows * prod(_block_shape(group, config))
+            before += nodes if first_node == 0 else [first_node + node for node in nodes]
+        table[:, 1] += shift[table[:, 0]]
+        table[:, 0] = number[table[:, 0]]
+        table[:, 11] += end
+        tables.append(table)
+        end += part.numel
+        first_node += graph.num_nodes
+    joined = np.concatenate(tables) if tables else np.empty((0, 13), np.int64)
+    return DecodePlan(groups, ParamPlan.of_table(joined, layout.numel), layout)
+
+
+class _Part(NamedTuple):
+    """What a graph adds to a plan: its own plan, when it stands alone.
+
+    Attributes:
+        groups: The groups, each with its nodes.
+        table: ``ParamPlan.table`` (R, 13).
+        numel: Elements of the flat buffer, with the gap behind the last parameter.
+    """
+
+    groups: dict[Group, list[int]]
+    table: npt.NDArray[np.int64]
+    numel: int
+
+
+# By graph, for as long as it exists, and by what else decides: an architecture comes again in other
+# company.
+_parts: WeakKeyDictionary[ArchGraph, dict[tuple[GHNConfig, bool], _Part]] = WeakKeyDictionary()
+
+
+def _part_of(graph: ArchGraph, config: GHNConfig, head: bool) -> _Part:
+    parts = _parts.setdefault(graph, {})
+    if (config, head) not in parts:
+        parts[config, head] = _plan_part(part_of(graph, head), config)
+    return parts[config, head]
+
+
+def _plan_part(places: Part, config: GHNConfig) -> _Part:
     rows: list[PlanRow] = []
     # Of each group its number, and of its nodes the index among the blocks that it decodes.
     groups: dict[Group, tuple[int, dict[int, int]]] = {}
     # Many parameters of an architecture are alike.
     known: dict[Any, tuple[Group, tuple[Shape4, Shape4, Kind, float]]] = {}
-    for slot in layout.slots:
+    for slot in places.slots:
         target = slot.target
         alike = (
             *(target.predicted_shape, target.head, target.row, target.fan_in, target.gain),
@@ -142,14 +196,14 @@ def plan_decoding(
             if slot.is_table:
                 shape = (shape[2] * shape[3], shape[1], 1, 1)
             known[alike] = group, (_block_shape(group, config), shape, kind, scale)
-        group, places = known[alike]
+        group, found = known[alike]
         number, nodes = groups.setdefault(group, (len(groups), {}))
         index = nodes.setdefault(slot.node, len(nodes))
         if group.decoder == Decoder.VECTOR:
             index = 2 * index + target.row
-        rows.append(PlanRow(number, index * prod(places[0]), *places, slot.start))
+        rows.append(PlanRow(number, index * prod(found[0]), *found, slot.start))
     nodes_of = {group: list(nodes) for group, (_, nodes) in groups.items()}
-    return DecodePlan(nodes_of, ParamPlan(rows, layout.numel), layout)
+    return _Part(nodes_of, ParamPlan(rows, places.numel).table.numpy(), places.numel)
 
 
 def _group_of(target: Target, config: GHNConfig, is_table: bool) -> Group:

@@ -7,12 +7,14 @@ part of the concatenation C/4 wide. Sizes are mapped to the nearest known one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.node_types import LANGUAGE_NODE_TYPES, NODE_TYPES
 
 _SMALLEST_CHANNELS = 8
@@ -20,6 +22,10 @@ _SMALLEST_CHANNELS = 8
 _VOCABULARIES = (32000, 50257, 128256)
 # From 4 channels on, anything below the smallest regular width is treated like it.
 _ROUNDED_UP_FROM = 4
+
+
+# Rows of the embeddings by graph, for as long as it exists, and by what decides about them.
+_known: WeakKeyDictionary[ArchGraph, dict[tuple[int, int, bool], Tensor]] = WeakKeyDictionary()
 
 
 class NodeEncoder(nn.Module):
@@ -36,6 +42,7 @@ class NodeEncoder(nn.Module):
         self, hid: int, num_classes: int, max_kernel: int, *, language: bool = False
     ) -> None:
         super().__init__()
+        self._sizes = num_classes, max_kernel, language
         self._channels = channel_table(num_classes, *(_VOCABULARIES if language else ()))
         self._kernels = kernel_table(max_kernel)
         # Both tables end with a row for nodes without a shape.
@@ -56,6 +63,20 @@ class NodeEncoder(nn.Module):
         channels = self.channel(shapes[:, :2]).flatten(1)
         kernels = self.kernel(shapes[:, 2:]).flatten(1)
         return self.op(op_types) + torch.cat([channels, kernels], dim=1)
+
+    def shape_index_of(self, graphs: Sequence[ArchGraph]) -> Tensor:
+        """The :meth:`shape_index` of the nodes of graphs; found once for each graph.
+
+        Returns:
+            Long tensor (N, 4) on the CPU.
+        """
+        found = []
+        for graph in graphs:
+            known = _known.setdefault(graph, {})
+            if self._sizes not in known:
+                known[self._sizes] = self.shape_index(graph.shapes)
+            found.append(known[self._sizes])
+        return torch.cat(found)
 
     def shape_index(self, shapes: Sequence[tuple[int, ...] | None]) -> Tensor:
         """Rows of the embeddings for the shape of each node.

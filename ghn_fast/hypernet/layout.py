@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -63,16 +66,21 @@ class Layout:
     """Where parameters lie.
 
     Attributes:
-        slots: The parameters in the order of the buffer.
         ranges: Per graph, name of each parameter to (offset, shape).
         numel: Number of elements of the buffer.
         has_tables: Whether there is a table (1, n, c) of positions among them.
+        make_slots: Makes ``slots``; training does without them.
     """
 
-    slots: list[Slot]
     ranges: list[dict[str, tuple[int, tuple[int, ...]]]]
     numel: int
     has_tables: bool
+    make_slots: Callable[[], list[Slot]]
+
+    @cached_property
+    def slots(self) -> list[Slot]:
+        """The parameters in the order of the buffer."""
+        return self.make_slots()
 
 
 def lay_out(graphs: Sequence[ArchGraph], *, head: bool = True) -> Layout:
@@ -82,33 +90,87 @@ def lay_out(graphs: Sequence[ArchGraph], *, head: bool = True) -> Layout:
         graphs: The graphs; their nodes are numbered through, as in a batch.
         head: Whether what the classifier's own heads predict is among them.
     """
-    slots: list[Slot] = []
-    ranges: list[dict[str, tuple[int, tuple[int, ...]]]] = []
-    first_node = end = 0
-    for number, graph in enumerate(graphs):
-        ranges.append({})
-        node_types = graph.op_types.tolist()
-        for target in graph.targets:
-            if target.head and not head:
-                continue
-            is_table = node_types[target.node] == NODE_TYPE_INDEX["pos_enc"]
-            is_position = is_table and len(target.predicted_shape) == 4
-            size, whole = prod(target.predicted_shape), prod(target.shape)
-            slots.append(
-                Slot(
-                    number,
-                    first_node + target.node,
-                    target,
-                    is_position,
-                    is_table and not is_position,
-                    end + whole - size,
-                    end + whole,
+    parts = [part_of(graph, head) for graph in graphs]
+    ranges = []
+    end = 0
+    for part in parts:
+        ranges.append({name: (end + offset, shape) for name, offset, shape in part.places})
+        end += part.numel
+
+    def make_slots() -> list[Slot]:
+        slots = []
+        first_node = first = 0
+        for number, (graph, part) in enumerate(zip(graphs, parts, strict=True)):
+            slots += [
+                replace(
+                    slot,
+                    graph=number,
+                    node=first_node + slot.node,
+                    start=first + slot.start,
+                    end=first + slot.end,
                 )
+                for slot in part.slots
+            ]
+            first_node += graph.num_nodes
+            first += part.numel
+        return slots
+
+    return Layout(ranges, end, any(part.has_tables for part in parts), make_slots)
+
+
+class Part(NamedTuple):
+    """The places of the parameters of one graph, from the first one on.
+
+    Attributes:
+        slots: The parameters.
+        places: Name, offset and shape of each.
+        numel: Elements of the buffer, with the gap behind the last one.
+        has_tables: As in :class:`Layout`.
+    """
+
+    slots: list[Slot]
+    places: list[tuple[str, int, tuple[int, ...]]]
+    numel: int
+    has_tables: bool
+
+
+# By graph, for as long as it exists: an architecture comes again in other company.
+_parts: WeakKeyDictionary[ArchGraph, dict[bool, Part]] = WeakKeyDictionary()
+
+
+def part_of(graph: ArchGraph, head: bool) -> Part:
+    """The places of the parameters of a graph; found once."""
+    parts = _parts.setdefault(graph, {})
+    if head not in parts:
+        parts[head] = _lay_out_one(graph, head)
+    return parts[head]
+
+
+def _lay_out_one(graph: ArchGraph, head: bool) -> Part:
+    slots: list[Slot] = []
+    places: list[tuple[str, int, tuple[int, ...]]] = []
+    end = 0
+    node_types = graph.op_types.tolist()
+    for target in graph.targets:
+        if target.head and not head:
+            continue
+        is_table = node_types[target.node] == NODE_TYPE_INDEX["pos_enc"]
+        is_position = is_table and len(target.predicted_shape) == 4
+        size, whole = prod(target.predicted_shape), prod(target.shape)
+        slots.append(
+            Slot(
+                0,
+                target.node,
+                target,
+                is_position,
+                is_table and not is_position,
+                end + whole - size,
+                end + whole,
             )
-            ranges[-1][target.name] = (end, target.shape)
-            end += -(-whole // ALIGNMENT) * ALIGNMENT
-        first_node += graph.num_nodes
-    return Layout(slots, ranges, end, any(slot.is_table for slot in slots))
+        )
+        places.append((target.name, end, target.shape))
+        end += -(-whole // ALIGNMENT) * ALIGNMENT
+    return Part(slots, places, end, any(slot.is_table for slot in slots))
 
 
 def fan_in_scale(target: Target) -> float:

@@ -115,7 +115,8 @@ def collate(ghn: Hypernetwork, graphs: Sequence[ArchGraph]) -> tuple[GraphBatch,
             )
     for needed in getattr(ghn.propagator, "needs", ()):
         getattr(batch, needed)
-    return batch, ghn.encoder.shape_index(batch.shapes).to(ghn.device)
+    shapes = ghn.encoder.shape_index_of(batch.graphs)
+    return batch, shapes.to(ghn.device, non_blocking=True)
 
 
 def prepare(

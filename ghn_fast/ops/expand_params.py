@@ -60,7 +60,7 @@ def expand_params(blocks: Sequence[Tensor], plan: ParamPlan) -> Tensor:
         ValueError: If the blocks differ in device, a row reads outside its block tensor, or rows
             overlap in the buffer or overrun it; if the back end that is asked for cannot run.
     """
-    if not plan.rows:
+    if not plan.num_rows:
         plan.check(blocks)
         return blocks[0].new_zeros(0) if blocks else torch.zeros(0)
     device = blocks[0].device.type if blocks else "cpu"

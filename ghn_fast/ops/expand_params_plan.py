@@ -6,14 +6,18 @@ import math
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ghn_fast.ops import expand_params_triton
+from ghn_fast.ops.transfers import Sent
 
+# Device and sizes of the block tensors.
+_Blocks = tuple[torch.device, tuple[int, ...]]
 # Elements that are expanded at a time where outputs cannot be written directly.
 _PIECE = 1 << 24
 
@@ -64,11 +68,33 @@ class ParamPlan:
     """
 
     def __init__(self, rows: Sequence[PlanRow], numel: int) -> None:
-        self.rows = list(rows)
+        self._rows: list[PlanRow] | None = list(rows)
+        self.num_rows = len(self._rows)
         self.numel = numel
         self._pieces: tuple[tuple[tuple[int, ...], tuple[int, ...]], list[Piece]] | None = None
-        self._packed: tuple[tuple[torch.device, tuple[int, ...]], Tensor] | None = None
-        self._work: tuple[tuple[torch.device, tuple[int, ...]], Any] | None = None
+        self._packed: tuple[_Blocks, Sent[Tensor]] | None = None
+        self._work: tuple[_Blocks, Sent[tuple[list[Tensor], bool]]] | None = None
+
+    @classmethod
+    def of_table(cls, table: npt.NDArray[np.int64], numel: int) -> ParamPlan:
+        """A plan from its :attr:`table` (R, 13); the rows are made if they are asked for."""
+        plan = cls((), numel)
+        plan._rows, plan.num_rows = None, len(table)
+        with torch.inference_mode(False):
+            plan.__dict__["table"] = torch.from_numpy(table)
+        return plan
+
+    @property
+    def rows(self) -> list[PlanRow]:
+        """The parameters."""
+        if self._rows is None:
+            table = self.table.numpy()
+            scales = table[:, 12].view(np.float64).tolist()
+            self._rows = [
+                PlanRow(r[0], r[1], tuple(r[2:6]), tuple(r[6:10]), Kind(r[10]), scale, r[11])
+                for r, scale in zip(table.tolist(), scales, strict=True)
+            ]
+        return self._rows
 
     @cached_property
     def table(self) -> Tensor:
@@ -111,14 +137,14 @@ class ParamPlan:
         key = (blocks[0].device, tuple(block.numel() for block in blocks))
         kept = self._packed
         if kept is None or kept[0] != key:
-            # As for the table; and the copy is waited for, once, because whoever finds it here may
-            # be about to use it on another stream.
+            # As for the table.
             with torch.inference_mode(False):
                 made = torch.ops.ghn_fast.expand_params_pack(
                     self.table, [block.detach() for block in blocks], self.numel
                 )
-                kept = self._packed = key, made.to(blocks[0].device)
-        return kept[1]
+                made = made.to(blocks[0].device, non_blocking=True)
+            kept = self._packed = key, Sent(made, blocks[0].device)
+        return kept[1].get()
 
     def work(self, blocks: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
         """:meth:`packed` as the Triton kernels read it; the rows are checked when it is made."""
@@ -127,8 +153,9 @@ class ParamPlan:
         if kept is None or kept[0] != key:
             self.check(blocks)
             with torch.inference_mode(False):
-                kept = self._work = key, expand_params_triton.pack(self.table, blocks, self.numel)
-        return kept[1]
+                made = expand_params_triton.pack(self.table, blocks, self.numel)
+            kept = self._work = key, Sent(made, blocks[0].device)
+        return kept[1].get()
 
     def check(self, blocks: Sequence[Tensor]) -> None:
         """Raise what :func:`expand_params` promises where blocks and rows do not fit."""
@@ -160,7 +187,7 @@ class ParamPlan:
                 raise ValueError(
                     f"plan.numel: got {self.numel}, needs at least {end}, the end of rows[{index}]"
                 )
-        if self.numel != 0 and not self.rows:
+        if self.numel != 0 and not self.num_rows:
             raise ValueError(f"plan.numel: got {self.numel}, needs 0 for a plan without rows")
 
 
