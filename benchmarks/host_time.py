@@ -191,7 +191,7 @@ class Case:
 def without_arithmetic() -> Iterator[LeaveOut]:
     """Leave out what a GPU would do."""
     modules: list[Any] = [candidate_run, cuda_networks]
-    hypernet: Any = importlib.import_module("ghn_fast.hypernet.ghn")
+    hypernet: Any = importlib.import_module("ghn_fast.hypernet.decode_plan")
     before = pipeline.forward, candidate_run.forward_backward, hypernet.expand_params
     buffers: dict[int, torch.Tensor] = {}
 
