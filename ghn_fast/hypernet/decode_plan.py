@@ -26,6 +26,7 @@ from ghn_fast.ops.expand_params import (
     expand_params,
     expand_params_into,
 )
+from ghn_fast.ops.expand_params_plan import table_of
 
 Shape4 = tuple[int, int, int, int]
 
@@ -203,7 +204,7 @@ def _plan_part(places: Part, config: GHNConfig) -> _Part:
             index = 2 * index + target.row
         rows.append(PlanRow(number, index * prod(found[0]), *found, slot.start))
     nodes_of = {group: list(nodes) for group, (_, nodes) in groups.items()}
-    return _Part(nodes_of, ParamPlan(rows, places.numel).table.numpy(), places.numel)
+    return _Part(nodes_of, table_of(rows), places.numel)
 
 
 def _group_of(target: Target, config: GHNConfig, is_table: bool) -> Group:

@@ -76,7 +76,7 @@ class NodeEncoder(nn.Module):
             if self._sizes not in known:
                 known[self._sizes] = self.shape_index(graph.shapes)
             found.append(known[self._sizes])
-        return torch.cat(found)
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def shape_index(self, shapes: Sequence[tuple[int, ...] | None]) -> Tensor:
         """Rows of the embeddings for the shape of each node.

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ghn_fast.ops import sliced_linears_triton
+
 # Elements of a weight below which the setting up of a call of oneDNN outweighs the gain. The number
 # of inputs does not count: the same node gets the same numbers in a small batch and in a large one.
 _LEAST_WEIGHT = 1 << 15
@@ -58,6 +60,8 @@ def sliced_linears(
         tuple(slice(start, start + count) for start, count in zip(first, size, strict=True))
         for first, size in zip(firsts or [(0,) * len(size) for size in sizes], sizes, strict=True)
     )
+    if sliced_linears_triton.can_run(weight, inputs):
+        return sliced_linears_triton.sliced_linears(inputs, weight, bias, windows, relu)
     if not torch.is_grad_enabled() or not any(
         tensor.requires_grad for tensor in (weight, bias, *inputs)
     ):

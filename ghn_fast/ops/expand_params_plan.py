@@ -102,17 +102,9 @@ class ParamPlan:
 
         Columns: block, source, block shape, shape, kind, offset, scale as the bits of a double.
         """
-        rows = [(r[0], r[1], *r[2], *r[3], r[4], r[6]) for r in self.rows]
-        table = np.empty((len(rows), 13), np.int64)
-        if rows:
-            try:
-                table[:, :12] = rows
-            except OverflowError as error:
-                raise ValueError(f"plan.rows: a number needs more than 64 bits: {error}") from error
-            table[:, 12] = np.array([r.scale for r in self.rows], np.float64).view(np.int64)
         # Inference tensors cannot be saved for a backward pass, and this one is kept.
         with torch.inference_mode(False):
-            return torch.from_numpy(table)
+            return torch.from_numpy(table_of(self.rows))
 
     def pieces(self, wanted: tuple[int, ...], whole: tuple[int, ...]) -> list[Piece]:
         """The wanted rows in portions of bounded size, large rows in parts.
@@ -189,6 +181,19 @@ class ParamPlan:
                 )
         if self.numel != 0 and not self.num_rows:
             raise ValueError(f"plan.numel: got {self.numel}, needs 0 for a plan without rows")
+
+
+def table_of(plan_rows: Sequence[PlanRow]) -> npt.NDArray[np.int64]:
+    """:attr:`ParamPlan.table` of some rows."""
+    rows = [(r[0], r[1], *r[2], *r[3], r[4], r[6]) for r in plan_rows]
+    table = np.empty((len(rows), 13), np.int64)
+    if rows:
+        try:
+            table[:, :12] = rows
+        except OverflowError as error:
+            raise ValueError(f"plan.rows: a number needs more than 64 bits: {error}") from error
+        table[:, 12] = np.array([r.scale for r in plan_rows], np.float64).view(np.int64)
+    return table
 
 
 Piece = tuple[ParamPlan, list[tuple[int, int, int]]]
