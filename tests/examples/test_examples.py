@@ -27,9 +27,11 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("finetune.py", "--steps", "2", "--channels", "8", "--network", "deepnets:val:0"),
+        (("finetune.py", "--steps", "2", "--channels", "8", "--network", "deepnets:val:0",
+          "--image-size", "8"),
          "predicted start: "),
-        (("search.py", "--candidates", "2", "--most-parameters", "2e5"), "% test"),
+        (("search.py", "--candidates", "2", "--most-parameters", "2e5", "--image-size", "8"),
+         "% test"),
         (("metatrain.py", "--images", "digits", "--image-size", "16", "--steps", "1", "--hid", "8",
           "--meta-batch", "1", "--max-nodes", "120"), "that it has never seen"),
         (("guard_kernel.py", "--cases", "4", "--repeats", "2"), "equal on 4 graphs"),
