@@ -81,6 +81,8 @@ def _pair(value: int | Pair, name: str, least: int) -> Pair:
 
 
 def _output_size(x: Tensor, kernel: Any, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
+    if min(stride) < 1:
+        raise ValueError(f"stride: got {tuple(stride)}, needs one or two numbers, 1 or more")
     return [
         (size + 2 * p - d * (k - 1) - 1) // s + 1
         for size, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)

@@ -17,7 +17,7 @@ from ghn_fast.deepnets.architectures.genotype import PRIMITIVES, VIT_CONFIG
 from ghn_fast.deepnets.architectures.network import Network
 from ghn_fast.deepnets.architectures.spec import is_connected
 from ghn_fast.metatrain import functional_networks
-from ghn_fast.metatrain.candidates import FunctionalNetwork, ModuleNetwork
+from ghn_fast.metatrain.candidates import FunctionalNetwork, ModuleNetwork, candidate_key
 from ghn_fast.metatrain.functional_networks import Weights, dropout, primitive
 from ghn_fast.metatrain.precision import autocast
 from networks import Tied
@@ -271,11 +271,11 @@ def test_dropout_keeps_the_mean() -> None:
 def test_structures_have_keys() -> None:
     items = SampledNets("train", 2, seed=2)
     one, again, other = (
-        FunctionalNetwork(item.config_for(16), 10, 16, CPU).key
+        candidate_key(item, num_classes=10, image_size=16)
         for item in (items[0], ArchItem(7, "same", items[0].config), items[1])
     )
     assert one == again != other
-    assert FunctionalNetwork(items[0].config_for(16), 10, 32, CPU).key != one
+    assert candidate_key(items[0], num_classes=10, image_size=32) != one
 
 
 def test_shared_parameters_are_named_once() -> None:

@@ -110,6 +110,7 @@ def recorded_calls() -> list[Call]:
         ops.gated_gnn_plan_edges(packed)
         ops.gated_gnn_join([packed, packed])
         image_calls()
+        attention_calls()
     # Packing is for other devices than the CPU; its arguments are those of the op itself.
     extra = [
         Call(ops.expand_params_pack.default, (call.args[1], call.args[0], call.args[3]))
@@ -133,6 +134,17 @@ def image_calls() -> None:
         vectors = torch.randn(2, 19, requires_grad=True)
         y = depthwise_conv2d(x.requires_grad_(), weight, (2, 1), (1, 2), (1, 1))
         batch_norm_act(y, vectors[0], vectors[1], 1e-5, True).sum().backward()
+
+
+def attention_calls() -> None:
+    """Calls of the attention over nodes, with codes of each type that it takes."""
+    from ghn_fast.ops.graph_attention import graph_attention
+
+    for dtype in (torch.uint8, torch.int16):
+        qkv = torch.randn(7, 3, 2, 4, requires_grad=True)
+        table = torch.randn(5, 2, requires_grad=True)
+        codes = torch.randint(0, 5, (3 * 3 + 4 * 4,), dtype=dtype)
+        graph_attention(qkv, codes, [0, 3, 7], table).sum().backward()
 
 
 def op_names() -> list[str]:
