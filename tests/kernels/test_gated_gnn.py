@@ -185,7 +185,7 @@ class TestCalls:
 @only_once
 def test_the_kernels_run_in_the_interpreter() -> None:
     """All tests above that a machine without a GPU can run."""
-    run_in_interpreter(__file__, 20)
+    run_in_interpreter(__file__, 14)
 
 
 @only_once
