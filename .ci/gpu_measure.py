@@ -139,7 +139,7 @@ def step(device: str, repeats: int) -> Iterator[Part]:
                 way = Way(precision, channels_last, graphs and not small)
                 least = (GPU_STEPS if graphs else GPU_EAGER_STEPS) if not small else None
                 yield way.name(), partial(measure_way, way, device, repeats, least, small=small)
-    yield "step against the straightforward loop", lambda: ratio(device, repeats, small=small)
+    yield "step against the straightforward loop", lambda: ratio(device, small=small)
 
 
 CASES: dict[str, Callable[[str, int], Iterator[Part]]] = {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,35 +137,27 @@ def count_launches(steps: Steps) -> dict[str, int]:
     }
 
 
-def ratio(device: str, repeats: int, *, small: bool = False) -> list[Measurement]:
-    """The whole step against the straightforward loop (benchmarks/step.py), both eager at first."""
-    import step
+def ratio(device: str, *, small: bool = False) -> list[Measurement]:
+    """A step on architectures that were never seen against the straightforward loop, both eager."""
+    from suite.cases import all_cases
+    from suite.measuring import measure_case
 
-    arguments = argparse.Namespace(
-        device=device,
-        meta_batch=2 if small else 8,
-        batch_size=2 if small else 64,
-        hid=8 if small else 32,
-        seed=1,
-        precision="float32",
-        cuda_graphs=0 if small else 64,
+    graph, count = ("train", 1) if small else ("fresh", 8)
+    case = next(
+        case
+        for case in all_cases()
+        if (case.path, case.backend, case.device) == ("meta_step", "auto", device)
+        and (case.graph, case.meta_batch) == (graph, count)
     )
     with _one_thread():
-        case = step.Case(arguments)
-        if not small:
-            case.compare()
-        for _ in range(1 if small else 3):
-            case.ours()
-        parts = step.measure(case, 1 if small else repeats)
-    found = parts["step"]
-    least = None if small else 20.0
+        found = measure_case(case, replace(case, backend="straightforward"))
     return [
         Measurement(
             "step against the straightforward loop",
-            found["ratio"],
+            found["peer"]["ratio"]["median"],
             "times",
-            at_least=least,
-            details=parts,
+            at_least=None if small else 20.0,
+            details=found,
         )
     ]
 
