@@ -68,7 +68,9 @@ def health(host: str, port: int) -> dict[str, Any]:
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """p50, p95 and p99 with the number of values."""
+    """p50, p95 and p99 with the number of values; the number alone if there are fewer than two."""
+    if len(values) < 2:
+        return {"count": len(values)}
     cuts = statistics.quantiles(values, n=100, method="inclusive")
     return {
         "count": len(values),
