@@ -95,7 +95,8 @@ def judge(ratios: list[float], threshold: float) -> Verdict:
 def test_thresholds_follow_the_noise_and_keep_what_they_promise() -> None:
     generator = random.Random(0)
     tiers = {
-        s: noise.tier_of(rounds_with_noise(1, generator, s), 18, 25) for s in (0.01, 0.04, 0.1)
+        s: noise.tier_of(rounds_with_noise(1, generator, s), 18, rounds.MOST_ROUNDS)
+        for s in (0.01, 0.04, 0.1)
     }
     thresholds = [tier.threshold for tier in tiers.values()]
     assert thresholds == sorted(thresholds) and thresholds[0] == noise.TIERS[0]
@@ -117,11 +118,11 @@ def test_thresholds_follow_the_noise_and_keep_what_they_promise() -> None:
 def test_noise_is_kept_and_added_to(tmp_path: Path) -> None:
     generator = random.Random(1)
     first = {CASE.name: rounds_with_noise(1, generator, 0.02)[:8], "few": [1.0]}
-    assert noise.write_noise(first, 25, tmp_path) == {}
+    assert noise.write_noise(first, rounds.MOST_ROUNDS, tmp_path) == {}
     assert noise.read_tiers(tmp_path) == {}
     more = {CASE.name: rounds_with_noise(1, generator, 0.02)}
-    written = noise.write_noise(more, 25, tmp_path)
-    assert written[CASE.name].rounds == 33
+    written = noise.write_noise(more, rounds.MOST_ROUNDS, tmp_path)
+    assert written[CASE.name].rounds == 8 + rounds.MOST_ROUNDS
     assert noise.read_tiers(tmp_path) == written
     assert noise.read_tiers(tmp_path / "none") == {}
 
