@@ -12,7 +12,7 @@ _HOME = {
     "TrainingSettings": "ghn_fast.studies.training",
     "embed_architectures": "ghn_fast.studies.embeddings",
     "evaluate_splits": "ghn_fast.studies.all_splits",
-    "few_shot": "ghn_fast.studies.few_shot",
+    "few_shot": "ghn_fast.studies.subsets",
     "find_networks": "ghn_fast.studies.networks",
     "finetune_networks": "ghn_fast.studies.finetune",
     "frechet_distance": "ghn_fast.studies.embeddings",

@@ -13,10 +13,10 @@ import torch
 
 from ghn_fast.hypernet import GHN
 from ghn_fast.studies.curves import TrainingCurve
-from ghn_fast.studies.few_shot import few_shot
 from ghn_fast.studies.initialisation import FILES, check_init, initialise
 from ghn_fast.studies.networks import Network
 from ghn_fast.studies.sgd import Training, without_nan
+from ghn_fast.studies.subsets import few_shot
 from ghn_fast.studies.training import TrainingResult, TrainingSettings, train_network
 from ghn_fast.utils import distributed
 from ghn_fast.utils.files import write_atomically

@@ -20,6 +20,7 @@ import torch
 import typer
 
 from ghn_fast import cli
+from ghn_fast.hypernet import propagate
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -161,6 +162,8 @@ def test_blocks_of_python_run(page: str, tmp_path: Path, monkeypatch: pytest.Mon
     pytest.importorskip("torchvision")
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
+    # What a page registers is gone with it.
+    monkeypatch.setattr(propagate, "_registry", dict(propagate._registry))
     todo = [block for block in BLOCKS if block.page == page and block.language == "python"]
     todo = [block for block in todo if not block.above.startswith(NOT_RUN)]
     names: dict[str, Any] = {"__name__": "__page__"}

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import ghn_fast
-from ghn_fast.studies.few_shot import few_shot
 from ghn_fast.studies.finetune import DIVERSE, FinetuneReport, finetune_networks
 from ghn_fast.studies.networks import Network
+from ghn_fast.studies.subsets import few_shot
 from ghn_fast.studies.training import TrainingSettings
 from ghn_fast.vision import ImageSplits
 
