@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from command_line import Run
 from ghn_fast.ops.backend import extension_problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,3 +101,24 @@ def fixtures_dir() -> Path:
 def small_fixtures_dir() -> Path:
     """The subset of the published numbers that the repository carries."""
     return ROOT / "tests" / "fixtures"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command with arguments; returns exit status, standard output, standard error."""
+    from ghn_fast import cli
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ghn-fast", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("NO_COLOR", "1")
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return status, captured.out, captured.err
+
+    return call

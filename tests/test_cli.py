@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +16,15 @@ import pytest
 import typer
 
 import ghn_fast
+from command_line import Run
 from ghn_fast import cli
 from ghn_fast.commands.deepnets import Split
 from ghn_fast.commands.evaluation import EvaluationSplit
-
-Run = Callable[..., tuple[int, str, str]]
 
 TRAIN = (
     "train", "--dataset", "digits", "--deepnets", "20", "--meta-batch", "1", "--batch-size", "8",
     "--seed", "3", "--hid", "8", "--checkpoint-every", "2",
 )  # fmt: skip
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command with arguments; returns exit status, standard output, standard error."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ghn-fast", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setenv("NO_COLOR", "1")
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return status, captured.out, captured.err
-
-    return call
 
 
 def test_choices_are_the_splits_that_exist() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import ghn_fast
+from command_line import Run
 from ghn_fast.studies.diversity import WeightDiversity
 from ghn_fast.vision import (
     ImageSplits,
@@ -85,10 +86,7 @@ def _plain(splits: ImageSplits) -> ImageSplits:
     return replace(splits, augment="none")
 
 
-def test_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ghn_fast import cli
+def test_the_command(tmp_path: Path, run: Run) -> None:
 
     torch.manual_seed(0)
     ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(8, 8, 3, 3)))
@@ -102,17 +100,6 @@ def test_the_command(
             folder.mkdir(parents=True)
             for i in range(3):
                 Image.new("RGB", (8, 8), (25 * label, 80 * i, 0)).save(folder / f"{i}.png")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["ghn-fast", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
 
     common = ("--ckpt", tmp_path / "ghn", "--dataset", f"folder:{sources}")
     out = tmp_path / "out"

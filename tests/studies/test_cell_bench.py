@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import ghn_fast
+from command_line import Run
 from ghn_fast.studies.cell_bench import (
     BOTH,
     METHODS,
@@ -118,22 +119,7 @@ def test_without_labels(folder: Path, splits: ImageSplits) -> None:
         zero_shot(other, tables, splits, 4)
 
 
-def test_the_command(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    from ghn_fast import cli
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["ghn-fast", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
+def test_the_command(folder: Path, tmp_path: Path, run: Run) -> None:
 
     out = tmp_path / "out"
     status, printed, error = run("nasbench201", folder, "--labels", 20, "--draws", 1, "--out", out)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from command_line import Run
 from ghn_fast.studies.backbones import Backbone
 from ghn_fast.studies.detection import (
     DetectionSettings,
@@ -144,22 +145,8 @@ def test_published_anchors() -> None:
     assert detector.transform.min_size == (800,)
 
 
-def test_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ghn_fast import cli
+def test_the_command(tmp_path: Path, run: Run) -> None:
     from ghn_fast.utils.optional import installed
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["ghn-fast", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
 
     out = tmp_path / "out"
     common = ("detect", "deepnets:val:1", "--channels", 8, "--cells", 3, "--side", 64,

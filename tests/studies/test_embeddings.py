@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 
 import ghn_fast
+from command_line import Run
 from ghn_fast.deepnets import SampledNets
 from ghn_fast.studies.embeddings import (
     embed_architectures,
@@ -100,21 +101,7 @@ def test_a_survey_of_sets(ghn: ghn_fast.GHN, tmp_path: Path) -> None:
         survey(reference, sets, queries=["x"])
 
 
-def test_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ghn_fast import cli
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["ghn-fast", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
+def test_the_command(tmp_path: Path, run: Run) -> None:
 
     from safetensors import safe_open
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ghn_fast
+from command_line import Run
 from ghn_fast.studies.finetune import DIVERSE, FinetuneReport, finetune_networks
 from ghn_fast.studies.networks import Network
 from ghn_fast.studies.subsets import few_shot
@@ -84,22 +85,7 @@ def test_mistakes(splits: ImageSplits, network: Network) -> None:
         finetune_networks([wrong], ["random"], splits, [2], QUICK)
 
 
-def test_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ghn_fast import cli
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["ghn-fast", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
+def test_the_command(tmp_path: Path, run: Run) -> None:
     common = ("deepnets:val:1", "--image-size", 8, "--channels", 8, "--cells", 3, "--steps", 2,
               "--batch-size", 8, "--seeds", 2)  # fmt: skip
     out = tmp_path / "out"

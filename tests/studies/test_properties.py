@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import ghn_fast
+from command_line import Run
 from ghn_fast.studies.features import architecture_features, count_flops
 from ghn_fast.studies.labels import Labels, read_labels
 from ghn_fast.studies.networks import find_networks, names_of, names_to_find
@@ -98,24 +99,10 @@ def test_labels_of_a_split_rank_another_one() -> None:
             )  # type: ignore[arg-type]
 
 
-def test_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ghn_fast import cli
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     from ghn_fast.studies import regression
 
     monkeypatch.setattr(regression, "GRID", GRID)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["ghn-fast", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
 
     table = tmp_path / "labels.csv"
     names = [f"{split}-{i}" for split in ("val", "test") for i in range(8)]

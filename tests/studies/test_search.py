@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ghn_fast
+from command_line import Run
 from ghn_fast.commands.search import networks_of
 from ghn_fast.studies import regression as regressions
 from ghn_fast.studies.embeddings import embed_architectures
@@ -125,23 +126,9 @@ def test_by_predicted_accuracy_and_both(
         )  # fmt: skip
 
 
-def test_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ghn_fast import cli
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
 
     monkeypatch.setattr(regressions, "GRID", GRID)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["ghn-fast", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
 
     table = tmp_path / "labels.csv"
     rows = [f"val-{i},{(i * 3) % 8}" for i in range(8)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from command_line import Run
 from ghn_fast.studies.networks import Network, find_networks
 from ghn_fast.studies.sgd import SgdReport, Training, train_networks
 from ghn_fast.studies.training import TrainingSettings
@@ -103,21 +104,7 @@ def test_worth_of_a_prediction() -> None:
     assert report.worth("other") == []
 
 
-def test_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ghn_fast import cli
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["ghn-fast", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
+def test_the_command(tmp_path: Path, run: Run) -> None:
 
     out = tmp_path / "out"
     common = ("--image-size", 8, "--channels", 8, "--cells", 3, "--steps", 2, "--batch-size", 8,
