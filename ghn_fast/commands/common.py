@@ -23,6 +23,14 @@ Dataset = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+DataRoot = Annotated[str | None, typer.Option("--data-root", help="Folder of the image data.")]
+Pixels = Annotated[
+    int | None, typer.Option("--image-size", min=8, help="Side of the images in pixels.")
+]
+Channels = Annotated[
+    int | None, typer.Option("--channels", min=2, help="Channels of networks made of cells.")
+]
+Cells = Annotated[int | None, typer.Option("--cells", min=1, help="Their number of cells.")]
 
 
 def complete_model(incomplete: str) -> list[str]:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghn_fast.commands.common import INTERRUPTED, Device, check_device, check_out, make_progress
+from ghn_fast.commands.common import (
+    INTERRUPTED,
+    Cells,
+    Channels,
+    Device,
+    check_device,
+    check_out,
+    make_progress,
+)
 from ghn_fast.commands.output import UnfinishedError, plain, print_table, say
 from ghn_fast.commands.sgd import Networks
 from ghn_fast.utils.optional import require
@@ -48,10 +56,8 @@ def detect(
     ] = None,
     test: Annotated[int, typer.Option(min=1, help="Images that are held out.")] = 50,
     shapes: Annotated[int, typer.Option(min=2, help="Images of --dataset shapes.")] = 170,
-    channels: Annotated[
-        int | None, typer.Option(min=2, help="Channels of networks made of cells.")
-    ] = None,
-    cells: Annotated[int | None, typer.Option(min=1, help="Their number of cells.")] = None,
+    channels: Channels = None,
+    cells: Cells = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("detection"),

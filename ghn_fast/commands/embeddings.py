@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghn_fast.commands.common import check_out, make_progress
+from ghn_fast.commands.common import (
+    DeepNetsFolder,
+    check_out,
+    make_progress,
+)
 from ghn_fast.commands.output import plain, print_table, say
 
 if TYPE_CHECKING:
@@ -45,9 +49,7 @@ def embeddings(
     label: Annotated[str, typer.Option(help="Its column.")] = "top1",
     num_classes: Annotated[int, typer.Option(min=1, help="Classes of the networks.")] = 10,
     image_size: Annotated[int, typer.Option(min=8, help="Side of their images in pixels.")] = 32,
-    deepnets: Annotated[
-        Path | None, typer.Option(help="Folder of DeepNets files; without it nets are sampled.")
-    ] = None,
+    deepnets: DeepNetsFolder = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
     out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("embeddings"),
 ) -> dict[str, Any]:

@@ -13,7 +13,9 @@ import typer
 
 from ghn_fast.commands.common import (
     MOST,
+    DataRoot,
     Dataset,
+    DeepNetsFolder,
     Device,
     can_draw,
     check_device,
@@ -48,11 +50,8 @@ def evaluate(
     ckpt: Annotated[str, typer.Option("--ckpt", help="Name, folder or file of a hypernetwork.")],
     split: Annotated[EvaluationSplit, typer.Option("--split")] = EvaluationSplit.test,
     dataset: Dataset = "digits",
-    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
-    deepnets: Annotated[
-        Path | None,
-        typer.Option(help="Folder of generated files; without it the split is sampled."),
-    ] = None,
+    data_root: DataRoot = None,
+    deepnets: DeepNetsFolder = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Architectures at most.")] = None,
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampled architectures.")] = 0,

@@ -10,8 +10,12 @@ import typer
 
 from ghn_fast.commands.common import (
     INTERRUPTED,
+    Cells,
+    Channels,
+    DataRoot,
     Dataset,
     Device,
+    Pixels,
     can_draw,
     check_device,
     check_out,
@@ -46,10 +50,8 @@ def finetune(
     ] = None,
     ckpt: Annotated[str, typer.Option("--ckpt", help="The hypernetwork.")] = "ghn2-digits",
     dataset: Dataset = "digits",
-    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Side of the images in pixels.")
-    ] = None,
+    data_root: DataRoot = None,
+    image_size: Pixels = None,
     head: Annotated[
         str,
         typer.Option(help="auto (predicted if the classes are as many), predict or keep."),
@@ -78,10 +80,8 @@ def finetune(
     orthogonal_from: Annotated[
         int, typer.Option(min=0, help="Weight from which predicted-orthogonal begins.")
     ] = 0,
-    channels: Annotated[
-        int | None, typer.Option(min=2, help="Channels of networks made of cells.")
-    ] = None,
-    cells: Annotated[int | None, typer.Option(min=1, help="Their number of cells.")] = None,
+    channels: Channels = None,
+    cells: Cells = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of results; trainings in it are not repeated.")
     ] = Path("finetune"),

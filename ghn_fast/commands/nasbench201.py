@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghn_fast.commands.common import INTERRUPTED, Dataset, check_out, make_progress
+from ghn_fast.commands.common import (
+    INTERRUPTED,
+    DataRoot,
+    Dataset,
+    check_out,
+    make_progress,
+)
 from ghn_fast.commands.output import UnfinishedError, plain, print_table, say
 from ghn_fast.utils.optional import require
 
@@ -49,7 +55,7 @@ def nasbench201(
         ),
     ] = 0,
     dataset: Dataset = "digits",
-    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
+    data_root: DataRoot = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that embed.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("nasbench201"),

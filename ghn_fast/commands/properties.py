@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghn_fast.commands.common import check_out, make_progress
+from ghn_fast.commands.common import (
+    Cells,
+    Channels,
+    DeepNetsFolder,
+    check_out,
+    make_progress,
+)
 from ghn_fast.commands.output import plain, print_table, say
 from ghn_fast.utils.optional import require
 
@@ -47,13 +53,9 @@ def properties(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     num_classes: Annotated[int, typer.Option(min=1, help="Classes of the networks.")] = 10,
     image_size: Annotated[int, typer.Option(min=8, help="Side of their images in pixels.")] = 32,
-    channels: Annotated[
-        int | None, typer.Option(min=2, help="Channels of networks made of cells.")
-    ] = None,
-    cells: Annotated[int | None, typer.Option(min=1, help="Their number of cells.")] = None,
-    deepnets: Annotated[
-        Path | None, typer.Option(help="Folder of DeepNets files; without it nets are sampled.")
-    ] = None,
+    channels: Channels = None,
+    cells: Cells = None,
+    deepnets: DeepNetsFolder = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("properties"),
 ) -> dict[str, Any]:
     """Predict labels of architectures from graph embeddings, and compare with simple counts.

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghn_fast.commands.common import INTERRUPTED, Dataset, check_out, make_progress
+from ghn_fast.commands.common import (
+    INTERRUPTED,
+    DataRoot,
+    Dataset,
+    DeepNetsFolder,
+    check_out,
+    make_progress,
+)
 from ghn_fast.commands.output import UnfinishedError, plain, print_table, say
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ def search(
     ] = None,
     label: Annotated[str, typer.Option(help="Its column; more of it is better.")] = "top1",
     dataset: Dataset = "digits",
-    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
+    data_root: DataRoot = None,
     image_size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels.")] = 32,
     num_classes: Annotated[int, typer.Option(min=1, help="Classes of the networks.")] = 10,
     max_parameters: Annotated[int | None, typer.Option(min=1, help="Limit of parameters.")] = None,
@@ -48,9 +55,7 @@ def search(
     channels: Annotated[
         int | None, typer.Option(min=2, help="Channels of all networks, instead of their own.")
     ] = None,
-    deepnets: Annotated[
-        Path | None, typer.Option(help="Folder of DeepNets files; without it nets are sampled.")
-    ] = None,
+    deepnets: DeepNetsFolder = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampled architectures.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Threads that embed.")] = 2,
     out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("search"),

@@ -10,8 +10,13 @@ import typer
 
 from ghn_fast.commands.common import (
     INTERRUPTED,
+    Cells,
+    Channels,
+    DataRoot,
     Dataset,
+    DeepNetsFolder,
     Device,
+    Pixels,
     can_draw,
     check_device,
     check_out,
@@ -49,10 +54,8 @@ def sgd(
         str, typer.Option("--ckpt", help="Hypernetwork of --init predicted.")
     ] = "ghn2-digits",
     dataset: Dataset = "digits",
-    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Side of the images in pixels.")
-    ] = None,
+    data_root: DataRoot = None,
+    image_size: Pixels = None,
     images: Annotated[str, typer.Option(help="Images of the evaluations: test or val.")] = "test",
     epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 50.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, instead of epochs.")] = None,
@@ -66,13 +69,9 @@ def sgd(
     ] = 11,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
-    channels: Annotated[
-        int | None, typer.Option(min=2, help="Channels of networks made of cells.")
-    ] = None,
-    cells: Annotated[int | None, typer.Option(min=1, help="Their number of cells.")] = None,
-    deepnets: Annotated[
-        Path | None, typer.Option(help="Folder of DeepNets files; without it nets are sampled.")
-    ] = None,
+    channels: Channels = None,
+    cells: Cells = None,
+    deepnets: DeepNetsFolder = None,
     noise: Annotated[
         float, typer.Option(min=0, help="Noise of the accuracy on noisy images.")
     ] = 0.08,

@@ -10,7 +10,9 @@ import typer
 
 from ghn_fast.commands.common import (
     INTERRUPTED,
+    DataRoot,
     Dataset,
+    DeepNetsFolder,
     Device,
     check_device,
     check_out,
@@ -29,10 +31,8 @@ if TYPE_CHECKING:
 def evaluate_splits(
     ckpt: Annotated[str, typer.Option("--ckpt", help="Name, folder or file of a hypernetwork.")],
     dataset: Dataset = "digits",
-    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
-    deepnets: Annotated[
-        Path | None, typer.Option(help="Folder of generated files; without it nets are sampled.")
-    ] = None,
+    data_root: DataRoot = None,
+    deepnets: DeepNetsFolder = None,
     split: Annotated[
         list[str] | None,
         typer.Option("--split", help="A split; repeatable.  [default: all for evaluation]"),

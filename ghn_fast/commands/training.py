@@ -10,6 +10,7 @@ import typer
 
 from ghn_fast.commands.common import (
     INTERRUPTED,
+    DataRoot,
     check_device,
     check_out,
     make_progress,
@@ -26,7 +27,7 @@ def train(
     dataset: Annotated[
         str | None, typer.Option(help="digits, cifar10, imagenet or folder:PATH.")
     ] = None,
-    data_root: Annotated[str | None, typer.Option(help="Folder of the image data.")] = None,
+    data_root: DataRoot = None,
     deepnets: Annotated[
         str | None,
         typer.Option(help="Folder of generated files, or how many architectures to sample."),

@@ -10,6 +10,7 @@ from typing import Any
 
 from ghn_fast._version import __version__
 from ghn_fast.hypernet.config import GHNConfig
+from ghn_fast.utils.json_lines import read_lines
 
 CARD_FILE = "README.md"
 # Settings of a run that a reader of the card asks for first, in this order.
@@ -53,14 +54,14 @@ def read_results(run: Path | None = None, reports: Iterable[Path] = ()) -> RunRe
     if run is not None and (run / "train.json").is_file():
         results.settings = _object(run / "train.json")
     if run is not None:
-        lines = _lines(run / "metrics.jsonl")
+        lines = read_lines(run / "metrics.jsonl")
         if lines:
             results.metrics = {"step": lines[-1].get("step", len(lines))}
             for name in ("loss", "top1"):
                 values = [v[name] for v in lines[-_LAST_STEPS:] if v.get(name) is not None]
                 if values:
                     results.metrics[name] = sum(values) / len(values)
-        results.evaluations = _lines(run / "evaluations.jsonl")
+        results.evaluations = read_lines(run / "evaluations.jsonl")
     for path in reports:
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
         found = [_object(file) for file in files]
@@ -210,18 +211,3 @@ def _object(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a file of JSON that can be read: {error}") from error
     return values if isinstance(values, dict) else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of JSON lines; what a crash cut off is left out."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(values, dict) and "step" in values:
-            found.append(values)
-    return found

@@ -12,6 +12,7 @@ from typing import Any
 
 from ghn_fast.metatrain.trackers import Trackers
 from ghn_fast.utils.files import write_atomically
+from ghn_fast.utils.json_lines import read_lines
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
@@ -155,21 +156,6 @@ class RunLog:
         for lines in (self.metrics, self.evaluations, self.skipped):
             lines.close()
         self.trackers.close()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a file of JSON lines; one cut off by a crash is left out."""
-    if not path.is_file():
-        return []
-    result = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(values, dict) and "step" in values:
-            result.append(values)
-    return result
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

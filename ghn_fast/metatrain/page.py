@@ -15,10 +15,10 @@ from ghn_fast.metatrain.metrics import (
     EVALUATIONS_FILE,
     METRICS_FILE,
     SKIPPED_FILE,
-    read_lines,
     read_metrics,
 )
 from ghn_fast.utils.files import write_atomically
+from ghn_fast.utils.json_lines import read_lines
 
 REPORT_FILE = "report.html"
 

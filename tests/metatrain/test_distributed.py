@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from ghn_fast.metatrain import TrainConfig, train
-from ghn_fast.metatrain.metrics import read_lines, read_metrics
+from ghn_fast.metatrain.metrics import read_metrics
 from ghn_fast.utils import distributed
+from ghn_fast.utils.json_lines import read_lines
 
 ROOT = Path(__file__).parents[2]
 CONFIG = TrainConfig(

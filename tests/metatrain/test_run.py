@@ -17,8 +17,9 @@ import ghn_fast
 from ghn_fast.metatrain import TrainConfig, train
 from ghn_fast.metatrain import run as run_module
 from ghn_fast.metatrain.candidates import FunctionalNetwork
-from ghn_fast.metatrain.metrics import JsonLines, read_lines, read_metrics
+from ghn_fast.metatrain.metrics import JsonLines, read_metrics
 from ghn_fast.metatrain.resume import list_checkpoints
+from ghn_fast.utils.json_lines import read_lines
 from ghn_fast.utils.locks import FolderLock
 
 TINY = TrainConfig(
