@@ -32,12 +32,14 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
 
     import ghn_fast
     from ghn_fast.deepnets import SampledNets, meta_batches
+    from ghn_fast.metatrain import memory
     from ghn_fast.metatrain.executor import Executor
-    from ghn_fast.metatrain.memory import keep_freed_memory
     from ghn_fast.metatrain.step import MetaTrainer
 
     torch.set_num_threads(arguments.threads)
-    keep_freed_memory()
+    memory.keep_freed_memory()
+    # Earlier revisions have nothing like it.
+    getattr(memory, "keep_primitives", lambda: None)()
     torch.manual_seed(0)
     ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=32, max_shape=(64, 64, 11, 11))).train()
     trainer = MetaTrainer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -46,6 +47,8 @@ class FakeCuda(CudaDevice):
         self.error: BaseException | None = None
         self.empty = False
         self.recorded = self.replayed = 0
+        self._graphs: dict[object, weakref.WeakSet[Callable[[], None]]] = {}
+        self._used: set[object] = set()
 
     def current(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -62,18 +65,23 @@ class FakeCuda(CudaDevice):
     def clock(self) -> FakeClock:
         return FakeClock()
 
-    def pool(self) -> None:
-        return None
+    def pool(self) -> object:
+        return object()
 
     def record(
         self,
         body: Callable[[], None],
         stream: FakeStream,
-        pool: None,
+        pool: object,
         generator: torch.Generator,
     ) -> Callable[[], None]:
         if self.error is not None:
             raise self.error
+        # As torch's allocator: memory of graphs that are all gone takes no further one.
+        live = self._graphs.setdefault(pool, weakref.WeakSet())
+        if pool in self._used and not live:
+            raise RuntimeError("use_count > 0")
+        self._used.add(pool)
         self.recorded += 1
 
         def replay() -> None:
@@ -81,6 +89,7 @@ class FakeCuda(CudaDevice):
             if not self.empty:
                 body()
 
+        live.add(replay)
         return replay
 
     def synchronize(self) -> None:

@@ -82,8 +82,12 @@ class GraphBatch:
                 raise ValueError(
                     f"graphs: got virtual edges up to {sorted(cutoffs)}, needs one limit for all"
                 )
-            edges = self.plan.edges if self._rows is None else self._rows
-            made = Pairs.of(edges, self.offsets, *cutoffs)
+            # The plan is for message passing, and reading edges from it on a GPU would wait for it.
+            edges = self._rows
+            if edges is None:
+                edges = collate_edges([graph.edges for graph in self.graphs], self.offsets)
+            with torch.inference_mode(False):
+                made = Pairs.of(edges, self.offsets, *cutoffs)
             self._pairs = made.to(self.op_types.device)
         return self._pairs
 

@@ -93,6 +93,8 @@ def from_pretrained(
 def save_pretrained(ghn: GHN, folder: str | os.PathLike[str]) -> Path:
     """Save a hypernetwork as ``config.json`` and ``model.safetensors``, each replaced atomically.
 
+    What its checkpoint said of the accuracy of predicted networks (``accuracies.json``) goes along.
+
     Returns:
         The folder.
     """
@@ -104,6 +106,8 @@ def save_pretrained(ghn: GHN, folder: str | os.PathLike[str]) -> Path:
     write_atomically(folder / WEIGHTS_FILE, save(state))
     text = json.dumps(ghn.config.to_dict(), indent=2) + "\n"
     write_atomically(folder / CONFIG_FILE, text)
+    if ghn.accuracies is not None and ghn.accuracies.is_file():
+        write_atomically(folder / ACCURACIES_FILE, ghn.accuracies.read_bytes())
     return folder
 
 
@@ -184,11 +188,21 @@ def _locate(name: str, filename: str | None) -> Path:
     if name in bundled():
         return _BUNDLED / name
     if hub.is_name(name):
-        return hub.download_folder(name, [CONFIG_FILE, WEIGHTS_FILE])
+        return download_checkpoint(name)
     raise FileNotFoundError(
         f"name_or_path: got {name!r}, needs a checkpoint file or folder, one of {bundled()}, or "
         "owner/name on the Hugging Face Hub"
     )
+
+
+def download_checkpoint(repository: str, **options: Any) -> Path:
+    """The folder of a checkpoint in our layout on the Hugging Face Hub.
+
+    Raises:
+        FileNotFoundError: As :func:`ghn_fast.hypernet.hub.download_folder`.
+    """
+    names = [CONFIG_FILE, WEIGHTS_FILE]
+    return hub.download_folder(repository, names, optional=[ACCURACIES_FILE], **options)
 
 
 def _locate_file(name: str, path: Path, filename: str) -> Path:

@@ -74,7 +74,9 @@ class NodeEncoder(nn.Module):
         for graph in graphs:
             known = _known.setdefault(graph, {})
             if self._sizes not in known:
-                known[self._sizes] = self.shape_index(graph.shapes)
+                # Kept for runs that need gradients, too, which take no inference tensors.
+                with torch.inference_mode(False):
+                    known[self._sizes] = self.shape_index(graph.shapes)
             found.append(known[self._sizes])
         return found[0] if len(found) == 1 else torch.cat(found)
 

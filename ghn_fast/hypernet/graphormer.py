@@ -60,7 +60,6 @@ class Graphormer(nn.Module):
         self.pair_hidden = nn.Linear(2 * hid, hid)
         self.pair_bias = nn.Linear(hid, config.heads)
         self.layers = nn.ModuleList(_Layer(hid, config.heads) for _ in range(config.layers))
-        self._kept: tuple[tuple[object, ...], Tensor] | None = None
 
     def forward(self, x: Tensor, batch: GraphBatch) -> Tensor:
         """Update node features (N, C).
@@ -85,21 +84,8 @@ class Graphormer(nn.Module):
     def table(self) -> Tensor:
         """Bias (2 c + 1, H) of each code of a pair (:class:`ghn_fast.graph.pairs.Pairs`).
 
-        It is computed once for the same weights, unless gradients are needed.
+        Made once in a forward pass, for all layers and graphs; it costs a few rows of an MLP.
         """
-        weights = (
-            self.distance.weight,
-            *self.pair_hidden.parameters(),
-            *self.pair_bias.parameters(),
-        )
-        if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
-            return self._table()
-        key = tuple(v for w in weights for v in (w.data_ptr(), w._version, w.device, w.dtype))
-        if self._kept is None or self._kept[0] != key:
-            self._kept = key, self._table()
-        return self._kept[1]
-
-    def _table(self) -> Tensor:
         rows = self.distance.weight[_FIRST_ROW : _FIRST_ROW + 1 + self.cutoff]
         none = rows[:1]
         away = none.expand(self.cutoff, -1)
@@ -117,9 +103,6 @@ class Graphormer(nn.Module):
         for layer in self.layers:
             x = layer(x, pairs, table)
         return x
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_kept": None}
 
 
 class _Layer(nn.Module):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -14,8 +15,13 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def download(repository: str, filename: str) -> Path:
+def download(repository: str, filename: str, **options: Any) -> Path:
     """One file of a repository, from the cache or from the network.
+
+    Args:
+        repository: ``owner/name``.
+        filename: The file.
+        options: What ``huggingface_hub`` is told beside (revision, token, ...).
 
     Raises:
         FileNotFoundError: If the repository does not hold it, which says what it holds; or if it is
@@ -30,9 +36,9 @@ def download(repository: str, filename: str) -> Path:
     )
 
     try:
-        return Path(hf_hub_download(repository, filename))
+        return Path(hf_hub_download(repository, filename, **options))
     except LocalEntryNotFoundError as error:
-        raise _without_network(repository, filename, error) from error
+        raise _without_network(repository, filename, error, options) from error
     except EntryNotFoundError as error:
         held = ", ".join(_files(repository)) or "none that could be listed"
         raise FileNotFoundError(
@@ -40,11 +46,19 @@ def download(repository: str, filename: str) -> Path:
             f"{held}"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise _without_network(repository, filename, error) from error
+        raise _without_network(repository, filename, error, options) from error
 
 
-def download_folder(repository: str, names: Sequence[str]) -> Path:
+def download_folder(
+    repository: str, names: Sequence[str], *, optional: Sequence[str] = (), **options: Any
+) -> Path:
     """The folder of a repository with some of its files, those of a checkpoint in our layout.
+
+    Args:
+        repository: ``owner/name``.
+        names: The files.
+        optional: Files that come along where there are any.
+        options: What ``huggingface_hub`` is told beside (revision, token, ...).
 
     Raises:
         FileNotFoundError: As :func:`download`; or if the repository holds none of them, which says
@@ -54,9 +68,10 @@ def download_folder(repository: str, names: Sequence[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=list(names)))
+        wanted = [*names, *optional]
+        folder = Path(snapshot_download(repository, allow_patterns=wanted, **options))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise _without_network(repository, " and ".join(names), error) from error
+        raise _without_network(repository, " and ".join(names), error, options) from error
     if not any((folder / name).is_file() for name in names):
         held = ", ".join(_files(repository)) or "none that could be listed"
         raise FileNotFoundError(
@@ -76,12 +91,16 @@ def _files(repository: str) -> list[str]:
         return []
 
 
-def _without_network(repository: str, filename: str, error: Exception) -> FileNotFoundError:
+def _without_network(
+    repository: str, filename: str, error: Exception, options: Mapping[str, Any]
+) -> FileNotFoundError:
     text = str(error).strip()
     reason = text.splitlines()[0] if text else type(error).__name__
+    told = ", ".join(f"{key}={value!r}" for key, value in options.items() if key != "token")
     return FileNotFoundError(
-        f"{repository!r} could not be had from the Hugging Face Hub ({reason}). Without network, "
-        f"download {filename} from https://huggingface.co/{repository}/tree/main elsewhere, copy "
-        "it here, and give its path instead of the name; or copy the cache (~/.cache/huggingface "
-        "or $HF_HOME) of a machine that has loaded it"
+        f"{repository!r}{f', {told},' if told else ''} could not be had from the Hugging Face Hub "
+        f"({reason}). Without network, download {filename} from "
+        f"https://huggingface.co/{repository}/tree/main elsewhere, copy it here, and give its path "
+        "instead of the name; or copy the cache (~/.cache/huggingface or $HF_HOME) of a machine "
+        "that has loaded it"
     )

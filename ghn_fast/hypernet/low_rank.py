@@ -130,16 +130,14 @@ class LowRankPlan:
         """Decode all parameters of node embeddings (N, C), differentiable."""
         assert isinstance(blocks, LowRankDecoder)
         z = blocks.rows(x)
-        weights: dict[int, tuple[Tensor, Tensor]] = {}
-        alike: dict[tuple[int, int], list[int]] = {}
-        for number, matrix in self.matrices.items():
-            alike.setdefault(matrix.counts, []).append(number)
-        for counts, numbers in alike.items():
-            for number in numbers:
-                rows = z[self.matrices[number].node]
-                a = blocks.factor(rows[None, 0], counts[0])[0]
-                b = blocks.factor(rows[None, 1], counts[1])[0]
-                weights[number] = a, b
+        # One backward pass puts all rows together again; taken one by one, each fills a whole z.
+        of_node = z.unbind(0)
+        weights = []
+        for matrix in self.matrices.values():
+            first, second = of_node[matrix.node].unbind(0)
+            a = blocks.factor(first[None], matrix.counts[0])[0]
+            b = blocks.factor(second[None], matrix.counts[1])[0]
+            weights.append((a, b))
         made = []
         for length, index in zip(self.groups, self._of(x.device), strict=True):
             if length > 0:
@@ -151,7 +149,7 @@ class LowRankPlan:
                 assert isinstance(vectors, VectorDecoder)
                 embedded = x[index]
                 made.append(vectors.classifier(embedded) if length < 0 else vectors(embedded))
-        return Factors([weights[number] for number in self.matrices], made)
+        return Factors(weights, made)
 
     def expand(self, decoded: Factors) -> Tensor:
         """The flat buffer of all parameters, differentiable."""
@@ -198,9 +196,11 @@ class LowRankPlan:
 
     def _of(self, device: torch.device) -> list[Tensor]:
         if device not in self._indices:
-            self._indices[device] = [
-                torch.tensor(nodes, dtype=torch.int64).to(device) for nodes in self.groups.values()
-            ]
+            with torch.inference_mode(False):
+                self._indices[device] = [
+                    torch.tensor(nodes, dtype=torch.int64).to(device)
+                    for nodes in self.groups.values()
+                ]
         return self._indices[device]
 
 

@@ -65,10 +65,14 @@ def read_results(run: Path | None = None, reports: Iterable[Path] = ()) -> RunRe
     for path in reports:
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
         found = [_object(file) for file in files]
+        kept = [report for report in found if "records" in report and "predicted" in report]
         # A folder may hold other JSON; a file that was named has to be a report.
-        results.reports += [r for r in found if "records" in r and "predicted" in r]
-        if not path.is_dir() and not results.reports:
-            raise ValueError(f"{path}: no report of ghn-fast evaluate: 'predicted' is missing")
+        if not path.is_dir() and not kept:
+            raise ValueError(
+                f"{path}: has {', '.join(sorted(found[0])[:5]) or 'nothing'}, needs 'records' and "
+                "'predicted', as a report of ghn-fast evaluate"
+            )
+        results.reports += kept
     return results
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any, Self
 
 import torch
 
+from ghn_fast.hypernet.hub import download, is_name
 from ghn_fast.hypernet.model_card import CARD_FILE, model_card, read_results
 from ghn_fast.utils.files import write_atomically
-
-_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = ("config.json", "model.safetensors")
 
 
 def load(
@@ -33,25 +30,15 @@ def load(
         hub: What ``huggingface_hub`` is told beside the name; empty for its defaults.
         options: What :func:`ghn_fast.from_pretrained` takes beside.
     """
-    from ghn_fast.hypernet.checkpoint import bundled, from_pretrained
+    from ghn_fast.hypernet.checkpoint import bundled, download_checkpoint, from_pretrained
 
     name = os.fspath(name_or_path)
     there = Path(name).expanduser().exists() or name in bundled()
-    if not hub or there or not _NAME.fullmatch(name):
+    if not hub or there or not is_name(name):
         return from_pretrained(name_or_path, device=device, **options)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = [options["filename"]] if options.get("filename") else list(_FILES)
-    try:
-        folder = snapshot_download(name, allow_patterns=wanted, **hub)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        told = ", ".join(f"{key}={value!r}" for key, value in hub.items() if key != "token")
-        raise FileNotFoundError(
-            f"name_or_path: {name!r} could not be had from the Hugging Face Hub ({told}): "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    return from_pretrained(folder, device=device, **options)
+    filename = options.pop("filename", None)
+    found = download(name, filename, **hub) if filename else download_checkpoint(name, **hub)
+    return from_pretrained(found, device=device, **options)
 
 
 def save(
@@ -107,7 +94,7 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    if not _NAME.fullmatch(repo_id):
+    if not is_name(repo_id):
         raise ValueError(f"repo_id: got {repo_id!r}, needs owner/name")
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:

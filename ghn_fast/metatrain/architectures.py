@@ -100,7 +100,8 @@ def language_architectures(config: TrainConfig, start_step: int, context: int) -
     """Meta-batches of language models from a step on.
 
     Raises:
-        ValueError: If ``deepnets`` names another source, or evaluation is asked for.
+        ValueError: If ``deepnets`` names another source, or a setting is for images alone:
+            evaluation, a pool, threads for graphs.
     """
     settings = config.architectures
     if settings.deepnets != ARCHITECTURES:
@@ -113,6 +114,12 @@ def language_architectures(config: TrainConfig, start_step: int, context: int) -
             f"eval_every: got {config.evaluation.eval_every}, needs 0 for text: evaluation is for "
             "images"
         )
+    for name in ("pool_size", "graph_workers"):
+        if getattr(settings, name):
+            raise ValueError(
+                f"{name}: got {getattr(settings, name)}, needs 0 for text: language models are "
+                "drawn one by one"
+            )
     return gpt_batches(
         settings.meta_batch,
         seed=config.seed,

@@ -141,23 +141,38 @@ class Lane:
 
     Attributes:
         stream: The stream.
-        graphs: How many graphs have been captured for it.
+        graphs: How many graphs have been captured for it since it was renewed.
     """
 
     def __init__(self, cuda: CudaDevice) -> None:
         self.stream = cuda.stream()
-        self.graphs = 0
         self._cuda = cuda
+        self.renew()
+
+    def renew(self) -> None:
+        """Give up memory and buffers; graphs that are still replayed keep those that they have."""
+        self.graphs = 0
         self._pool: Any = None
-        self._part = torch.empty(0, device=cuda.device)
+        self._keeper: Any = None
+        self._part = torch.empty(0, device=self._cuda.device)
         self._gradient = self._part
 
     @property
     def pool(self) -> Any:
-        """Memory pool of the lane's graphs."""
-        if self._pool is None:
+        """Memory pool of the lane's graphs; another one until a capture into it succeeds."""
+        if self._keeper is None:
             self._pool = self._cuda.pool()
         return self._pool
+
+    def took(self, replay: Callable[[], None]) -> None:
+        """Count a graph that was captured into the pool.
+
+        The first one stays until the lane is renewed: torch refuses to capture into a pool whose
+        last graph is gone.
+        """
+        self.graphs += 1
+        if self._keeper is None:
+            self._keeper = replay
 
     def buffers(self, part: Tensor) -> tuple[Tensor, Tensor]:
         """Buffers of parameters and gradients, like ``part`` (n,).
@@ -241,7 +256,7 @@ class NetworkGraph:
         main.wait_stream(lane.stream)
         if empty:
             raise EmptyGraphError("the captured CUDA graph does nothing when it is replayed")
-        lane.graphs += 1
+        lane.took(replay)
         return cls(_Captured(replay, buffer, gradient, row), lane, generator)
 
     def replay(self, part: Tensor, gradient: Tensor, seed: int) -> Tensor:

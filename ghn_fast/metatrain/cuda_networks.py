@@ -44,6 +44,13 @@ class CudaNetworks:
         with self.cuda.current():
             return self._run(jobs, work, seeds)
 
+    def forget(self) -> None:
+        """Give up all graphs with their memory."""
+        if self.graphs is not None:
+            self.graphs.clear()
+        for lane in self._lanes:
+            lane.renew()
+
     def seconds(self) -> list[float]:
         """Seconds that each network of the latest :meth:`run` took on its lane.
 
@@ -88,7 +95,7 @@ class CudaNetworks:
         if self.graphs is None:
             return None
         if self._static is None or not self._static.fits(work.images, work.targets):
-            self.graphs.clear()
+            self.forget()
             self._static = StaticBuffers(work.images, work.targets)
         assert isinstance(work.factor, float)
         self._static.load(work.images, work.targets, work.factor)
@@ -116,6 +123,6 @@ class CudaNetworks:
         try:
             return self.graphs.get((job.key, names, job.numel, work.precision), capture)
         except torch.OutOfMemoryError:
-            self.graphs.clear()
+            self.forget()
             self.cuda.empty_cache()
             return None

@@ -22,7 +22,6 @@ from torch import Tensor
 from ghn_fast.metatrain.candidate_run import Job, Ranges, Work, attempt
 from ghn_fast.metatrain.cuda_device import CudaDevice
 from ghn_fast.metatrain.cuda_networks import CudaNetworks
-from ghn_fast.metatrain.memory import keep_primitives
 from ghn_fast.metatrain.precision import AUTO, PRECISIONS, casts, choose, tensor_cores
 
 
@@ -77,8 +76,6 @@ class Executor:
             cuda = CudaDevice(self.device)
         if cuda is not None:
             self.device = cuda.device
-        if self.device.type == "cpu":
-            keep_primitives()
         self._threads = torch.get_num_threads()
         self.parallel = parallel or (self._threads if cuda is None else 4)
         self.on_gpu = None if cuda is None else CudaNetworks(cuda, self.parallel, cuda_graphs)

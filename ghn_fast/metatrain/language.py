@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghn_fast.capturing.cache import cached_capture
+from ghn_fast.capturing.capture import capture
 from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.rules import GraphRules
+from ghn_fast.utils.cache import BoundedCache
 from ghn_fast.utils.optional import require
 from ghn_fast.utils.seeds import derive_seed
 
@@ -154,6 +155,10 @@ class LanguageModel(nn.Module):
         return logits.flatten(0, 1)
 
 
+# Sizes come again: there are about a hundred of them.
+_graphs: BoundedCache[tuple[object, ...], ArchGraph] = BoundedCache(256)
+
+
 @dataclass(frozen=True)
 class GPTItem:
     """A GPT-2 to train on; what a step needs of an architecture.
@@ -207,13 +212,17 @@ class GPTItem:
 
     def graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
         """Its architecture graph."""
+        key = (self.layers, self.width, self.context, self.virtual_edges, self.rules, num_classes)
+        graph = _graphs.get(key)
+        if graph is not None:
+            return graph
         with torch.device("meta"):
             network = self.build(num_classes)
         symbols = torch.zeros(1, min(3, self.context), dtype=torch.int64)
-        graph, _ = cached_capture(
+        graph = capture(
             network, None, self.virtual_edges, example_inputs=(symbols,), rules=self.rules
         )
-        return graph
+        return _graphs.keep(key, graph)
 
 
 def gpt_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,18 +26,19 @@ def add_norm_penalty(
         factors: Factor of each network, on the device of ``flat``; 0 for one that was skipped.
     """
     places = [
-        (offset, torch.Size(shape).numel(), factors[network])
+        (offset, math.prod(shape), network)
         for network, of_network in enumerate(ranges)
         for offset, shape in of_network.values()
+        if math.prod(shape)
     ]
-    places = [place for place in places if place[1]]
     if not places:
         return
     with torch.no_grad():
         parameters = [flat[offset : offset + size] for offset, size, _ in places]
         into = [gradient[offset : offset + size] for offset, size, _ in places]
         norms = torch._foreach_norm(parameters)
-        scale = torch.stack([factor for *_, factor in places]).to(flat.dtype)
+        networks = torch.tensor([network for *_, network in places]).to(flat.device)
+        scale = factors.to(flat.dtype)[networks]
         lengths = torch.stack(list(norms))
         scale = torch.where(lengths > 0, scale / lengths, 0.0)
         torch._foreach_add_(into, torch._foreach_mul(parameters, list(scale.unbind())))

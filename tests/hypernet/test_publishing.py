@@ -101,8 +101,11 @@ def test_a_card_without_results_claims_nothing() -> None:
 def test_files_that_are_no_reports_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_text("{}")
-    with pytest.raises(ValueError, match="no report of ghn-fast evaluate"):
-        read_results(None, [file])
+    good = tmp_path / "good.json"
+    good.write_text('{"records": [], "predicted": null}')
+    for files in ([file], [good, file]):
+        with pytest.raises(ValueError, match=r"x\.json: has nothing, needs 'records' and 'predic"):
+            read_results(None, files)
     with pytest.raises(ValueError, match="not a file of JSON"):
         read_results(None, [tmp_path / "none.json"])
 
@@ -147,6 +150,17 @@ def test_push(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0.002" in FakeApi.files["README.md"]
     with pytest.raises(ValueError, match="needs owner/name"):
         ghn.push_to_hub("mine")
+
+
+def test_accuracies_go_along(tmp_path: Path) -> None:
+    text = json.dumps({"split": "val", "seed": 0, "dataset": "digits", "top1": [50.0]})
+    first = ghn_fast.save_pretrained(ghn_fast.GHN(SMALL), tmp_path / "first")
+    (first / "accuracies.json").write_text(text)
+    ghn = ghn_fast.from_pretrained(first)
+    for _ in range(2):  # also into the folder that it came from
+        second = ghn_fast.save_pretrained(ghn, tmp_path / "second")
+        assert (second / "accuracies.json").read_text() == text
+        ghn = ghn_fast.from_pretrained(second)
 
 
 def test_the_hub_is_told_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,9 +85,23 @@ def test_replays_give_the_bits_of_plain_runs() -> None:
     for batch in (4, 5):
         assert same(run(executor, [SMALL, LARGE], batch), run(plain, [SMALL, LARGE], batch))
     assert cuda.recorded == 3
-    executor.on_gpu.graphs.clear()
+    executor.on_gpu.forget()
     assert same(run(executor, ALL, 6), run(plain, ALL, 6))
     assert cuda.recorded == 6
+    assert executor.on_gpu.graphs.refused == 0
+
+
+def test_a_lane_whose_graphs_have_all_given_way_takes_others() -> None:
+    # One graph is kept and there are two lanes: with each capture another lane loses its only one.
+    executor, cuda = on_gpu(graphs=1)
+    plain = Executor(parallel=1)
+    for batch in range(4):
+        for item in (SMALL, LARGE):
+            for _ in range(2):
+                assert same(run(executor, [item], batch), run(plain, [item], batch))
+    assert executor.on_gpu is not None and executor.on_gpu.graphs is not None
+    assert executor.on_gpu.graphs.refused == 0
+    assert cuda.recorded == 8
 
 
 def test_another_factor_is_no_reason_to_capture_again() -> None:

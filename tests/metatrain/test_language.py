@@ -127,5 +127,7 @@ def test_a_run_continues_to_the_same_numbers(tmp_path: Path) -> None:
 def test_text_needs_language_models(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="deepnets: got '3', needs 'gpts' for text"):
         train(TrainConfig(**{**SMALL, "deepnets": "3"}, steps=1), tmp_path / "run")
+    with pytest.raises(ValueError, match="pool_size: got 4, needs 0 for text"):
+        train(TrainConfig(**SMALL, steps=1, pool_size=4), tmp_path / "run")
     with pytest.raises(ValueError, match="eval_every: got 5, needs 0 for text"):
         train(TrainConfig(**SMALL, steps=1, eval_every=5), tmp_path / "other")

@@ -108,8 +108,12 @@ def test_replays_give_the_bits_of_plain_runs(precision: str, channels_last: bool
             assert seconds is not None and min(seconds) > 0
     assert graphs.on_gpu is not None and graphs.on_gpu.graphs is not None
     assert graphs.on_gpu.graphs.captured == 4 and graphs.on_gpu.graphs.refused == 0
-    graphs.on_gpu.graphs.clear()
-    assert torch.equal(run(graphs, ALL, 9).stats[:, 0], torch.zeros(len(ALL), device="cuda"))
+    graphs.on_gpu.forget()
+    for batch in (9, 10):
+        assert torch.equal(
+            run(graphs, ALL, batch).stats[:, 0], torch.zeros(len(ALL), device="cuda")
+        )
+    assert graphs.on_gpu.graphs.refused == 0
 
 
 class Half(nn.Module):
