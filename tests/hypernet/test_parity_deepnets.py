@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import ghn_fast
 from ghn_fast.deepnets import ArchItem, DeepNets
 from graphs import op_histogram
-from tolerances import assert_close
+from published import check_sums
 
 
 def check(ghn: ghn_fast.GHN, item: ArchItem, published: dict[str, Any]) -> None:
@@ -27,16 +26,10 @@ def check(ghn: ghn_fast.GHN, item: ArchItem, published: dict[str, Any]) -> None:
     params = dict(network.named_parameters())
     assert set(report.skipped) == set(params) - set(report.predicted)
     assert all("not on a path" in reason for reason in report.skipped.values())
-    for name, shape, _, absolute in expected:
+    for name, shape, signed, absolute in expected:
         value = params[name].detach()
         assert list(value.shape) == shape, name
-        assert_close(
-            value.abs().double().sum(),
-            torch.tensor(absolute, dtype=torch.float64),
-            context="ghn",
-            dtype=torch.float32,
-            name=f"{item.name}: {name}",
-        )
+        check_sums(value, signed, absolute, f"{item.name}: {name}")
 
 
 def check_all(deepnets: Path, parity: Path) -> int:
