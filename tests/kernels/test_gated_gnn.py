@@ -62,7 +62,7 @@ def run(x: Tensor, plan: GraphPlan, weights: list[Tensor], steps: int, exact: bo
 
 
 def compare(
-    x: Tensor, plan: GraphPlan, weights: list[Tensor], steps: int, context: str = "op"
+    x: Tensor, plan: GraphPlan, weights: list[Tensor], steps: int, gradients: bool = True
 ) -> None:
     """Value and every gradient, with the reference from the same numbers in float64."""
     inputs = [t.detach().requires_grad_() for t in (x, *weights)]
@@ -70,7 +70,9 @@ def compare(
     got = run(inputs[0], plan, inputs[1:], steps, False)
     want = run(wide[0], plan, wide[1:], steps, True)
     assert got.dtype == x.dtype and got.is_contiguous()
-    assert_close(got, want.to(x.dtype), context=context)
+    assert_close(got, want.to(x.dtype))
+    if not gradients:
+        return
     probe = torch.randn(x.shape, dtype=torch.float64).to(DEVICE, x.dtype)
     found = torch.autograd.grad(got, inputs, probe)
     expected = torch.autograd.grad(want, wide, probe.double())
@@ -103,12 +105,22 @@ class TestValues:
 
 @pytest.mark.cuda
 @pytest.mark.usefixtures("triton_backend")
-@pytest.mark.parametrize("sizes", [(90,) * 300, (400, 60)], ids=["many", "large"])
-def test_large_batches(sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "dtype"),
+    [
+        ((90,) * 300, torch.float32),
+        ((90,) * 300, torch.float64),
+        ((400, 60), torch.float32),
+    ],
+    ids=["many", "many, in double precision", "large"],
+)
+def test_large_batches(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     plan = make_plan(sizes, density=3 / max(sizes))
-    x = torch.randn(plan.num_nodes, 32, device=DEVICE)
-    # Errors of single precision grow along the paths of large graphs.
-    compare(x, plan, make_weights(32, 16, 2, torch.float32), steps=1, context="ghn")
+    x = torch.randn(plan.num_nodes, 32, device=DEVICE, dtype=dtype)
+    # Of millions of hidden values some are so near zero that single precision gives them the other
+    # sign, which decides about a gradient behind a ReLU.
+    gradients = dtype == torch.float64 or len(sizes) < 100
+    compare(x, plan, make_weights(32, 16, 2, dtype), steps=1, gradients=gradients)
 
 
 class TestCalls:
