@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -24,7 +25,7 @@ def edge(tensor: Any) -> Any:
 def is_mask(tensor: Tensor) -> bool:
     """Whether a floating-point input is added to attention weights: it has infinite elements."""
     plain = tensor.is_floating_point() and not tensor.is_meta and tensor.layout is torch.strided
-    return plain and bool(torch.isneginf(tensor.detach()).any())
+    return plain and tensor.numel() > 0 and float(tensor.detach().amin()) == -math.inf
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

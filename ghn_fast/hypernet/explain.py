@@ -145,7 +145,7 @@ def _checksum(tensors: Iterable[Tensor]) -> int:
     found = 0
     for tensor in tensors:
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        found = zlib.crc32(memoryview(data.numpy()), found)
+        found = zlib.crc32(data.numpy().data, found)
     return found
 
 
