@@ -19,6 +19,7 @@ from ghn_fast.studies.detection import (
 )
 from ghn_fast.studies.detection_data import load_boxes, render_shapes
 from ghn_fast.studies.networks import Network, find_networks
+from ghn_fast.utils.optional import installed
 from tolerances import assert_close
 
 
@@ -145,17 +146,25 @@ def test_published_anchors() -> None:
     assert detector.transform.min_size == (800,)
 
 
-def test_the_command(tmp_path: Path, run: Run) -> None:
-    from ghn_fast.utils.optional import installed
+SMALL = ("deepnets:val:1", "--channels", 8, "--cells", 3, "--side", 64, "--shapes", 4,
+         "--epochs", 1)  # fmt: skip
 
+
+@pytest.mark.skipif(
+    installed("torchmetrics") and installed("pycocotools"), reason="nothing is missing here"
+)
+def test_what_is_missing_is_named(tmp_path: Path, run: Run) -> None:
+    status, _, error = run("detect", *SMALL, "--test", 2, "--out", tmp_path / "out")
+    assert status == 2
+    assert "pip install 'ghn-fast[detection]'" in error
+
+
+def test_the_command(tmp_path: Path, run: Run) -> None:
+    pytest.importorskip("torchmetrics")
+    pytest.importorskip("pycocotools")
     out = tmp_path / "out"
-    common = ("detect", "deepnets:val:1", "--channels", 8, "--cells", 3, "--side", 64,
-              "--shapes", 4, "--epochs", 1, "--out", out)  # fmt: skip
+    common = ("detect", *SMALL, "--out", out)
     status, _, error = run(*common, "--test", 2)
-    if not (installed("torchmetrics") and installed("pycocotools")):
-        assert status == 2
-        assert "pip install 'ghn-fast[detection]'" in error
-        return
     assert status == 0, error
     data = json.loads((out / "detection.json").read_text())
     assert [d["init"] for d in data["detections"]] == ["random", "predicted"]
