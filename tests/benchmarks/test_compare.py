@@ -125,10 +125,10 @@ def test_thresholds_follow_the_noise_and_keep_what_they_promise() -> None:
 
 
 def test_a_slow_down_of_15_percent_is_found_in_noise_of_3_percent() -> None:
-    generator = random.Random(0)
-    tier = noise.tier_of(rounds_with_noise(1, generator, 0.03), 18, rounds.MOST_ROUNDS)
-    assert called_slower(1.15, generator, 0.03, tier) >= 190
-    assert called_slower(1.0, generator, 0.03, tier) <= 10
+    generator, scatter = random.Random(0), 0.03
+    tier = noise.tier_of(rounds_with_noise(1, generator, scatter), 18, rounds.MOST_ROUNDS)
+    assert called_slower(1.15, generator, scatter, tier) >= 190
+    assert called_slower(1.0, generator, scatter, tier) <= 10
 
 
 def test_noise_is_kept_and_added_to(tmp_path: Path) -> None:
