@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,7 @@ from ghn_fast.commands.common import (
     check_out,
     make_progress,
 )
-from ghn_fast.commands.output import UnfinishedError, plain, print_table, say
+from ghn_fast.commands.output import UnfinishedError, print_table, say
 from ghn_fast.commands.sgd import Networks
 from ghn_fast.utils.optional import require
 
@@ -72,7 +71,7 @@ def detect(
     from ghn_fast.studies.detection import DetectionSettings, train_detectors
     from ghn_fast.studies.detection_data import load_boxes, render_shapes
     from ghn_fast.studies.networks import find_networks
-    from ghn_fast.utils.files import write_atomically
+    from ghn_fast.utils.json_files import write_json
     from ghn_fast.utils.signals import stop_requests
 
     check_device(device)
@@ -118,7 +117,7 @@ def detect(
         )
     out.mkdir(parents=True, exist_ok=True)
     result = report.to_dict()
-    write_atomically(out / "detection.json", json.dumps(plain(result), allow_nan=False) + "\n")
+    write_json(out / "detection.json", result)
     draw_detection(report, out / "detection.png")
     print_table(detection_table(report))
     say(f"written: {out / 'detection.json'} and {out / 'detection.png'}")

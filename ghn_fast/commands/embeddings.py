@@ -13,7 +13,7 @@ from ghn_fast.commands.common import (
     check_out,
     make_progress,
 )
-from ghn_fast.commands.output import plain, print_table, say
+from ghn_fast.commands.output import print_table, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,6 +67,7 @@ def embeddings(
     from ghn_fast.studies.landscape import draw_landscape, survey
     from ghn_fast.studies.networks import Network, find_networks, names_of
     from ghn_fast.utils.files import write_atomically
+    from ghn_fast.utils.json_files import write_json
 
     check_out(out)
     values = read_labels(labels).column(label) if labels is not None else None
@@ -103,7 +104,7 @@ def embeddings(
     landscape = survey(known, sets, queries=near or ())
     out.mkdir(parents=True, exist_ok=True)
     result = {"ckpt": ckpt, "reference": reference, **landscape.to_dict()}
-    write_atomically(out / "embeddings.json", json.dumps(plain(result), allow_nan=False) + "\n")
+    write_json(out / "embeddings.json", result)
     tensors = {name: rows.contiguous() for name, (_, rows) in sets.items()}
     written = save(tensors, {name: json.dumps(names) for name, (names, _) in sets.items()})
     write_atomically(out / "embeddings.safetensors", written)

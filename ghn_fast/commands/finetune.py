@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,7 +134,7 @@ def finetune(
             progress.update(task, completed=done, total=total, info=info)
 
         def on_result(done: int, total: int, training: FineTuning) -> None:
-            info = f"{training.network}: {training.error or f'{training.top1:.1f} %'}"
+            info = f"{training.network}: {training.error or f'{training.top1 or 0:.1f} %'}"
             progress.update(overall, completed=done, total=total, info=info)
 
         report = finetune_networks(
@@ -164,16 +163,18 @@ def finetune(
     if not report.finished:
         typer.echo("interrupted; the same command continues", err=True)
         raise UnfinishedError(report.to_dict(), INTERRUPTED)
+    if all(training.error for training in report.trainings):
+        raise ValueError(f"every training failed, the first one: {report.trainings[0].error}")
     return report.to_dict()
 
 
 def write_finetune(report: FinetuneReport, out: Path) -> None:
     """Write JSON and the picture of the curves."""
     from ghn_fast.studies.curves import draw_curves
-    from ghn_fast.utils.files import write_atomically
+    from ghn_fast.utils.json_files import write_json
 
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "finetune.json", json.dumps(report.to_dict(), allow_nan=False) + "\n")
+    write_json(out / "finetune.json", report.to_dict())
     panels: dict[str, str] = {}
     curves: dict[str, list[TrainingCurve]] = {}
     for training in report.trainings:
@@ -218,7 +219,7 @@ def finetune_table(report: FinetuneReport) -> Table:
                 if (t.network, t.shots, t.init) == (network, shots, init)
             ]
             good = [t.top1 for t in seeds if t.top1 is not None and t.error is None]
-            failed = f" ({len(seeds) - len(good)} diverged)" if len(good) < len(seeds) else ""
+            failed = f" ({len(seeds) - len(good)} failed)" if len(good) < len(seeds) else ""
             cells.append(plus_minus(good) + failed)
             if init.startswith("predicted"):
                 cells.append(plus_minus([t.start_top1 for t in seeds if t.start_top1 is not None]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from ghn_fast.commands.common import (
     check_out,
     make_progress,
 )
-from ghn_fast.commands.output import UnfinishedError, plain, print_table, say
+from ghn_fast.commands.output import UnfinishedError, print_table, say
 from ghn_fast.utils.optional import require
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def nasbench201(
     """
     from ghn_fast.hypernet import from_pretrained
     from ghn_fast.studies.cell_bench import bench_cells, embed_cells, read_cell_tables, zero_shot
-    from ghn_fast.utils.files import write_atomically
+    from ghn_fast.utils.json_files import write_json
     from ghn_fast.vision import load_images
 
     check_out(out)
@@ -146,8 +145,7 @@ def nasbench201(
     say(f"{len(known.cells)} cells embedded in {embeddings.seconds:.1f} s")
     if rows:
         out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(plain(result), allow_nan=False)
-        write_atomically(out / "nasbench201.json", text + "\n")
+        write_json(out / "nasbench201.json", result)
         draw_bench(rows, out / "nasbench201.png")
         print_table(bench_table(rows))
         say(f"written: {out / 'nasbench201.json'} and {out / 'nasbench201.png'}")

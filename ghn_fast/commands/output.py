@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from ghn_fast.utils.json_files import to_json
 
 _OPTION = "as_json"
 _for_programs: ContextVar[bool] = ContextVar("for_programs", default=False)
@@ -54,7 +52,7 @@ def with_json(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
             programs = _for_programs.get()
             _for_programs.reset(token)
         if programs:
-            typer.echo(json.dumps(plain(result), indent=2))
+            typer.echo(to_json(result, indent=2))
         if status:
             raise typer.Exit(status)
 
@@ -90,22 +88,3 @@ def make_console() -> Any:
 def print_table(renderable: Any) -> None:
     """Print what ``rich`` renders, for people."""
     make_console().print(renderable)
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: paths are texts, and numbers that are not finite are null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if hasattr(value, "item"):
-        return plain(value.item())  # a number of NumPy or torch
-    raise TypeError(f"a result has a {type(value).__name__}, which JSON does not know")

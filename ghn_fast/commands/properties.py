@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from ghn_fast.commands.common import (
     check_out,
     make_progress,
 )
-from ghn_fast.commands.output import plain, print_table, say
+from ghn_fast.commands.output import print_table, say
 from ghn_fast.utils.optional import require
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def properties(
     from ghn_fast.studies.labels import read_labels
     from ghn_fast.studies.networks import find_networks, names_to_find
     from ghn_fast.studies.properties import predict_properties
-    from ghn_fast.utils.files import write_atomically
+    from ghn_fast.utils.json_files import write_json
 
     check_out(out)
     table = read_labels(labels)
@@ -97,7 +96,7 @@ def properties(
         )
     out.mkdir(parents=True, exist_ok=True)
     result = {"ckpt": ckpt, "labels": labels, "reports": [r.to_dict() for r in reports]}
-    write_atomically(out / "properties.json", json.dumps(plain(result), allow_nan=False) + "\n")
+    write_json(out / "properties.json", result)
     draw_properties(reports, out / "properties.png")
     print_table(properties_table(reports))
     say(f"written: {out / 'properties.json'} and {out / 'properties.png'}")

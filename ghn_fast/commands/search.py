@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +16,7 @@ from ghn_fast.commands.common import (
     check_out,
     make_progress,
 )
-from ghn_fast.commands.output import UnfinishedError, plain, print_table, say
+from ghn_fast.commands.output import UnfinishedError, print_table, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,7 +75,7 @@ def search(
         search_architectures,
         write_genotypes,
     )
-    from ghn_fast.utils.files import write_atomically
+    from ghn_fast.utils.json_files import write_json
     from ghn_fast.utils.signals import stop_requests
     from ghn_fast.vision import load_images
 
@@ -123,7 +122,7 @@ def search(
         )
     files = write_genotypes(report, out)
     result = {"ckpt": ckpt, "split": split, **report.to_dict(), "written": files}
-    write_atomically(out / "search.json", json.dumps(plain(result), allow_nan=False) + "\n")
+    write_json(out / "search.json", result)
     draw_search(report, out / "search.png", label if by == "regression" else by)
     rate = report.seen / max(report.seconds, 1e-9)
     say(f"{report.seen} architectures in {report.seconds:.1f} s ({rate:.0f} a second)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -171,9 +170,10 @@ def write_sgd(report: SgdReport, out: Path) -> None:
     from ghn_fast.studies.curves import draw_curves
     from ghn_fast.studies.sgd import LABELS
     from ghn_fast.utils.files import write_atomically
+    from ghn_fast.utils.json_files import write_json
 
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "sgd.json", json.dumps(report.to_dict(), allow_nan=False) + "\n")
+    write_json(out / "sgd.json", report.to_dict())
     write_atomically(out / LABELS, report.labels())
     names = list(dict.fromkeys(t.network for t in report.trainings if t.curve.points))[:4]
     curves: dict[str, list[TrainingCurve]] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,8 +57,7 @@ def evaluate_splits(
     from ghn_fast.deepnets import SPLITS as KNOWN
     from ghn_fast.hypernet import from_pretrained
     from ghn_fast.studies import all_splits
-    from ghn_fast.studies.sgd import without_nan
-    from ghn_fast.utils.files import write_atomically
+    from ghn_fast.utils.json_files import write_json
 
     chosen = split or list(all_splits.SPLITS)
     for name in chosen:
@@ -101,8 +99,7 @@ def evaluate_splits(
         def keep(done: list[SplitRow]) -> None:
             rows[:] = done
             out.mkdir(parents=True, exist_ok=True)
-            data = without_nan({**told, "rows": [row.to_dict() for row in rows]})
-            write_atomically(out / "splits.json", json.dumps(data, allow_nan=False) + "\n")
+            write_json(out / "splits.json", {**told, "rows": [row.to_dict() for row in rows]})
 
         try:
             all_splits.evaluate_splits(evaluate, chosen, keep)

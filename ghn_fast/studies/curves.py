@@ -109,14 +109,18 @@ class TrainingCurve:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingCurve:
-        """Read :meth:`to_dict`."""
+        """Read :meth:`to_dict`; null is NaN, which JSON cannot say."""
         return cls(
-            [Point(int(p[0]), *map(float, p[1:])) for p in data["points"]],
-            list(data["train_loss"]),
-            list(data["train_top1"]),
+            [Point(int(step), *map(_number, values)) for step, *values in data["points"]],
+            list(map(_number, data["train_loss"])),
+            list(map(_number, data["train_top1"])),
             int(data["images"]),
             float(data["seconds"]),
         )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import torch
 
 from ghn_fast.hypernet import GHN
 from ghn_fast.studies.curves import TrainingCurve
-from ghn_fast.studies.initialisation import FILES, check_init, initialise
+from ghn_fast.studies.identity import about_network, about_start, about_training, start_name
+from ghn_fast.studies.initialisation import check_init, initialise
+from ghn_fast.studies.jobs import Job, Training, named, run_jobs
 from ghn_fast.studies.networks import Network
-from ghn_fast.studies.sgd import Training, without_nan
 from ghn_fast.studies.subsets import few_shot
 from ghn_fast.studies.training import TrainingResult, TrainingSettings, train_network
-from ghn_fast.utils import distributed
-from ghn_fast.utils.files import write_atomically
+from ghn_fast.utils.json_files import plain
 from ghn_fast.vision.images import ImageSplits
 
 # As in the 100-shot experiments of arXiv 2110.13100, section 4.4.
@@ -68,7 +68,10 @@ class FinetuneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; numbers that are not finite become null."""
-        return without_nan({**asdict(self), "trainings": [t.to_dict() for t in self.trainings]})
+        found: dict[str, Any] = plain(
+            {**asdict(self), "trainings": [t.to_dict() for t in self.trainings]}
+        )
+        return found
 
 
 def finetune_networks(
@@ -96,7 +99,8 @@ def finetune_networks(
     test images. The learning rate of each network, start and number of shots is the one of ``lrs``
     with the best accuracy on as many validation images as there are shots, with the first seed.
 
-    With several processes each takes every so many-th training, and all return the whole report.
+    With several processes each takes every so many-th training, and all return the whole report. A
+    network that fails leaves its message in ``error``, and the next call tries it again.
 
     Args:
         networks: The networks.
@@ -117,67 +121,42 @@ def finetune_networks(
         on_result: Called with (done, total, training) after each training of this process.
 
     Raises:
-        ValueError: If there is nothing to train, a class has too few images, a network is no
-            classifier for the data set, or ``out`` has results of other settings.
+        ValueError: If there is nothing to train, a class has too few images, or ``out`` has a
+            result of anything else: other settings, network, start, hypernetwork or data.
     """
     for init in inits:
         check_init("predicted" if init == DIVERSE else init, ghn)
     for lr in lrs:
         replace(settings, lr=lr)  # refuses what is no learning rate
     all_seeds = list(seeds)
-    jobs = [
-        (network, count, init, seed)
-        for network in networks
-        for count in shots
-        for init in inits
-        for seed in all_seeds
-    ]
-    if not jobs:
+    if not (networks and inits and shots and all_seeds):
         raise ValueError("networks, inits, shots, seeds: one is empty, needs at least one of each")
     for count in shots:
         few_shot(splits, count)
-    told = {**asdict(settings), "lrs": list(lrs), "dataset": splits.name, "head": head}
-    told |= {"image_size": splits.image_size, "noise": noise, "orthogonal_from": orthogonal_from}
+    told: dict[str, Any] = {"lrs": list(lrs), "head": head}
+    told |= {"noise": noise, "orthogonal_from": orthogonal_from}
+    if len(lrs) > 1:
+        told["lr_seed"] = all_seeds[0]
     run = _Run(
-        splits, settings, tuple(lrs), all_seeds[0], ghn, head, noise, orthogonal_from, device
+        *(splits, settings, tuple(lrs), all_seeds[0], ghn, head, noise, orthogonal_from, device),
+        stop,
+        on_step,
     )
-    rank, size = distributed.rank(), distributed.world_size()
-    done: list[FineTuning] = []
-    finished = True
-    for network, count, init, seed in jobs[rank::size]:
-        if stop is not None and stop.is_set():
-            finished = False
-            break
-        path = None if out is None else _path(Path(out), network, count, init, seed)
-        known = None if path is None else _read(path, told)
-        if known is None:
-            known = FineTuning(network.name, init, seed, shots=count)
-            label = f"{network.name}, {count}-shot, {init}"
-            if not run.train(known, network, stop, _named(on_step, label)):
-                finished = False
-                break
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                data = {"settings": told, "training": known.to_dict()}
-                write_atomically(path, json.dumps(without_nan(data)) + "\n")
-        done.append(known)
-        if on_result is not None:
-            on_result(len(done), len(jobs[rank::size]), known)
-    gathered = distributed.gather_objects((done, finished))
-    parts = [part for part, _ in gathered]
-    # Job k was the (k // size)-th of process k % size.
-    trainings = [
-        parts[k % size][k // size] for k in range(len(jobs)) if k // size < len(parts[k % size])
-    ]
-    return FinetuneReport(splits.name, told, trainings, all(whole for _, whole in gathered))
-
-
-def _named(
-    on_step: Callable[[str, int, int, TrainingCurve], None] | None, label: str
-) -> Callable[[int, int, TrainingCurve], None] | None:
-    if on_step is None:
-        return None
-    return lambda done, total, curve: on_step(label, done, total, curve)
+    starts = {init: about_start(init, ghn) for init in inits}
+    jobs = []
+    for network in networks:
+        for count in shots:
+            for init in inits:
+                about = {**about_network(network), **starts[init], **told, "shots": count}
+                for seed in all_seeds:
+                    record = FineTuning(network.name, init, seed, shots=count)
+                    identity = {**about_training(splits, asdict(settings), "test", seed), **about}
+                    path = None if out is None else _path(Path(out), network, count, init, seed)
+                    jobs.append(run.job(network, record, identity, path))
+    trainings, finished = run_jobs(jobs, stop, on_result)
+    told |= about_training(splits, asdict(settings), "test", all_seeds[0]) | {"seeds": all_seeds}
+    del told["seed"]
+    return FinetuneReport(splits.name, told, trainings, finished)
 
 
 @dataclass
@@ -194,22 +173,29 @@ class _Run:
     orthogonal_from: int
     device: str | torch.device
 
-    def train(
-        self,
-        record: FineTuning,
-        network: Network,
-        stop: threading.Event | None,
-        on_step: Callable[[int, int, TrainingCurve], None] | None,
-    ) -> bool:
-        """Fill a record; whether it is complete."""
-        lr = self._choose(record, network, stop, on_step)
+    stop: threading.Event | None
+    on_step: Callable[[str, int, int, TrainingCurve], None] | None
+
+    def __post_init__(self) -> None:
+        self._chosen: dict[tuple[str, str, int], float] = {}
+
+    def job(
+        self, network: Network, record: FineTuning, identity: dict[str, Any], path: Path | None
+    ) -> Job[FineTuning]:
+        def keep_choice(known: FineTuning) -> None:
+            self._chosen[known.network, known.init, known.shots] = known.lr
+
+        train = partial(self._fill, network)
+        return Job(record, identity, train, path, on_known=keep_choice)
+
+    def _fill(self, network: Network, record: FineTuning) -> bool:
+        """Fill a record; whether the training came to an end."""
+        lr = self._choose(record, network)
         if lr is None:
             return False
         subset = few_shot(self.splits, record.shots, record.seed)
-        result = self._train(record, network, subset, record.seed, lr, "test", stop, on_step)
-        record.lr, record.curve = lr, result.curve
-        if result.diverged:
-            record.error = f"the loss became infinite after {result.curve.steps} steps"
+        result = self._train(record, network, subset, record.seed, lr, "test")
+        record.lr, record.curve, record.diverged = lr, result.curve, result.diverged
         return result.finished
 
     def _train(
@@ -220,8 +206,6 @@ class _Run:
         seed: int,
         lr: float,
         images: str,
-        stop: threading.Event | None,
-        on_step: Callable[[int, int, TrainingCurve], None] | None,
     ) -> TrainingResult:
         diverse = record.init == DIVERSE
         model = initialise(
@@ -240,20 +224,18 @@ class _Run:
         settings = replace(self.settings, lr=lr)
         if images == "val":
             settings = replace(settings, evaluations=2)
+        label = f"{network.name}, {record.shots}-shot, {record.init}"
         return train_network(
-            model, subset, settings, images=images, seed=seed, stop=stop, on_step=on_step
+            model,
+            subset,
+            settings,
+            images=images,
+            seed=seed,
+            stop=self.stop,
+            on_step=named(self.on_step, label),
         )
 
-    def __post_init__(self) -> None:
-        self._chosen: dict[tuple[str, str, int], float] = {}
-
-    def _choose(
-        self,
-        record: FineTuning,
-        network: Network,
-        stop: threading.Event | None,
-        on_step: Callable[[int, int, TrainingCurve], None] | None,
-    ) -> float | None:
+    def _choose(self, record: FineTuning, network: Network) -> float | None:
         """The learning rate; ``None`` if the choice was interrupted."""
         if len(self.lrs) < 2:
             return self.lrs[0] if self.lrs else self.settings.lr
@@ -262,9 +244,7 @@ class _Run:
             subset = few_shot(self.splits, record.shots, self.first_seed)
             scores = {}
             for lr in self.lrs:
-                result = self._train(
-                    record, network, subset, self.first_seed, lr, "val", stop, on_step
-                )
+                result = self._train(record, network, subset, self.first_seed, lr, "val")
                 if not result.finished:
                     return None
                 last = result.curve.points[-1]
@@ -274,24 +254,4 @@ class _Run:
 
 
 def _path(out: Path, network: Network, shots: int, init: str, seed: int) -> Path:
-    start = Path(init).stem if init.endswith(FILES) else init
-    return out / network.file_name / f"{shots}-shot-{start}-{seed}.json"
-
-
-def _read(path: Path, settings: dict[str, Any]) -> FineTuning | None:
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text())
-        old = data["settings"]
-        training = FineTuning.from_dict(data["training"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is no result of fine-tuning ({error})") from error
-    for name, value in json.loads(json.dumps(settings)).items():
-        if old.get(name) != value:
-            raise ValueError(
-                f"{name}: got {value}, but {path.parent.parent} holds fine-tuning with "
-                f"{old.get(name)}; choose another folder or the same settings"
-            )
-    assert isinstance(training, FineTuning)
-    return training
+    return out / network.file_name / f"{shots}-shot-{start_name(init)}-{seed}.json"

@@ -48,11 +48,14 @@ class Network:
         name: Its name, unique among the networks of a study; files are called after it.
         config: Its configuration, if it is made of cells.
         factory: Otherwise, what builds it: called with ``num_classes`` and ``image_size``.
+        source: The file that the factory goes by, if there is one: another file of that name is
+            another network.
     """
 
     name: str
     config: NetworkConfig | None = None
     factory: Callable[[int, int], nn.Module] | None = None
+    source: Path | None = None
 
     def build(self, num_classes: int, image_size: int, *, seed: int = 0) -> nn.Module:
         """The network with its own random initialisation, which ``seed`` fixes.
@@ -178,7 +181,13 @@ def _find(name: str, deepnets: str | Path | None, seed: int) -> list[Network]:
         return [_of_file(Path(name))]
     if ".py:" in name:
         path, _, function = name.rpartition(":")
-        return [Network(f"{Path(path).stem}.{function}", factory=_named(name))]
+        network = Network(f"{Path(path).stem}.{function}", factory=_named(name))
+        return [replace(network, source=Path(path))]
+    if name.startswith(_TRANSFORMERS):
+        described = Path(name.removeprefix(_TRANSFORMERS)) / "config.json"
+        return [
+            Network(name, factory=_named(name), source=described if described.is_file() else None)
+        ]
     return [Network(name, factory=_named(name))]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
+import csv
+import io
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch import nn
 
 from ghn_fast.hypernet import GHN
 from ghn_fast.studies.curves import TrainingCurve
-from ghn_fast.studies.initialisation import FILES, check_init, initialise
+from ghn_fast.studies.identity import about_network, about_start, about_training, start_name
+from ghn_fast.studies.initialisation import check_init, initialise
+from ghn_fast.studies.jobs import Job, Training, named, run_jobs
 from ghn_fast.studies.networks import Network
-from ghn_fast.studies.training import TrainingSettings, train_network
-from ghn_fast.utils import distributed
-from ghn_fast.utils.files import write_atomically
+from ghn_fast.studies.training import STATE, TrainingSettings, train_network
+from ghn_fast.utils.json_files import plain
 from ghn_fast.vision.batches import eval_batches
 from ghn_fast.vision.evaluate import accuracy
 from ghn_fast.vision.images import ImageSplits
@@ -30,52 +31,6 @@ RESULT, LABELS = "result.json", "labels.csv"
 LABEL_COLUMNS = (
     *("network", "init", "seed", "parameters", "top1", "noisy_top1", "seconds", "convergence"),
 )
-
-
-@dataclass
-class Training:
-    """A network that was trained from one start.
-
-    Attributes:
-        network: Name of the network.
-        init: Where it started, see :func:`ghn_fast.studies.initialise`.
-        seed: Seed of start and training.
-        parameters: Number of its parameters.
-        curve: How it learned; accuracies are on the evaluated images.
-        noisy_top1: Accuracy at the end on images with noise, in percent.
-        seconds: Seconds for a batch of 64 images, forward, the median of several.
-        convergence: Steps to the training accuracy that was asked for, ``None`` if not reached.
-        error: Why it failed, or ``None``.
-    """
-
-    network: str
-    init: str
-    seed: int
-    parameters: int = 0
-    curve: TrainingCurve = field(default_factory=TrainingCurve)
-    noisy_top1: float | None = None
-    seconds: float | None = None
-    convergence: int | None = None
-    error: str | None = None
-
-    @property
-    def start_top1(self) -> float | None:
-        """Accuracy before the first step, in percent."""
-        return self.curve.points[0].top1 if self.curve.points else None
-
-    @property
-    def top1(self) -> float | None:
-        """Accuracy at the end, in percent."""
-        return self.curve.points[-1].top1 if self.curve.points else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {**asdict(self), "curve": self.curve.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Training:
-        """Read :meth:`to_dict`."""
-        return cls(**{**data, "curve": TrainingCurve.from_dict(data["curve"])})
 
 
 @dataclass
@@ -112,35 +67,24 @@ class SgdReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; numbers that are not finite become null."""
-        data = {**asdict(self), "trainings": [t.to_dict() for t in self.trainings]}
-        return without_nan(data)
+        found: dict[str, Any] = plain(
+            {**asdict(self), "trainings": [t.to_dict() for t in self.trainings]}
+        )
+        return found
 
     def labels(self) -> str:
         """A table of labels as comma-separated values, for property prediction."""
-        lines = [",".join(LABEL_COLUMNS)]
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(LABEL_COLUMNS)
         for t in self.trainings:
             if t.error is None and t.curve.points:
                 values = (
                     *(t.network, t.init, t.seed, t.parameters, t.top1, t.noisy_top1, t.seconds),
                     t.convergence,
                 )
-                lines.append(",".join("" if v is None else _plain(v) for v in values))
-        return "\n".join(lines) + "\n"
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def without_nan(value: Any) -> Any:
-    """A value for JSON, which has no NaN and no infinity: they become ``None``."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+                rows.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in values)
+        return text.getvalue()
 
 
 def train_networks(
@@ -163,7 +107,8 @@ def train_networks(
     """Train every network from every start with every seed.
 
     With several processes (see :mod:`ghn_fast.utils.distributed`) each takes every so many-th of
-    them, and all return the whole report. A network that fails leaves its message in ``error``.
+    them, and all return the whole report. A network that fails leaves its message in ``error``, and
+    the next call tries it again.
 
     Args:
         networks: The networks.
@@ -183,137 +128,102 @@ def train_networks(
         on_result: Called with (done, total, training) after each training of this process.
 
     Raises:
-        ValueError: If there is nothing to train, or ``out`` has results of other settings.
+        ValueError: If there is nothing to train, or ``out`` has a result or a state of anything
+            else: other settings, network, start, hypernetwork or data.
     """
     settings = settings or TrainingSettings()
-    jobs = [(net, init, seed) for net in networks for init in inits for seed in seeds]
-    if not jobs:
+    seeds = list(seeds)
+    if not (networks and inits and seeds):
         raise ValueError("networks, inits, seeds: one of them is empty, needs at least one of each")
     for init in inits:
         check_init(init, ghn)
     if images not in ("test", "val"):
         raise ValueError(f"images: got {images!r}, needs test or val")
-    rank, size = distributed.rank(), distributed.world_size()
-    mine = jobs[rank::size]
-    told = {**asdict(settings), "dataset": splits.name, "images_of": images}
-    told |= {"image_size": splits.image_size, "noise": noise, "convergence": convergence}
-    done: list[Training] = []
-    finished = True
-    for network, init, seed in mine:
-        if stop is not None and stop.is_set():
-            finished = False
-            break
-        folder = None if out is None else training_folder(Path(out), network, init, seed)
-        known = None if folder is None else _read(folder / RESULT, told)
-        if known is None:
-            label = f"{network.name}, {init}"
-            known, complete = _train_one(
-                network,
-                init,
-                seed,
-                splits,
-                settings,
-                ghn,
-                images=images,
-                noise=noise,
-                convergence=convergence,
-                folder=folder,
-                device=device,
-                stop=stop,
-                on_step=None if on_step is None else lambda *a, n=label: on_step(n, *a),  # type: ignore[misc]
-            )
-            finished &= complete
-            if folder is not None and complete:
-                folder.mkdir(parents=True, exist_ok=True)
-                text = json.dumps({"settings": told, "training": without_nan(known.to_dict())})
-                write_atomically(folder / RESULT, text + "\n")
-                (folder / "training.pt").unlink(missing_ok=True)
-        done.append(known)
-        if on_result is not None:
-            on_result(len(done), len(mine), known)
-    gathered = distributed.gather_objects((done, finished))
-    parts = [part for part, _ in gathered]
-    # Job k was the (k // size)-th of process k % size.
-    trainings = [
-        parts[k % size][k // size] for k in range(len(jobs)) if k // size < len(parts[k % size])
-    ]
-    return SgdReport(
-        splits.name, images, told, trainings, finished=all(complete for _, complete in gathered)
+    run = _Run(
+        splits, settings, ghn, images, noise, convergence, torch.device(device), stop, on_step
     )
+    starts = {init: about_start(init, ghn) for init in inits}
+    jobs = []
+    for network in networks:
+        for init in inits:
+            about = {**about_network(network), **starts[init]}
+            about |= {"noise": noise, "convergence": convergence}
+            for seed in seeds:
+                folder = None if out is None else training_folder(Path(out), network, init, seed)
+                jobs.append(run.job(network, Training(network.name, init, seed), about, folder))
+    trainings, finished = run_jobs(jobs, stop, on_result)
+    told = about_training(splits, asdict(settings), images, seeds[0])
+    told |= {"seeds": seeds, "noise": noise, "convergence": convergence}
+    del told["seed"]
+    return SgdReport(splits.name, images, told, trainings, finished)
 
 
 def training_folder(out: Path, network: Network, init: str, seed: int) -> Path:
     """Where the state and the result of a training lie."""
-    start = Path(init).stem if init.endswith(FILES) else init
-    return out / network.file_name / f"{start}-{seed}"
+    return out / network.file_name / f"{start_name(init)}-{seed}"
 
 
-def _read(path: Path, settings: dict[str, Any]) -> Training | None:
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text())
-        old, training = data["settings"], Training.from_dict(data["training"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is no result of a training ({error})") from error
-    for name, value in json.loads(json.dumps(settings)).items():
-        if old.get(name) != value:
-            raise ValueError(
-                f"{name}: got {value}, but {path.parent} holds a training with {old.get(name)}; "
-                "choose another folder or the same settings"
-            )
-    return training
+@dataclass
+class _Run:
+    """What all trainings share."""
 
+    splits: ImageSplits
+    settings: TrainingSettings
+    ghn: GHN | None
+    images: str
+    noise: float
+    convergence: float
+    device: torch.device
+    stop: threading.Event | None
+    on_step: Callable[[str, int, int, TrainingCurve], None] | None
 
-def _train_one(
-    network: Network,
-    init: str,
-    seed: int,
-    splits: ImageSplits,
-    settings: TrainingSettings,
-    ghn: GHN | None,
-    *,
-    images: str,
-    noise: float,
-    convergence: float,
-    folder: Path | None,
-    device: str | torch.device,
-    stop: threading.Event | None,
-    on_step: Callable[[int, int, TrainingCurve], None] | None,
-) -> tuple[Training, bool]:
-    """A training and whether it is complete."""
-    record = Training(network.name, init, seed)
-    try:
+    def job(
+        self, network: Network, record: Training, about: dict[str, Any], folder: Path | None
+    ) -> Job[Training]:
+        how = about_training(self.splits, asdict(self.settings), self.images, record.seed)
+        return Job(
+            record,
+            {**how, **about},
+            lambda record: self._train(record, network, about, folder),
+            None if folder is None else folder / RESULT,
+            None if folder is None else folder / STATE,
+        )
+
+    def _train(
+        self, record: Training, network: Network, about: dict[str, Any], folder: Path | None
+    ) -> bool:
+        """Fill a record; whether the training came to an end."""
+        splits, seed = self.splits, record.seed
         model = initialise(
-            network, init, splits.num_classes, splits.image_size, ghn=ghn, seed=seed, device=device
+            network,
+            record.init,
+            splits.num_classes,
+            splits.image_size,
+            ghn=self.ghn,
+            seed=seed,
+            device=self.device,
         )
         record.parameters = sum(p.numel() for p in model.parameters())
         result = train_network(
             model,
             splits,
-            settings,
-            images=images,
+            self.settings,
+            images=self.images,
             seed=seed,
             folder=folder,
-            stop=stop,
-            on_step=on_step,
+            about=about,
+            stop=self.stop,
+            on_step=named(self.on_step, f"{network.name}, {record.init}"),
         )
-        record.curve = result.curve
-        if not result.finished:
-            return record, False
-        if result.diverged:
-            record.error = f"the loss became infinite after {result.curve.steps} steps"
-            return record, True
-        held_out = eval_batches(splits.split(images), splits, 128, device=device)
-        noisy = noisy_batches(held_out, splits, noise, seed)
-        record.noisy_top1 = accuracy(model, noisy, device=device).top1
+        record.curve, record.diverged = result.curve, result.diverged
+        if not result.finished or result.diverged:
+            return result.finished
+        held_out = eval_batches(splits.split(self.images), splits, 128, device=self.device)
+        noisy = noisy_batches(held_out, splits, self.noise, seed)
+        record.noisy_top1 = accuracy(model, noisy, device=self.device).top1
         record.seconds = inference_seconds(model, splits.image_size)
-        record.convergence = result.curve.steps_to_training_accuracy(convergence)
-    except (ValueError, RuntimeError) as error:
-        if isinstance(error, ValueError) and "holds a training with" in str(error):
-            raise
-        record.error = " ".join(f"{type(error).__name__}: {error}".split())
-    return record, True
+        record.convergence = result.curve.steps_to_training_accuracy(self.convergence)
+        return True
 
 
 def inference_seconds(

@@ -7,7 +7,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghn_fast.studies.curves import Point, TrainingCurve
+from ghn_fast.studies.identity import about_training, refuse_another
 from ghn_fast.utils.files import write_atomically
+from ghn_fast.utils.json_files import to_json
 from ghn_fast.utils.seeds import derive_seed
 from ghn_fast.utils.settings import Section, setting
 from ghn_fast.vision.batches import eval_batches, train_batches
@@ -27,6 +29,8 @@ from ghn_fast.vision.running_statistics import STATISTICS_BATCHES, collect_runni
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant")
+STATE = "training.pt"
+"""File of the state of a training."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def train_network(
     images: str = "test",
     seed: int = 0,
     folder: str | Path | None = None,
+    about: Mapping[str, Any] | None = None,
     parameters: Iterable[Tensor] | None = None,
     checkpoint_seconds: float = 120.0,
     stop: threading.Event | None = None,
@@ -128,18 +133,27 @@ def train_network(
         images: The images of the evaluations: ``test`` or ``val``.
         seed: Seed of the order and augmentation of images, and of dropout.
         folder: Where the state is kept, so that the training can be continued; by default nowhere.
+        about: What else identifies the training (:mod:`ghn_fast.studies.identity`): network and
+            start. A state in ``folder`` is continued if it is of the same.
         parameters: What is trained, all that require gradients by default.
         checkpoint_seconds: Seconds between two states.
         stop: When it is set, the training ends after the current step.
         on_step: Called after each step with the number of steps done, of all, and the curve.
 
     Raises:
-        ValueError: If the network has no classifier for the data set, ``images`` is unknown, or
-            ``folder`` holds a training with other settings.
+        ValueError: If the network has no classifier for the data set, ``images`` is unknown, there
+            are fewer than 2 training images or none to evaluate on, or ``folder`` holds a training
+            of anything else.
     """
     settings = settings or TrainingSettings()
     if images not in ("test", "val"):
         raise ValueError(f"images: got {images!r}, needs test or val")
+    count = len(splits.train)
+    if count < 2:
+        raise ValueError(f"splits: {splits.name} has {count} training images, needs at least 2")
+    if not len(splits.split(images)):
+        raise ValueError(f"images: got {images!r}, but {splits.name} has none of these")
+    identity = {**about_training(splits, asdict(settings), images, seed), **(about or {})}
     if not settings.augment:
         splits = replace(splits, augment="none")
     device = next(model.parameters(), torch.empty(0)).device
@@ -148,13 +162,10 @@ def train_network(
     if not trained:
         raise ValueError("model: none of its parameters requires gradients, needs one to train")
     optimizer = _optimizer(trained, settings)
-    count = len(splits.train)
     total, batch = settings.total_steps(count), settings.images_a_step(count)
-    if batch < 2:
-        raise ValueError(f"batch_size: there are {count} training images, needs at least 2")
     at = settings.evaluation_steps(total)
     curve = TrainingCurve(images=batch)
-    state = None if folder is None else _State(Path(folder), settings, seed, count)
+    state = None if folder is None else _State(Path(folder), identity)
     if state is not None:
         curve = state.load(model, optimizer, curve)
     if not curve.points:
@@ -274,11 +285,10 @@ def _evaluate(
 class _State:
     """The state of a training in one file, which is whole or not there."""
 
-    def __init__(self, folder: Path, settings: TrainingSettings, seed: int, images: int) -> None:
-        self._path = folder / "training.pt"
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self._path = folder / STATE
         folder.mkdir(parents=True, exist_ok=True)
-        told = asdict(settings) | {"seed": seed, "images": images}
-        self._settings = json.dumps(told, sort_keys=True)
+        self._identity = identity
 
     def load(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, fresh: TrainingCurve
@@ -287,16 +297,12 @@ class _State:
             return fresh
         try:
             state = torch.load(self._path, map_location="cpu", weights_only=True)
-            settings, curve = state["settings"], TrainingCurve.from_dict(state["curve"])
+            # Those of former versions have settings alone, which say too little.
+            identity = json.loads(state["identity"] if "identity" in state else state["settings"])
+            curve = TrainingCurve.from_dict(state["curve"])
         except Exception as error:
             raise ValueError(f"{self._path}: is no state of a training ({error})") from error
-        if settings != self._settings:
-            old, new = json.loads(settings), json.loads(self._settings)
-            name = next(key for key in new if old.get(key) != new[key])
-            raise ValueError(
-                f"{name}: got {new[name]}, but {self._path.parent} holds a training with "
-                f"{old.get(name)}; choose another folder or the same settings"
-            )
+        refuse_another(self._identity, identity, self._path.parent)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         return curve
@@ -307,7 +313,7 @@ class _State:
         buffer = io.BytesIO()
         torch.save(
             {
-                "settings": self._settings,
+                "identity": to_json(self._identity),
                 "curve": curve.to_dict(),
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ghn_fast.utils.files import write_atomically
+from ghn_fast.utils.json_files import to_json, write_json
 from ghn_fast.utils.optional import require
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -162,11 +161,11 @@ class EvaluationReport:
 
         Numbers that are not finite become null, as JSON has no other way to say it.
         """
-        write_atomically(path, self.json() + "\n")
+        write_json(path, self, indent=2)
 
     def json(self) -> str:
         """Everything as JSON; numbers that are not finite become null."""
-        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False)
+        return to_json(self, indent=2)
 
     def histogram(self, path: str | Path) -> None:
         """Draw how top-1 accuracy is distributed, predicted beside random initialisation.
@@ -189,16 +188,6 @@ class EvaluationReport:
 def _summary(values: Sequence[float | None]) -> Summary | None:
     known = [value for value in values if value is not None]
     return summarise(known) if known else None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _draw(report: EvaluationReport) -> Any:

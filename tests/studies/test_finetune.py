@@ -64,11 +64,30 @@ def test_starts_shots_and_seeds(splits: ImageSplits, network: Network, tmp_path:
     assert len(report.top1("small", "random", 4)) == 2
     starts = {t.init: t.curve.points[0].loss for t in report.trainings if t.seed == 0}
     assert len(set(starts.values())) == 3
-    with pytest.raises(ValueError, match=r"weight_decay: got 0\.5, but .* holds fine-tuning with"):
+    with pytest.raises(ValueError, match=r"weight_decay: got 0\.5, but .* holds a training with"):
         finetune_networks(
             [network], ["random"], splits, [2], replace(QUICK, weight_decay=0.5),
             lrs=(1e-6, 0.05), seeds=(0,), out=tmp_path,
         )  # fmt: skip
+
+
+def test_the_learning_rate_is_chosen_once_for_all_calls(
+    splits: ImageSplits, network: Network, tmp_path: Path
+) -> None:
+    """A call that goes on takes the choice from what is done, and trains the new seed alone."""
+
+    def steps(seeds: tuple[int, ...]) -> int:
+        taken: list[int] = []
+        finetune_networks(
+            [network], ["random"], splits, [2], QUICK, lrs=(1e-6, 0.05), seeds=seeds, out=tmp_path,
+            on_step=lambda name, done, total, curve: taken.append(done),
+        )  # fmt: skip
+        return len(taken)
+
+    assert steps((0,)) == 3 * 6
+    assert steps((0, 1)) == 6
+    with pytest.raises(ValueError, match="lr_seed: got 1, but"):
+        steps((1,))
 
 
 def test_mistakes(splits: ImageSplits, network: Network) -> None:
@@ -81,8 +100,9 @@ def test_mistakes(splits: ImageSplits, network: Network) -> None:
     with pytest.raises(ValueError, match=r"lr: got -1\.0"):
         finetune_networks([network], ["random"], splits, [2], QUICK, lrs=(-1.0,))
     wrong = Network("wrong", factory=lambda classes, size: network.build(7, size))
-    with pytest.raises(ValueError, match=r"needs logits \(2, 4\)"):
-        finetune_networks([wrong], ["random"], splits, [2], QUICK)
+    report = finetune_networks([wrong, network], ["random"], splits, [2], QUICK, seeds=(0,))
+    assert "needs logits (2, 4)" in (report.trainings[0].error or "")
+    assert report.trainings[1].error is None  # one that fails does not end the others
 
 
 def test_the_command(tmp_path: Path, run: Run) -> None:

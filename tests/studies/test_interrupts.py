@@ -34,7 +34,7 @@ def test_what_was_done_is_kept(
     file: str,
     entry: str,
 ) -> None:
-    from ghn_fast.studies import finetune, sgd
+    from ghn_fast.studies import jobs
 
     stop = threading.Event()
 
@@ -44,14 +44,13 @@ def test_what_was_done_is_kept(
 
     monkeypatch.setattr(signals, "stop_requests", requests)
     # The signal comes when the first result is written.
-    for module in (sgd, finetune):
-        write = module.write_atomically
+    write = jobs.write_json
 
-        def note(path: Path, data: str, write: object = write) -> None:
-            write(path, data)  # type: ignore[operator]
-            stop.set()
+    def note(path: Path, value: object) -> None:
+        write(path, value)
+        stop.set()
 
-        monkeypatch.setattr(module, "write_atomically", note)
+    monkeypatch.setattr(jobs, "write_json", note)
     out = tmp_path / "out"
     monkeypatch.setattr("sys.argv", ["ghn-fast", *command, "--init", "random", "--out", str(out)])
     with pytest.raises(SystemExit) as end:
