@@ -1,6 +1,6 @@
 """hypothesis for tests of random inputs; where it is not installed, those tests alone are skipped.
 
-A borrowed machine with a GPU may have torch and pytest and nothing else.
+A machine may have torch and pytest alone.
 """
 
 from __future__ import annotations

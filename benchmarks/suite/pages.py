@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from suite.outputs import duration
 
 PAGE, PICTURE = "performance.md", "performance.png"
 BEGIN, END = "<!-- speed: make bench-docs -->", "<!-- /speed -->"
-INTRODUCTION = """# Performance
-
-Made by `make bench-docs RESULTS=FILE` from one file of `make bench-measure`; changes by hand are
-overwritten. Times are medians of one call with the quartiles, of processor time with one thread on
-a CPU and between two events of the stream on a GPU; percentiles are of single calls on the clock on
-the wall. A ratio is that of neighbouring samples. How to measure, compare two revisions and read
-the trends: [benchmarks](../benchmarks/README.md).
-"""
+INTRODUCTION = (
+    "Made by `make bench-docs RESULTS=FILE` from one file of `make bench-measure`; changes by hand "
+    "are overwritten. It holds the cases of that file. {times} A ratio is that of neighbouring "
+    "samples. How to measure, compare two revisions and read the trends: "
+    "[benchmarks](../benchmarks/README.md)."
+)
+CLOCKS = {
+    "cpu": "of processor time with one thread on a CPU",
+    "cuda": "between two events of the stream on a GPU",
+}
+LATENCY = "Percentiles are of single calls on the clock on the wall."
 ROOFLINE = """The least time of an op is that of its bytes at the bandwidth of a copy, or of its
 operations at the rate of a float32 matrix product, whichever is longer; what is counted is said
 in `benchmarks/suite/roofline.py`. Inputs and outputs count once; what stays in caches is free,
@@ -38,10 +42,24 @@ def about(report: Mapping[str, Any]) -> str:
     )
 
 
+def introduction(cases: Cases) -> str:
+    """Say how the times of a file were taken; devices and percentiles that it lacks are not named.
+
+    A name of a case has its device behind its back end.
+    """
+    clocks = [text for device, text in CLOCKS.items() if any(f", {device}, " in n for n in cases)]
+    clock = f", {' and '.join(clocks)}" if clocks else ""
+    times = f"Times are medians of one call with the quartiles{clock}."
+    if any("latency" in case for case in cases.values()):
+        times += f" {LATENCY}"
+    return textwrap.fill(INTRODUCTION.format(times=times), 100, break_on_hyphens=False)
+
+
 def page(report: Mapping[str, Any]) -> str:
     """Write the text of docs/performance.md."""
     cases: Cases = report["cases"]
-    lines = [INTRODUCTION, about(report) + ".", "", f"![Times of all cases]({PICTURE})", ""]
+    lines = ["# Performance", "", introduction(cases), "", about(report) + ".", ""]
+    lines += [f"![Times of the cases]({PICTURE})", ""]
     lines += [
         "## Times",
         "",

@@ -114,6 +114,7 @@ def test_the_pages_hold_what_was_measured_and_nothing_else(tmp_path: Path) -> No
     assert "| 40 MB | 0 M | 2 ms | 1 ms | memory | 50 % |" in text
     assert "x 1, float32)` | 1 ms | 2 ms | 4 ms |" in text
     assert "| `broken` | failed: RuntimeError: no |" in text
+    assert "a CPU. Percentiles are of" in " ".join(text.split()) and "on a GPU" not in text
     assert "Some CPU x 2, GPU: none, torch 2.15, Python 3.11, commit `abc`" in text
     assert (tmp_path / "docs" / "performance.png").is_file()
     speed = readme.read_text()
@@ -121,6 +122,9 @@ def test_the_pages_hold_what_was_measured_and_nothing_else(tmp_path: Path) -> No
     assert "| gated GNN | node-by-node loop | forward of 8 training graphs 40 times |" in speed
     assert "known 1 ms, 4 ms" in speed
     assert "meta-training" not in speed
+    # Without latencies nothing is said of percentiles, with a GPU something of its clock.
+    found = pages.introduction({"op.call(auto, cuda, hid=32, train x 8, float32)": {}})
+    assert "events of the stream" in found and "CPU" not in found and "ercentile" not in found
     readme.write_text("no place")
     with pytest.raises(SystemExit):
         bench.main(["docs", str(file), "--root", str(tmp_path)])

@@ -297,7 +297,12 @@ def test_weights_times_a_number_are_scaled_once(divide: bool) -> None:
     assert_close(found["3.weight"], 2.0)
 
 
-def test_weights_times_an_unread_number_are_kept() -> None:
+@pytest.mark.parametrize(
+    "times",
+    [torch.mul, lambda input, other: input * other, lambda input, other: other * input],
+    ids=["torch.mul", "w * scale", "scale * w"],
+)
+def test_weights_times_an_unread_number_are_kept(times: Callable[..., Tensor]) -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -305,7 +310,7 @@ def test_weights_times_an_unread_number_are_kept() -> None:
             self.register_buffer("scale", torch.tensor(0.35))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.out(F.linear(x, torch.mul(input=self.w, other=self.scale)))
+            return self.out(F.linear(x, times(input=self.w, other=self.scale)))
 
     assert "one number" in roles(Scaled(), input_shape=(8,))["w"]
 
