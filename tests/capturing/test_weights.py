@@ -297,22 +297,40 @@ def test_weights_times_a_number_are_scaled_once(divide: bool) -> None:
     assert_close(found["3.weight"], 2.0)
 
 
+class Scaled(nn.Module):
+    """A linear layer whose weight is multiplied by a buffer of one number."""
+
+    def __init__(self, times: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.times, self.w, self.out = times, par(8, 8), nn.Linear(8, 3)
+        self.register_buffer("scale", torch.tensor(0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.linear(x, self.times(self.w, self.scale)))
+
+
 @pytest.mark.parametrize(
-    "times",
-    [torch.mul, lambda input, other: input * other, lambda input, other: other * input],
-    ids=["torch.mul", "w * scale", "scale * w"],
+    ("times", "factor"),
+    [
+        (torch.mul, 0.25),
+        (lambda weight, scale: weight * scale, 0.25),
+        (lambda weight, scale: scale * weight, 0.25),
+        (lambda weight, scale: weight / scale, 1 / 0.25),
+    ],
+    ids=["torch.mul", "w * scale", "scale * w", "w / scale"],
 )
-def test_weights_times_an_unread_number_are_kept(times: Callable[..., Tensor]) -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w, self.out = par(8, 8), nn.Linear(8, 3)
-            self.register_buffer("scale", torch.tensor(0.35))
+def test_weights_times_a_buffer_of_one_number_are_scaled(
+    times: Callable[[Tensor, Tensor], Tensor], factor: float
+) -> None:
+    plain = gains(Scaled(lambda weight, scale: weight), (8,))
+    found = gains(Scaled(times), (8,))
+    assert_close(found["w"], plain["w"] / factor**2)
+    assert_close(found["out.weight"], plain["out.weight"])
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.out(F.linear(x, times(input=self.w, other=self.scale)))
 
-    assert "one number" in roles(Scaled(), input_shape=(8,))["w"]
+def test_weights_times_an_unread_number_are_kept() -> None:
+    model = Scaled(lambda weight, scale: torch.mul(input=weight, other=scale))
+    assert "one number" in roles(model, input_shape=(8,))["w"]
 
 
 class Grouped(nn.Linear):
