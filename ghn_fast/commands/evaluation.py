@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ghn_fast.graph import ArchGraph
     from ghn_fast.hypernet import GHN
-    from ghn_fast.vision import ArchitectureResult, EvaluationReport
+    from ghn_fast.vision import ArchitectureResult, EvaluationReport, ImageSplits
 
 
 class EvaluationSplit(StrEnum):
@@ -74,12 +74,14 @@ def evaluate(
     from ghn_fast.deepnets import SPLIT_SIZES
     from ghn_fast.hypernet import from_pretrained
     from ghn_fast.utils import distributed
+    from ghn_fast.vision import load_images
 
     check_device(device)
     check_out(out)
     main_process = distributed.launched().rank == 0
     device = distributed.device_for(device)
     ghn = from_pretrained(ckpt, device=device)
+    splits = load_images(dataset, data_root)
     name = split.value
     count = limit or min(SPLIT_SIZES.get(name, MOST), MOST)
     with distributed.job(device), make_progress(show=main_process) as progress:
@@ -94,8 +96,7 @@ def evaluate(
         report = evaluate_split(
             ghn,
             name,
-            dataset,
-            data_root=data_root,
+            splits,
             deepnets=deepnets,
             count=count,
             batch_size=batch_size,
@@ -128,10 +129,9 @@ def evaluate(
 def evaluate_split(
     ghn: GHN,
     split: str,
-    dataset: str,
+    splits: ImageSplits,
     *,
     count: int,
-    data_root: str | None,
     deepnets: Path | None,
     batch_size: int,
     seed: int,
@@ -149,9 +149,8 @@ def evaluate_split(
     Args:
         ghn: The hypernetwork.
         split: Split of DeepNets-1M.
-        dataset: Image data, see :func:`ghn_fast.vision.load_images`.
+        splits: The image data set.
         count: Number of architectures at most.
-        data_root: Folder of the image data.
         deepnets: Folder of generated files; without it the split is sampled.
         batch_size: Images per batch; BatchNorm uses the statistics of each batch.
         seed: Seed of sampled architectures.
@@ -164,13 +163,13 @@ def evaluate_split(
         ValueError: If the data set has another number of classes than the hypernetwork.
     """
     from ghn_fast.deepnets import DeepNets, SampledNets
-    from ghn_fast.vision import evaluate_networks, load_images
+    from ghn_fast.vision import evaluate_networks
 
-    splits = load_images(dataset, data_root)
     if splits.num_classes != ghn.config.num_classes:
         raise ValueError(
-            f"dataset: {dataset} has {splits.num_classes} classes, but the hypernetwork predicts "
-            f"classifiers of {ghn.config.num_classes}; evaluate it on the data it was trained for"
+            f"dataset: {splits.name} has {splits.num_classes} classes, but the hypernetwork "
+            f"predicts classifiers of {ghn.config.num_classes}; evaluate it on the data it was "
+            "trained for"
         )
     nets: DeepNets | SampledNets
     if deepnets is not None or split == "predefined":

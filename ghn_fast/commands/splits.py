@@ -58,6 +58,7 @@ def evaluate_splits(
     from ghn_fast.hypernet import from_pretrained
     from ghn_fast.studies import all_splits
     from ghn_fast.utils.json_files import write_json
+    from ghn_fast.vision import load_images
 
     chosen = split or list(all_splits.SPLITS)
     for name in chosen:
@@ -66,6 +67,7 @@ def evaluate_splits(
     check_device(device)
     check_out(out)
     ghn = from_pretrained(ckpt, device=device)
+    splits = load_images(dataset, data_root)
     rows: list[SplitRow] = []
     interrupted = False
     told: dict[str, Any] = {"ckpt": ckpt, "dataset": dataset, "noise": noise, "seed": seed}
@@ -82,8 +84,7 @@ def evaluate_splits(
             return evaluate_split(
                 ghn,
                 name,
-                dataset,
-                data_root=data_root,
+                splits,
                 deepnets=None if name == "predefined" else deepnets,
                 count=min(limit, SPLIT_SIZES.get(name, limit)),
                 batch_size=batch_size,

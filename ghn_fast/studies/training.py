@@ -25,7 +25,7 @@ from ghn_fast.utils.settings import Section, setting
 from ghn_fast.vision.batches import eval_batches, train_batches
 from ghn_fast.vision.evaluate import accuracy
 from ghn_fast.vision.images import ImageSplits
-from ghn_fast.vision.running_statistics import STATISTICS_BATCHES, collect_running_statistics
+from ghn_fast.vision.running_statistics import collect_running_statistics, statistics_batches
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant")
@@ -122,9 +122,9 @@ def train_network(
     """Train a network, in place.
 
     Evaluations use running statistics of BatchNorm layers: those of the training, and before the
-    first step averages over up to 200 batches of training images, so that predicted parameters are
-    measured as they are. Two calls with the same arguments give the same numbers on the same
-    device, and so does a call that continues an interrupted one.
+    first step averages over up to 200 batches of training images, not augmented, so that predicted
+    parameters are measured as they are. Two calls with the same arguments give the same numbers on
+    the same device, and so does a call that continues an interrupted one.
 
     Args:
         model: The network, on the device where it is trained.
@@ -170,9 +170,7 @@ def train_network(
         curve = state.load(model, optimizer, curve)
     if not curve.points:
         collect_running_statistics(
-            model,
-            train_batches(splits, batch, seed=seed, device=device),
-            min(STATISTICS_BATCHES, max(1, count // batch)),
+            model, statistics_batches(splits, batch, seed=seed, device=device)
         )
         curve.points.append(_evaluate(model, splits, images, device, 0))
     diverged, saved = False, time.monotonic()

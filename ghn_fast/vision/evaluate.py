@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from ghn_fast.hypernet.batch_statistics import use_batch_statistics
 from ghn_fast.utils import distributed
 from ghn_fast.vision.augment import seeded_generator
-from ghn_fast.vision.batches import eval_batches, train_batches
-from ghn_fast.vision.images import ImageSet, ImageSplits
+from ghn_fast.vision.batches import eval_batches
+from ghn_fast.vision.images import ImageSplits
 from ghn_fast.vision.noise import noisy_batches
 from ghn_fast.vision.results import ArchitectureResult, EvaluationReport
 from ghn_fast.vision.running_statistics import collect_running_statistics
+from ghn_fast.vision.running_statistics import statistics_batches as plain_batches
 
 # Normalised batches up to this many bytes are made once and kept for all architectures.
 KEPT_BATCHES = 512 * 2**20
@@ -202,7 +203,7 @@ def evaluate_networks(
 
     Raises:
         ValueError: If ``images``, ``limit``, ``statistics_batches``, ``noise`` or ``batch_size`` is
-            out of range.
+            out of range, or the data set has no such images.
     """
     if images not in ("test", "val"):
         raise ValueError(f"images must be 'test' or 'val', got {images!r}")
@@ -216,9 +217,27 @@ def evaluate_networks(
         )
         raise ValueError(f"{name}: got {value}, needs a number of at least 0")
     device = torch.device(device)
+    image_bytes = 3 * splits.image_size**2 * 4
     image_set = splits.split(images)
-    extra = _Extra(splits, batch_size, seed, workers, statistics_batches, noise, on_network)
-    batches = _Batches(image_set, splits, batch_size, device, seed, workers)
+    if not len(image_set):
+        raise ValueError(f"dataset: {splits.name} has no {images} images to classify")
+    if not len(splits.train):
+        statistics_batches = 0
+    batches = _Batches(
+        lambda: eval_batches(
+            image_set, splits, batch_size, device=device, shuffle_seed=seed, workers=workers
+        ),
+        len(image_set) * image_bytes,
+    )
+    training = None
+    if statistics_batches:
+        training = _Batches(
+            lambda: plain_batches(
+                splits, batch_size, statistics_batches, seed=seed, device=device, workers=workers
+            ),
+            min(len(splits.train), statistics_batches * batch_size) * image_bytes,
+        )
+    extra = _Extra(splits, seed, training, statistics_batches, noise, on_network)
     records = []
     rank, size = distributed.rank(), distributed.world_size()
     for item in itertools.islice(items, rank, limit, size):
@@ -255,10 +274,9 @@ class _Extra:
     """What is measured of a predicted network beside its accuracy with batch statistics."""
 
     splits: ImageSplits
-    batch_size: int
     seed: int
-    workers: int
-    statistics_batches: int
+    training: Iterable[tuple[Tensor, Tensor]] | None
+    count: int
     noise: float
     on_network: Callable[[nn.Module, ArchitectureResult], None] | None
 
@@ -274,51 +292,30 @@ class _Extra:
         if self.noise:
             noisy = noisy_batches(batches, self.splits, self.noise, self.seed)
             record.noisy_top1 = accuracy(model, noisy, device=device).top1
-        if self.statistics_batches:
-            count = min(self.statistics_batches, len(self.splits.train) // self._batch)
-            collect_running_statistics(model, self._training_images(device), count, device=device)
+        if self.training is None:
+            return
+        record.running_top1, record.running_top5 = record.top1, record.top5
+        # Without a BatchNorm layer the protocols are one.
+        if collect_running_statistics(model, self.training, self.count, device=device):
             result = accuracy(model, batches, device=device)
             record.running_top1, record.running_top5 = result.top1, result.top5
 
-    def _training_images(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        plain = replace(self.splits, augment="none")
-        return train_batches(
-            plain, self._batch, seed=self.seed, device=device, workers=self.workers
-        )
-
-    @property
-    def _batch(self) -> int:
-        return min(self.batch_size, len(self.splits.train))
-
 
 class _Batches:
-    """Evaluation batches for one iteration per architecture; they are kept if they are small."""
+    """Batches for one iteration per architecture; they are kept if they are small.
 
-    def __init__(
-        self,
-        image_set: ImageSet,
-        splits: ImageSplits,
-        batch_size: int,
-        device: torch.device,
-        seed: int,
-        workers: int,
-    ) -> None:
-        def start() -> Iterator[tuple[Tensor, Tensor]]:
-            return eval_batches(
-                image_set,
-                splits,
-                batch_size,
-                device=device,
-                shuffle_seed=seed,
-                workers=workers,
-            )
+    Args:
+        start: Begins with the first batch; called now, so that wrong arguments are refused before
+            any architecture is built.
+        size: Bytes of all of them.
+    """
 
+    def __init__(self, start: Callable[[], Iterator[tuple[Tensor, Tensor]]], size: int) -> None:
         self._start = start
+        first = start()
         self._kept: Sequence[tuple[Tensor, Tensor]] | None = None
-        # Refuses wrong arguments now, before any architecture is built.
-        start()
-        if len(image_set) * 3 * splits.image_size**2 * 4 <= KEPT_BATCHES:
-            self._kept = list(start())
+        if size <= KEPT_BATCHES:
+            self._kept = list(first)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self._start() if self._kept is None else iter(self._kept)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ghn_fast.hypernet.batch_statistics import track_running_statistics
+from ghn_fast.vision.batches import train_batches
+from ghn_fast.vision.images import ImageSplits
 
 # How many batches of training images the published evaluation averages over.
 STATISTICS_BATCHES = 200
@@ -68,3 +71,30 @@ def collect_running_statistics(
     if done == 0:
         raise ValueError("batches holds no images")
     return [name for name, _ in layers]
+
+
+def statistics_batches(
+    splits: ImageSplits,
+    batch_size: int,
+    count: int = STATISTICS_BATCHES,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of training images, not augmented, that "training statistics" are averages over.
+
+    Args:
+        splits: The image data set.
+        batch_size: Images per batch, at most as many as there are.
+        count: Number of batches, at most once through all images.
+        seed: Seed of their order.
+        device, workers: As for :func:`ghn_fast.vision.train_batches`.
+
+    Raises:
+        ValueError: If there are no training images, or an argument is out of range.
+    """
+    batch = min(batch_size, len(splits.train))
+    plain = replace(splits, augment="none")
+    endless = train_batches(plain, batch, seed=seed, device=device, workers=workers)
+    return itertools.islice(endless, min(count, len(splits.train) // batch))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 import ghn_fast
 from command_line import Run
 from ghn_fast.studies.diversity import WeightDiversity
+from ghn_fast.studies.networks import Network
 from ghn_fast.vision import (
     ImageSplits,
     accuracy,
@@ -72,7 +74,7 @@ def test_both_protocols_and_noise(splits: ImageSplits) -> None:
     assert seen == ["small"]
     assert report.running is not None and report.noisy is not None
     model = made[0]
-    collect_running_statistics(model, train_batches(_plain(splits), 32, seed=0), 2)
+    collect_running_statistics(model, train_batches(replace(splits, augment="none"), 32, seed=0), 2)
     found = accuracy(model, eval_batches(splits.test, splits, 32))
     assert (record.running_top1, record.running_top5) == (found.top1, found.top5)
     for values in ({"statistics_batches": -1}, {"noise": -0.5}):
@@ -80,10 +82,61 @@ def test_both_protocols_and_noise(splits: ImageSplits) -> None:
             evaluate_networks([item], lambda m, g: None, splits, **values)  # type: ignore[arg-type]
 
 
-def _plain(splits: ImageSplits) -> ImageSplits:
-    from dataclasses import replace
+@dataclass
+class Item:
+    """A network as an architecture of a split."""
 
-    return replace(splits, augment="none")
+    network: Network
+    index: int = 0
+    name: str = "item"
+    graph: None = None
+
+    def build(self, *, num_classes: int, image_size: int) -> nn.Module:
+        return self.network.build(num_classes, image_size)
+
+
+def test_what_there_are_no_images_for(splits: ImageSplits, network: Network) -> None:
+    """Without training images there is one protocol; without images to classify, an error."""
+    item = Item(network)
+    nothing = torch.arange(0)
+    bare = replace(splits, train=splits.train.subset(nothing))
+    report = evaluate_networks([item], lambda m, g: None, bare, statistics_batches=200)
+    assert (report.failed, report.running, report.statistics_batches) == ([], None, 0)
+    assert report.predicted is not None
+    bare = replace(bare, val=splits.val.subset(nothing))
+    with pytest.raises(ValueError, match="squares has no val images to classify"):
+        evaluate_networks([item], lambda m, g: None, bare, images="val")
+
+
+def test_training_images_are_drawn_once_for_all_networks(
+    splits: ImageSplits, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ghn_fast.vision import evaluate, running_statistics
+
+    plain = Network("plain", factory=lambda classes, size: _without_norms(network, classes, size))
+    begun: list[int] = []
+    passes: list[int] = []
+    draw, measure = running_statistics.train_batches, evaluate.accuracy
+    monkeypatch.setattr(
+        running_statistics, "train_batches", lambda *a, **k: begun.append(1) or draw(*a, **k)
+    )
+    monkeypatch.setattr(evaluate, "accuracy", lambda *a, **k: passes.append(1) or measure(*a, **k))
+    items = [Item(network), Item(network), Item(plain)]
+    report = evaluate_networks(
+        items, lambda m, g: None, splits, statistics_batches=2, baseline=False
+    )
+    assert report.failed == []
+    assert len(begun) == 1
+    # Without BatchNorm both protocols are the same measurement.
+    assert len(passes) == 2 * 2 + 1
+    last = report.records[-1]
+    assert (last.running_top1, last.running_top5) == (last.top1, last.top5)
+
+
+def _without_norms(network: Network, classes: int, size: int) -> nn.Module:
+    model = network.build(classes, size)
+    assert isinstance(model, nn.Sequential)
+    return nn.Sequential(*(m for m in model if not isinstance(m, nn.BatchNorm2d)))
 
 
 def test_the_command(tmp_path: Path, run: Run) -> None:
@@ -129,3 +182,9 @@ def test_the_command(tmp_path: Path, run: Run) -> None:
     status, _, error = run("evaluate-splits", *common, "--split", "huge", "--out", tmp_path / "no")
     assert status == 2
     assert "needs one of" in error
+    status, _, error = run(
+        "evaluate", *("--ckpt", tmp_path / "ghn"), "--dataset", "cifar10-sample", "--split", "val",
+        "--out", tmp_path / "no",
+    )  # fmt: skip
+    assert status == 2
+    assert "cifar10-sample has no val images" in error
