@@ -87,9 +87,9 @@ def plain_call(ckpt: str, repeats: int) -> dict[str, dict[str, float]]:
         name: [(resolve(name, num_classes=10).build(), {"input_shape": (3, 32, 32)})]
         for name in NAMED
     }
-    models["genotype"] = [
-        (net.build(), {"graph": net.graph}) for net in SampledNets("test", CONFIGS, 0)
-    ]
+    edges, rules = ghn.config.virtual_edges, ghn.config.graph_rules
+    nets = SampledNets("test", CONFIGS, 0, edges, rules=rules)
+    models["genotype"] = [(net.build(), {"graph": net.graph}) for net in nets]
     found = {}
     for name, networks in models.items():
         times = []

@@ -26,7 +26,8 @@ def main() -> None:
     ghn = ghn_fast.from_pretrained(chosen.ckpt)
     begin = time.perf_counter()
     scored = []
-    for net in SampledNets("search", chosen.candidates, 0):
+    edges, rules = ghn.config.virtual_edges, ghn.config.graph_rules
+    for net in SampledNets("search", chosen.candidates, 0, edges, rules=rules):
         model = net.build(num_classes=splits.num_classes, image_size=splits.image_size)
         size = sum(parameter.numel() for parameter in model.parameters())
         if size > chosen.most_parameters:

@@ -117,13 +117,13 @@ class Service:
         if number.isdecimal() and int(number[:9]) >= SAMPLED:
             raise ValueError(f"model: got {name!r}, needs an index below {SAMPLED}")
         named = resolve(name, num_classes=classes, image_size=size)
-        edges = self.ghn.config.virtual_edges
+        edges, rules = self.ghn.config.virtual_edges, self.ghn.config.graph_rules
         if named.derive is not None:
-            return named.graph(edges)
+            return named.graph(edges, rules=rules)
         with torch.device("meta"):
             network = named.build()
         self._check_size(sum(parameter.numel() for parameter in network.parameters()))
-        return named.graph(edges, network=network)
+        return named.graph(edges, network=network, rules=rules)
 
     def _configured(self, config: Any, classes: int | None, size: int | None) -> ArchGraph:
         if not isinstance(config, dict):
@@ -133,6 +133,7 @@ class Service:
             num_classes=classes or 10,
             image_size=size or 32,
             virtual_edges=self.ghn.config.virtual_edges,
+            rules=self.ghn.config.graph_rules,
         )
 
     def _check_size(self, count: int) -> None:

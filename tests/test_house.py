@@ -230,3 +230,25 @@ def test_numbers_are_compared_by_the_table() -> None:
         for line in own_tolerances(path.read_text())
     ]
     assert not found
+
+
+@pytest.mark.parametrize(
+    "folder", ["ghn_fast/metatrain", "ghn_fast/studies", "ghn_fast/commands", "examples"]
+)
+def test_graphs_are_made_by_the_rules_of_their_hypernetwork(folder: str) -> None:
+    """Who asks a hypernetwork how far virtual edges reach asks it by which rules graphs are made.
+
+    Otherwise it works with GHN-2 and no other one.
+    """
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            asked = {
+                node.attr
+                for node in ast.walk(function)
+                if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("config")
+            }
+            assert "virtual_edges" not in asked or asked & {"graph_rules", "rules"}, (
+                f"{path.name}: {function.name} makes graphs without the hypernetwork's graph_rules"
+            )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import ghn_fast
 
 # Each command runs in a process that finds none of the libraries.
 SCRIPT = """
@@ -33,6 +36,12 @@ OPTIONAL = "torchvision PIL sklearn h5py matplotlib tensorboard wandb timm trans
 TRAIN = (
     "train", "--deepnets", "5", "--meta-batch", "1", "--batch-size", "4", "--hid", "8", "--steps",
     "1", "--set", "image_size=16", "--set", "max_channels=32", "--set", "max_nodes=120",
+)  # fmt: skip
+
+
+SMALL = (
+    "deepnets:val:1", "--image-size", "8", "--channels", "8", "--cells", "3", "--steps", "2",
+    "--batch-size", "8", "--init", "random",
 )  # fmt: skip
 
 
@@ -93,12 +102,33 @@ def test_work_is_done_without_pictures_and_tensorboard(tmp_path: Path) -> None:
     commands: list[tuple[str, ...]] = [
         (*TRAIN, "--out", "run"),
         ("evaluate", "--ckpt", "ghn2-digits", "--limit", "1", "--json"),
+        ("sgd", *SMALL, "--out", "sgd", "--json"),
+        ("embeddings", "test", "--count", "3", "--reference", "3", "--json"),
+        ("search", "--by", "predicted", "--count", "1", "--image-size", "16", "--json"),
     ]
     for words, (status, _, error) in zip(
         commands, run(commands, "matplotlib tensorboard h5py", tmp_path), strict=True
     ):
         assert status == 0, (words, error)
-    assert "pictures need matplotlib" in error
-    assert (tmp_path / "evaluation" / "test-digits.json").is_file()
-    assert not (tmp_path / "evaluation" / "test-digits.png").exists()
+        if words[0] != "train":
+            assert "pictures need matplotlib" in error, words
+    for name in ("evaluation/test-digits", "sgd/sgd", "embeddings/embeddings", "search/search"):
+        assert (tmp_path / f"{name}.json").is_file()
+    assert not [*tmp_path.rglob("*.png")]
     assert (tmp_path / "run" / "metrics.jsonl").is_file()
+
+
+def test_commands_draw_only_what_they_can() -> None:
+    """What is drawn beside other results goes through ``picture``, which asks for matplotlib."""
+    folder = Path(ghn_fast.__file__).parent / "commands"
+    seen = 0
+    for path in sorted(folder.glob("*.py")):
+        if path.name == "pictures.py":  # a picture is all that the command draw makes
+            continue
+        tree = ast.parse(path.read_text())
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+            drawn = name.startswith("draw_") or name == "histogram"
+            assert not drawn, f"{path.name}, line {call.lineno}: call {name} by picture()"
+            seen += name == "picture"
+    assert seen >= 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,6 +100,18 @@ def can_draw() -> bool:
         return True
     get_logger(__name__).warning("%s", missing("matplotlib", "drawing", "pictures"))
     return False
+
+
+def picture(draw: Callable[..., None], data: Any, path: Path, *more: Any) -> list[Path]:
+    """Draw a picture by ``draw(data, path, *more)``, unless what that needs is not installed.
+
+    Returns:
+        The path, in a list, if it was drawn.
+    """
+    if not can_draw():
+        return []
+    draw(data, path, *more)
+    return [path]
 
 
 def make_progress(*, show: bool = True, rate: bool = False) -> Any:

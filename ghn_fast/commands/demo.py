@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghn_fast.commands.common import can_draw, check_out
-from ghn_fast.commands.output import make_console
+from ghn_fast.commands.common import check_out, picture
+from ghn_fast.commands.output import make_console, say_written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,11 +53,9 @@ def demo(
             )
     out.mkdir(parents=True, exist_ok=True)
     report.to_json(out / "demo.json")
-    written = [out / "demo.json"]
-    if can_draw():
-        report.histogram(out / "demo.png")
-        written.append(out / "demo.png")
-    console.print(f"written: {' and '.join(map(str, written))}")
+    drawn = picture(type(report).histogram, report, out / "demo.png")
+    written = [out / "demo.json", *drawn]
+    say_written(written)
     return {**asdict(report), "written": written}
 
 

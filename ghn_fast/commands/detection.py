@@ -15,8 +15,9 @@ from ghn_fast.commands.common import (
     check_device,
     check_out,
     make_progress,
+    picture,
 )
-from ghn_fast.commands.output import UnfinishedError, print_table, say
+from ghn_fast.commands.output import UnfinishedError, print_table, say_written
 from ghn_fast.commands.sgd import Networks
 from ghn_fast.utils.optional import require
 
@@ -118,9 +119,9 @@ def detect(
     out.mkdir(parents=True, exist_ok=True)
     result = report.to_dict()
     write_json(out / "detection.json", result)
-    draw_detection(report, out / "detection.png")
+    drawn = picture(draw_detection, report, out / "detection.png")
     print_table(detection_table(report))
-    say(f"written: {out / 'detection.json'} and {out / 'detection.png'}")
+    say_written([out / "detection.json", *drawn])
     if not report.finished:
         typer.echo("interrupted", err=True)
         raise UnfinishedError(result, INTERRUPTED)

@@ -12,8 +12,9 @@ from ghn_fast.commands.common import (
     DeepNetsFolder,
     check_out,
     make_progress,
+    picture,
 )
-from ghn_fast.commands.output import print_table, say
+from ghn_fast.commands.output import print_table, say, say_written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,12 +109,12 @@ def embeddings(
     tensors = {name: rows.contiguous() for name, (_, rows) in sets.items()}
     written = save(tensors, {name: json.dumps(names) for name, (names, _) in sets.items()})
     write_atomically(out / "embeddings.safetensors", written)
-    draw_landscape(landscape, out / "embeddings.png", values, label)
+    drawn = picture(draw_landscape, landscape, out / "embeddings.png", values, label)
     print_table(embeddings_table(landscape, reference))
     for query, others in landscape.neighbours.items():
         near_by = ", ".join(f"{name} {distance:.2f}" for name, distance in others)
         say(f"nearest to {query}: {near_by}")
-    say(f"written: {out}/embeddings.json, .safetensors and .png")
+    say_written([out / "embeddings.json", out / "embeddings.safetensors", *drawn])
     return result
 
 

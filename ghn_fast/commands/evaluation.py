@@ -17,12 +17,12 @@ from ghn_fast.commands.common import (
     Dataset,
     DeepNetsFolder,
     Device,
-    can_draw,
     check_device,
     check_out,
     make_progress,
+    picture,
 )
-from ghn_fast.commands.output import UnfinishedError, make_console, say
+from ghn_fast.commands.output import UnfinishedError, make_console, say_written
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,10 +116,9 @@ def evaluate(
     report.to_json(out / f"{stem}.json")
     print_evaluation(report, f"{ckpt} on {name}")
     written = [out / f"{stem}.json"]
-    if report.predicted is not None and can_draw():
-        report.histogram(out / f"{stem}.png")
-        written.append(out / f"{stem}.png")
-    say(f"written: {' and '.join(map(str, written))}")
+    if report.predicted is not None:
+        written += picture(type(report).histogram, report, out / f"{stem}.png")
+    say_written(written)
     result = {**asdict(report), "written": written}
     if report.predicted is None:
         raise UnfinishedError(result, 1)

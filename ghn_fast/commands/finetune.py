@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +16,12 @@ from ghn_fast.commands.common import (
     Dataset,
     Device,
     Pixels,
-    can_draw,
     check_device,
     check_out,
     make_progress,
+    picture,
 )
-from ghn_fast.commands.output import UnfinishedError, print_table, say
+from ghn_fast.commands.output import UnfinishedError, print_table, say_written
 from ghn_fast.commands.sgd import Networks
 
 if TYPE_CHECKING:
@@ -157,9 +158,9 @@ def finetune(
         )
     if not main_process:
         return {"main_process": False}
-    write_finetune(report, out)
+    written = write_finetune(report, out)
     print_table(finetune_table(report))
-    say(f"written: {out / 'finetune.json'} and {out / 'finetune.png'}")
+    say_written(written)
     if not report.finished:
         typer.echo("interrupted; the same command continues", err=True)
         raise UnfinishedError(report.to_dict(), INTERRUPTED)
@@ -168,8 +169,8 @@ def finetune(
     return report.to_dict()
 
 
-def write_finetune(report: FinetuneReport, out: Path) -> None:
-    """Write JSON and the picture of the curves."""
+def write_finetune(report: FinetuneReport, out: Path) -> list[Path]:
+    """Write JSON and the picture of the curves; returns the files."""
     from ghn_fast.studies.curves import draw_curves
     from ghn_fast.utils.json_files import write_json
 
@@ -185,9 +186,12 @@ def write_finetune(report: FinetuneReport, out: Path) -> None:
             curves.setdefault(key, []).append(training.curve)
     shown = list(dict.fromkeys(panels.values()))[:6]
     curves = {key: seeds for key, seeds in curves.items() if panels[key] in shown}
-    if curves and can_draw():
+    written = [out / "finetune.json"]
+    if curves:
         kept = {key: panels[key] for key in curves}
-        draw_curves(curves, out / "finetune.png", panels=kept, y_label="top-1 on test images (%)")
+        draw = partial(draw_curves, panels=kept, y_label="top-1 on test images (%)")
+        written += picture(draw, curves, out / "finetune.png")
+    return written
 
 
 def finetune_table(report: FinetuneReport) -> Table:

@@ -13,8 +13,9 @@ from ghn_fast.commands.common import (
     Dataset,
     check_out,
     make_progress,
+    picture,
 )
-from ghn_fast.commands.output import UnfinishedError, print_table, say
+from ghn_fast.commands.output import UnfinishedError, print_table, say, say_written
 from ghn_fast.utils.optional import require
 
 if TYPE_CHECKING:
@@ -63,11 +64,12 @@ def nasbench201(
 
     The table has Kendall's tau on all other cells, mean ± standard deviation over draws, and in
     brackets tau inside the best tenth. Writes OUT/nasbench201.json and OUT/nasbench201.png. Ctrl-C
-    keeps the targets and numbers of labels that are done.
+    keeps the targets, numbers of labels and predicted cells that are done.
     """
     from ghn_fast.hypernet import from_pretrained
     from ghn_fast.studies.cell_bench import bench_cells, embed_cells, read_cell_tables, zero_shot
     from ghn_fast.utils.json_files import write_json
+    from ghn_fast.utils.signals import stop_requests
     from ghn_fast.vision import load_images
 
     check_out(out)
@@ -112,22 +114,20 @@ def nasbench201(
                     on_fit=on_fit,
                 )
             if splits is not None:
-                for name in targets:
-                    task = progress.add_task(
-                        f"predicted networks, {name}", total=predicted, info=""
+                task = progress.add_task("predicted networks", total=predicted, info="")
+                with stop_requests() as stop:
+                    shots += zero_shot(
+                        ghn,
+                        known,
+                        splits,
+                        predicted,
+                        targets=targets,
+                        repeats=repeats,
+                        seed=seed,
+                        stop=stop,
+                        on_cell=lambda done: progress.update(task, completed=done),
                     )
-                    shots.append(
-                        zero_shot(
-                            ghn,
-                            known,
-                            splits,
-                            predicted,
-                            target=name,
-                            repeats=repeats,
-                            seed=seed,
-                            on_cell=lambda done, t=task: progress.update(t, completed=done),  # type: ignore[misc]
-                        )
-                    )
+                    interrupted = stop.is_set()
         except KeyboardInterrupt:
             interrupted = True
     result = {
@@ -146,9 +146,9 @@ def nasbench201(
     if rows:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "nasbench201.json", result)
-        draw_bench(rows, out / "nasbench201.png")
+        drawn = picture(draw_bench, rows, out / "nasbench201.png")
         print_table(bench_table(rows))
-        say(f"written: {out / 'nasbench201.json'} and {out / 'nasbench201.png'}")
+        say_written([out / "nasbench201.json", *drawn])
     if interrupted:
         typer.echo(f"interrupted after {len(rows)} rows", err=True)
         raise UnfinishedError(result, INTERRUPTED)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -76,6 +77,12 @@ def say(text: str) -> None:
     """Print a line for people."""
     if not _for_programs.get():
         typer.echo(text)
+
+
+def say_written(paths: Sequence[Path]) -> None:
+    """Name the files that were written."""
+    *first, last = map(str, paths)
+    say(f"written: {', '.join(first)} and {last}" if first else f"written: {last}")
 
 
 def make_console() -> Any:

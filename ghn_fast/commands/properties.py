@@ -13,8 +13,9 @@ from ghn_fast.commands.common import (
     DeepNetsFolder,
     check_out,
     make_progress,
+    picture,
 )
-from ghn_fast.commands.output import print_table, say
+from ghn_fast.commands.output import print_table, say_written
 from ghn_fast.utils.optional import require
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ def properties(
     out.mkdir(parents=True, exist_ok=True)
     result = {"ckpt": ckpt, "labels": labels, "reports": [r.to_dict() for r in reports]}
     write_json(out / "properties.json", result)
-    draw_properties(reports, out / "properties.png")
+    drawn = picture(draw_properties, reports, out / "properties.png")
     print_table(properties_table(reports))
-    say(f"written: {out / 'properties.json'} and {out / 'properties.png'}")
+    say_written([out / "properties.json", *drawn])
     return result
 
 

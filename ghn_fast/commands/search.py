@@ -15,8 +15,9 @@ from ghn_fast.commands.common import (
     DeepNetsFolder,
     check_out,
     make_progress,
+    picture,
 )
-from ghn_fast.commands.output import UnfinishedError, print_table, say
+from ghn_fast.commands.output import UnfinishedError, print_table, say, say_written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -101,7 +102,7 @@ def search(
         second = progress.add_task("evaluated", total=None, info="") if splits else task
 
         def on_candidate(done: int, total: int, candidate: Candidate) -> None:
-            info = f"{candidate.name}: {candidate.predicted_top1:.1f} %"
+            info = f"{candidate.name}: {candidate.error or f'{candidate.predicted_top1:.1f} %'}"
             progress.update(second, completed=done, total=total, info=info)
 
         report = search_architectures(
@@ -117,17 +118,20 @@ def search(
             evaluate=evaluate,
             workers=workers,
             stop=stop,
-            on_embedded=lambda done: progress.update(task, completed=done),
+            on_seen=lambda done: progress.update(task, completed=done),
             on_candidate=on_candidate,
         )
     files = write_genotypes(report, out)
     result = {"ckpt": ckpt, "split": split, **report.to_dict(), "written": files}
     write_json(out / "search.json", result)
-    draw_search(report, out / "search.png", label if by == "regression" else by)
+    drawn = picture(draw_search, report, out / "search.png", label if by == "regression" else by)
     rate = report.seen / max(report.seconds, 1e-9)
     say(f"{report.seen} architectures in {report.seconds:.1f} s ({rate:.0f} a second)")
     print_table(search_table(report, label))
-    say(f"written: {len(files)} genotypes, search.json and search.png in {out}")
+    if report.failed:
+        first = report.failed[0]
+        say(f"{len(report.failed)} not evaluated, the first one: {first.name}: {first.error}")
+    say_written([out / "search.json", *drawn, *files])
     if not report.finished:
         typer.echo(f"interrupted after {report.seen} of {count} architectures", err=True)
         raise UnfinishedError(result, INTERRUPTED)
@@ -155,7 +159,7 @@ def search_table(report: SearchReport, label: str) -> Table:
     """The best architectures."""
     from rich.table import Table
 
-    table = Table(title=f"best {len(report.best)} of {report.embedded} architectures within limits")
+    table = Table(title=f"best {len(report.best)} of {report.within} architectures within limits")
     table.add_column("architecture")
     scored = any(c.score is not None for c in report.best)
     columns = ["parameters", "MFLOPs", *([f"{label} by regression"] if scored else [])]

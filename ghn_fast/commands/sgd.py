@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +17,12 @@ from ghn_fast.commands.common import (
     DeepNetsFolder,
     Device,
     Pixels,
-    can_draw,
     check_device,
     check_out,
     make_progress,
+    picture,
 )
-from ghn_fast.commands.output import UnfinishedError, print_table, say
+from ghn_fast.commands.output import UnfinishedError, print_table, say, say_written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -150,13 +151,13 @@ def sgd(
         )
     if not main_process:
         return {"main_process": False}
-    write_sgd(report, out)
+    written = write_sgd(report, out)
     print_table(sgd_table(report))
     for network in dict.fromkeys(t.network for t in report.trainings):
         line = worth_line(report, network)
         if line:
             say(line)
-    say(f"written: {out / 'sgd.json'}, {out / 'labels.csv'} and {out / 'curves.png'}")
+    say_written(written)
     if not report.finished:
         typer.echo("interrupted; the same command continues", err=True)
         raise UnfinishedError(report.to_dict(), INTERRUPTED)
@@ -165,8 +166,8 @@ def sgd(
     return report.to_dict()
 
 
-def write_sgd(report: SgdReport, out: Path) -> None:
-    """Write JSON, labels and the picture of the curves."""
+def write_sgd(report: SgdReport, out: Path) -> list[Path]:
+    """Write JSON, labels and the picture of the curves; returns the files."""
     from ghn_fast.studies.curves import draw_curves
     from ghn_fast.studies.sgd import LABELS
     from ghn_fast.utils.files import write_atomically
@@ -183,8 +184,10 @@ def write_sgd(report: SgdReport, out: Path) -> None:
             key = f"{training.network}, {training.init}"
             curves.setdefault(key, []).append(training.curve)
             panels[key] = training.network
-    if curves and can_draw():
-        draw_curves(curves, out / "curves.png", panels=panels)
+    written = [out / "sgd.json", out / LABELS]
+    if curves:
+        written += picture(partial(draw_curves, panels=panels), curves, out / "curves.png")
+    return written
 
 
 def sgd_table(report: SgdReport) -> Table:

@@ -16,8 +16,9 @@ from ghn_fast.commands.common import (
     check_device,
     check_out,
     make_progress,
+    picture,
 )
-from ghn_fast.commands.output import UnfinishedError, print_table, say
+from ghn_fast.commands.output import UnfinishedError, print_table, say_written
 from ghn_fast.utils.optional import require
 
 if TYPE_CHECKING:
@@ -106,12 +107,11 @@ def evaluate_splits(
             all_splits.evaluate_splits(evaluate, chosen, keep)
         except KeyboardInterrupt:
             interrupted = True
-    if rows:
-        draw_splits(rows, out / "splits.png")
     print_table(splits_table(rows, f"{ckpt}, {dataset}", noise))
-    written = [out / "splits.json", out / "splits.png"] if rows else []
+    written = []
     if rows:
-        say(f"written: {written[0]} and {written[1]}")
+        written = [out / "splits.json", *picture(draw_splits, rows, out / "splits.png")]
+        say_written(written)
     result = {**told, "rows": [row.to_dict() for row in rows], "written": written}
     if interrupted:
         typer.echo(f"interrupted after {len(rows)} rows", err=True)

@@ -194,6 +194,7 @@ def embed_cells(
             num_classes=ghn.config.num_classes,
             cells=repeats,
             virtual_edges=ghn.config.virtual_edges,
+            rules=ghn.config.graph_rules,
         )
         made[index] = found.places < OUTSIDE
         return found.graph
@@ -223,35 +224,40 @@ def zero_shot(
     splits: ImageSplits,
     count: int,
     *,
-    target: str = "accuracy",
+    targets: Sequence[str] = ("accuracy",),
     repeats: int = 1,
     seed: int = 0,
     stop: threading.Event | None = None,
     on_cell: Callable[[int], None] | None = None,
-) -> ZeroShot:
+) -> list[ZeroShot]:
     """Rank cells by the accuracy of networks with predicted parameters: no labels, no training.
 
     Args:
         ghn: The hypernetwork.
         tables: The cells.
         splits: The image data set; validation images are classified, with batch statistics.
-        count: Number of cells, drawn at random.
-        target: What they are ranked for.
+        count: Number of cells, drawn at random from those that have all targets.
+        targets: What they are ranked for, each with the same predictions.
         repeats: Cells of a stage in the network that is predicted.
         seed: Seed of the draw.
         stop: When it is set, the cells that are done count.
         on_cell: Called with the number of cells that are done.
 
+    Returns:
+        One for each target.
+
     Raises:
-        ValueError: If there are fewer cells, or the data set has other classes than the
-            hypernetwork.
+        ValueError: If there are fewer cells, a target is unknown, or the data set has other
+            classes than the hypernetwork.
     """
     if splits.num_classes != ghn.config.num_classes:
         raise ValueError(
             f"dataset: {splits.name} has {splits.num_classes} classes, but the hypernetwork "
             f"predicts classifiers of {ghn.config.num_classes}"
         )
-    known = np.flatnonzero(np.isfinite(tables.targets[target]))
+    _check_targets(tables, targets)
+    finite = [np.isfinite(tables.targets[target]) for target in targets]
+    known = np.flatnonzero(np.all(finite, axis=0))
     if not 2 <= count <= len(known):
         raise ValueError(f"predicted: got {count}, needs 2 to {len(known)} cells")
     chosen = np.random.default_rng(seed).permutation(known)[:count]
@@ -266,15 +272,19 @@ def zero_shot(
             num_classes=splits.num_classes,
             cells=repeats,
             virtual_edges=ghn.config.virtual_edges,
+            rules=ghn.config.graph_rules,
         )
         ghn.predict(model, made.graph)
         batches = eval_batches(splits.val, splits, 64, device=ghn.device)
         scores.append(accuracy(model, batches, device=ghn.device).top1)
         if on_cell is not None:
             on_cell(len(scores))
-    truth = tables.targets[target][chosen[: len(scores)]]
-    tau = kendall_tau(np.array(scores), truth) if len(scores) > 1 else 0.0
-    return ZeroShot(target, len(scores), tau, splits.name, scores, truth.tolist())
+    found = []
+    for target in targets:
+        truth = tables.targets[target][chosen[: len(scores)]]
+        tau = kendall_tau(np.array(scores), truth) if len(scores) > 1 else 0.0
+        found.append(ZeroShot(target, len(scores), tau, splits.name, scores, truth.tolist()))
+    return found
 
 
 @dataclass
@@ -366,9 +376,7 @@ def bench_cells(
     Raises:
         ValueError: If a target or method is unknown, or there are too few cells.
     """
-    for target in targets:
-        if target not in tables.targets:
-            raise ValueError(f"target: got {target!r}, needs one of {', '.join(tables.targets)}")
+    _check_targets(tables, targets)
     for method in methods:
         if method not in METHODS:
             raise ValueError(f"method: got {method!r}, needs one of {', '.join(METHODS)}")
@@ -426,6 +434,14 @@ def bench_cells(
                         on_fit(done, total)
             rows += found.values()
     return rows
+
+
+def _check_targets(tables: CellTables, targets: Sequence[str]) -> None:
+    if not targets:
+        raise ValueError("targets: got none, needs at least one")
+    for target in targets:
+        if target not in tables.targets:
+            raise ValueError(f"target: got {target!r}, needs one of {', '.join(tables.targets)}")
 
 
 def _ranks(values: Array) -> Array:

@@ -15,6 +15,7 @@ from ghn_fast.studies.backbones import Backbone
 from ghn_fast.studies.detection_data import BoxedImages
 from ghn_fast.studies.initialisation import check_init, initialise
 from ghn_fast.studies.networks import Network
+from ghn_fast.utils.errors import one_line
 from ghn_fast.utils.optional import require
 from ghn_fast.utils.seeds import derive_seed
 from ghn_fast.utils.settings import Section, setting
@@ -215,8 +216,8 @@ def train_detectors(
             report.finished = _train_one(
                 record, network, images, settings, ghn, classes, torch.device(device), stop, on_step
             )
-        except (ValueError, RuntimeError) as error:
-            record.error = " ".join(f"{type(error).__name__}: {error}".split())
+        except Exception as error:
+            record.error = one_line(error)
         if on_result is not None:
             on_result(done, len(jobs), record)
         if not report.finished:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ghn_fast.studies.initialisation import check_init, initialise
 from ghn_fast.studies.jobs import Job, Training, named, run_jobs
 from ghn_fast.studies.networks import Network
 from ghn_fast.studies.subsets import few_shot
-from ghn_fast.studies.training import TrainingResult, TrainingSettings, train_network
+from ghn_fast.studies.training import TrainingSettings, train_network
 from ghn_fast.utils.json_files import plain
 from ghn_fast.vision.images import ImageSplits
 
@@ -97,7 +96,8 @@ def finetune_networks(
 
     A seed fixes the subset, the random start and the order of the images. Accuracy is that of all
     test images. The learning rate of each network, start and number of shots is the one of ``lrs``
-    with the best accuracy on as many validation images as there are shots, with the first seed.
+    with the best accuracy on as many validation images as there are shots, with the first seed;
+    its trials are kept in ``out`` like other trainings.
 
     With several processes each takes every so many-th training, and all return the whole report. A
     network that fails leaves its message in ``error``, and the next call tries it again.
@@ -133,10 +133,8 @@ def finetune_networks(
         raise ValueError("networks, inits, shots, seeds: one is empty, needs at least one of each")
     for count in shots:
         few_shot(splits, count)
-    told: dict[str, Any] = {"lrs": list(lrs), "head": head}
-    told |= {"noise": noise, "orthogonal_from": orthogonal_from}
-    if len(lrs) > 1:
-        told["lr_seed"] = all_seeds[0]
+    told: dict[str, Any] = {"lrs": list(lrs)} | ({"lr_seed": all_seeds[0]} if len(lrs) > 1 else {})
+    start: dict[str, Any] = {"head": head, "noise": noise, "orthogonal_from": orthogonal_from}
     run = _Run(
         *(splits, settings, tuple(lrs), all_seeds[0], ghn, head, noise, orthogonal_from, device),
         stop,
@@ -147,14 +145,18 @@ def finetune_networks(
     for network in networks:
         for count in shots:
             for init in inits:
-                about = {**about_network(network), **starts[init], **told, "shots": count}
+                about = {**about_network(network), **starts[init], **start, "shots": count}
+                name = f"{network.file_name}/{count}-shot-{start_name(init)}"
+                path = None if out is None else Path(out) / name
                 for seed in all_seeds:
                     record = FineTuning(network.name, init, seed, shots=count)
-                    identity = {**about_training(splits, asdict(settings), "test", seed), **about}
-                    path = None if out is None else _path(Path(out), network, count, init, seed)
-                    jobs.append(run.job(network, record, identity, path))
+                    jobs.append(run.job(network, record, about, told, path))
     trainings, finished = run_jobs(jobs, stop, on_result)
-    told |= about_training(splits, asdict(settings), "test", all_seeds[0]) | {"seeds": all_seeds}
+    told |= (
+        start
+        | about_training(splits, asdict(settings), "test", all_seeds[0])
+        | {"seeds": all_seeds}
+    )
     del told["seed"]
     return FinetuneReport(splits.name, told, trainings, finished)
 
@@ -180,33 +182,32 @@ class _Run:
         self._chosen: dict[tuple[str, str, int], float] = {}
 
     def job(
-        self, network: Network, record: FineTuning, identity: dict[str, Any], path: Path | None
+        self,
+        network: Network,
+        record: FineTuning,
+        about: dict[str, Any],
+        told: dict[str, Any],
+        path: Path | None,
     ) -> Job[FineTuning]:
-        def keep_choice(known: FineTuning) -> None:
-            self._chosen[known.network, known.init, known.shots] = known.lr
+        """A training with the best learning rate; files of results begin with ``path``."""
 
-        train = partial(self._fill, network)
-        return Job(record, identity, train, path, on_known=keep_choice)
+        def train(record: FineTuning) -> bool:
+            lr = self._choose(network, record, about, path)
+            return lr is not None and self._train(network, record, lr, self.settings, "test")
 
-    def _fill(self, network: Network, record: FineTuning) -> bool:
-        """Fill a record; whether the training came to an end."""
-        lr = self._choose(record, network)
-        if lr is None:
-            return False
-        subset = few_shot(self.splits, record.shots, record.seed)
-        result = self._train(record, network, subset, record.seed, lr, "test")
-        record.lr, record.curve, record.diverged = lr, result.curve, result.diverged
-        return result.finished
+        how = about_training(self.splits, asdict(self.settings), "test", record.seed)
+        return Job(record, {**how, **about, **told}, train, _file(path, record.seed))
 
     def _train(
         self,
-        record: FineTuning,
         network: Network,
-        subset: ImageSplits,
-        seed: int,
+        record: FineTuning,
         lr: float,
+        settings: TrainingSettings,
         images: str,
-    ) -> TrainingResult:
+    ) -> bool:
+        """Fill a record; whether the training came to an end."""
+        subset = few_shot(self.splits, record.shots, record.seed)
         diverse = record.init == DIVERSE
         model = initialise(
             network,
@@ -214,44 +215,56 @@ class _Run:
             subset.num_classes,
             subset.image_size,
             ghn=self.ghn,
-            seed=seed,
+            seed=record.seed,
             device=self.device,
             head=self.head,
             noise=self.noise if diverse else 0.0,
             orthogonal_from=self.orthogonal_from if diverse else None,
         )
         record.parameters = sum(parameter.numel() for parameter in model.parameters())
-        settings = replace(self.settings, lr=lr)
-        if images == "val":
-            settings = replace(settings, evaluations=2)
         label = f"{network.name}, {record.shots}-shot, {record.init}"
-        return train_network(
+        result = train_network(
             model,
             subset,
-            settings,
+            replace(settings, lr=lr),
             images=images,
-            seed=seed,
+            seed=record.seed,
             stop=self.stop,
             on_step=named(self.on_step, label),
         )
+        record.lr, record.curve, record.diverged = lr, result.curve, result.diverged
+        return result.finished
 
-    def _choose(self, record: FineTuning, network: Network) -> float | None:
+    def _choose(
+        self, network: Network, record: FineTuning, about: dict[str, Any], path: Path | None
+    ) -> float | None:
         """The learning rate; ``None`` if the choice was interrupted."""
         if len(self.lrs) < 2:
             return self.lrs[0] if self.lrs else self.settings.lr
         key = (record.network, record.init, record.shots)
         if key not in self._chosen:
-            subset = few_shot(self.splits, record.shots, self.first_seed)
+            settings = replace(self.settings, evaluations=2)
             scores = {}
             for lr in self.lrs:
-                result = self._train(record, network, subset, self.first_seed, lr, "val")
-                if not result.finished:
+                trial = replace(record, seed=self.first_seed)
+                how = replace(settings, lr=lr)
+                identity = about_training(self.splits, asdict(how), "val", trial.seed) | about
+                job = Job(
+                    trial,
+                    identity,
+                    lambda trial, lr=lr: self._train(network, trial, lr, settings, "val"),  # type: ignore[misc]
+                    _file(path, f"lr-{lr}"),
+                )
+                done, complete = job.do() if (known := job.known()) is None else (known, True)
+                if not complete:
                     return None
-                last = result.curve.points[-1]
-                scores[lr] = (-1.0, 0.0) if result.diverged else (last.top1, -last.loss)
+                if done.error and not done.diverged:
+                    raise RuntimeError(f"with a learning rate of {lr}: {done.error}")
+                last = done.curve.points[-1]
+                scores[lr] = (-1.0, 0.0) if done.diverged else (last.top1, -last.loss)
             self._chosen[key] = max(scores, key=lambda lr: scores[lr])
         return self._chosen[key]
 
 
-def _path(out: Path, network: Network, shots: int, init: str, seed: int) -> Path:
-    return out / network.file_name / f"{shots}-shot-{start_name(init)}-{seed}.json"
+def _file(beginning: Path | None, end: object) -> Path | None:
+    return None if beginning is None else beginning.with_name(f"{beginning.name}-{end}.json")

@@ -14,6 +14,7 @@ import torch
 from ghn_fast.studies.curves import TrainingCurve
 from ghn_fast.studies.identity import OtherTrainingError, refuse_another
 from ghn_fast.utils import distributed
+from ghn_fast.utils.errors import one_line
 from ghn_fast.utils.json_files import plain, write_json
 
 
@@ -80,7 +81,6 @@ class Job(Generic[R]):
         train: Fills the record; whether it came to an end.
         path: File of its result, ``None`` for none.
         state: File that is removed once there is a result.
-        on_known: Called with a record that was read instead.
     """
 
     record: R
@@ -88,7 +88,6 @@ class Job(Generic[R]):
     train: Callable[[R], bool]
     path: Path | None = None
     state: Path | None = None
-    on_known: Callable[[R], None] | None = None
 
     def known(self) -> R | None:
         """The result that is there already.
@@ -120,7 +119,7 @@ class Job(Generic[R]):
         except (OtherTrainingError, OSError):
             raise  # of the folder or the disk, and the next training would fare no better
         except Exception as error:
-            record.error = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+            record.error = one_line(error)
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
             return record, True
@@ -157,9 +156,6 @@ def run_jobs(
     """
     rank, size = distributed.rank(), distributed.world_size()
     known = [job.known() for job in jobs]
-    for job, record in zip(jobs, known, strict=True):
-        if record is not None and job.on_known is not None:
-            job.on_known(record)
     done: list[R] = []
     finished = True
     mine = range(rank, len(jobs), size)

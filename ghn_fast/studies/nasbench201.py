@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ghn_fast.graph import NODE_TYPE_INDEX, ArchGraph
+from ghn_fast.graph.rules import GraphRules
 from ghn_fast.ops.shortest_distances import shortest_distances
 
 OPERATIONS: Final = ("skip_connect", "none", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3")
@@ -201,17 +202,19 @@ def cell_graph(
     channels: int = CHANNELS,
     cells: int = CELLS,
     virtual_edges: int = 50,
+    rules: GraphRules = GraphRules.GHN2,
 ) -> CellGraph:
     """The architecture graph of :class:`CellNetwork`, without building or running it.
 
     Args:
         cell, num_classes, channels, cells: As for :class:`CellNetwork`.
         virtual_edges: Largest distance that gets a virtual edge; 1 means none.
+        rules: The rules that the graph is made by.
 
     Raises:
         ValueError: If the cell's input does not reach its output.
     """
-    made = _Builder()
+    made = _Builder(rules)
     conv, norm = NODE_TYPE_INDEX["conv"], NODE_TYPE_INDEX["bn"]
     x = made.add(NODE_TYPE_INDEX["input"], None, "input", ())
     x = made.add(conv, (channels, 3, 3, 3), "stem.0.weight", (x,))
@@ -250,7 +253,8 @@ class _Value:
 class _Builder:
     """Nodes and edges in the order of a network's layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: GraphRules) -> None:
+        self.rules = rules
         self.types: list[int] = []
         self.shapes: list[tuple[int, ...] | None] = []
         self.names: list[str] = []
@@ -285,6 +289,8 @@ class _Builder:
         if one.key == other.key:
             return self.value(one.nodes)
         nodes = tuple(sorted({*one.nodes, *other.nodes}))
+        if len(nodes) == 1 and self.rules.blocks == "structure":
+            return self.value(nodes)  # a sum that a single path comes to is no node there
         return self.value((self.add(NODE_TYPE_INDEX["sum"], None, "sum", nodes),))
 
     def finish(self, virtual_edges: int) -> CellGraph:
@@ -297,6 +303,7 @@ class _Builder:
             tuple(self.names),
             self.shifts,
             virtual_edges,
+            rules=self.rules,
         )
         return CellGraph(graph, torch.tensor(self.places), torch.tensor(self.stages))
 

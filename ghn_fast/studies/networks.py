@@ -16,7 +16,6 @@ from ghn_fast.capturing import capture
 from ghn_fast.deepnets import SPLITS, DeepNets, NetworkConfig, SampledNets, build_graph
 from ghn_fast.deepnets.architectures.genotype import DARTS, PDARTS, VIT_CONFIG
 from ghn_fast.deepnets.architectures.network import Network as CellNetwork
-from ghn_fast.deepnets.graphs.correct import by_rules
 from ghn_fast.graph import ArchGraph
 from ghn_fast.graph.rules import GraphRules
 from ghn_fast.models import resolve
@@ -97,13 +96,13 @@ class Network:
             CaptureError: If it cannot be captured.
         """
         if self.config is not None:
-            graph = build_graph(
+            return build_graph(
                 self.config,
                 num_classes=num_classes,
                 image_size=image_size,
                 virtual_edges=virtual_edges,
+                rules=rules,
             )
-            return by_rules(graph, self.config, rules)
         with torch.device("meta"):
             model = self.build(num_classes, image_size)
         shape = getattr(model, "input_shape", (3, image_size, image_size))

@@ -23,6 +23,7 @@ from ghn_fast.studies.labels import Labels
 from ghn_fast.studies.networks import Network
 from ghn_fast.studies.regression import Regression
 from ghn_fast.studies.sgd import inference_seconds
+from ghn_fast.utils.errors import one_line
 from ghn_fast.utils.files import write_atomically
 from ghn_fast.utils.optional import require
 from ghn_fast.vision.batches import eval_batches
@@ -47,6 +48,7 @@ class Candidate:
         seconds: Seconds for a batch of 64 images, where they were measured.
         rank: What candidates are ordered by; larger is better.
         front: Whether no other candidate has both fewer parameters and a higher ``rank``.
+        error: Why its predicted network could not be evaluated, or ``None``.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Candidate:
     seconds: float | None = None
     rank: float = 0.0
     front: bool = False
+    error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -86,24 +89,28 @@ class SearchReport:
     Attributes:
         criterion: What architectures were ranked by.
         seen: Architectures that were looked at.
-        embedded: Those of them within the limit of parameters, which were embedded.
-        seconds: Seconds of embedding.
+        within: Those of them within the limit of parameters.
+        seconds: Seconds of looking at them; without a regression they are not embedded.
         best: The best candidates, best first.
-        cloud: Parameters and score of every embedded architecture, for the picture.
+        failed: Candidates whose predicted networks could not be evaluated.
+        cloud: Parameters and score of every architecture within the limit, for the picture.
         finished: Whether the whole stream was looked at.
     """
 
     criterion: str
     seen: int
-    embedded: int
+    within: int
     seconds: float
     best: list[Candidate]
+    failed: list[Candidate]
     cloud: list[tuple[int, float]]
     finished: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, without the cloud."""
-        data = {**asdict(self), "best": [candidate.to_dict() for candidate in self.best]}
+        data = asdict(self)
+        for name in ("best", "failed"):
+            data[name] = [candidate.to_dict() for candidate in getattr(self, name)]
         del data["cloud"]
         return data
 
@@ -158,22 +165,22 @@ def search_architectures(
     evaluate: int = 50,
     workers: int = 2,
     stop: threading.Event | None = None,
-    on_embedded: Callable[[int], None] | None = None,
+    on_seen: Callable[[int], None] | None = None,
     on_candidate: Callable[[int, int, Candidate], None] | None = None,
 ) -> SearchReport:
     """Rank architectures made of cells without training any.
 
-    All of them are embedded (those over the limit of parameters are passed over). With
-    ``regression`` the best ones are those that it scores highest. With ``predicted`` their
-    parameters are predicted and the networks evaluated on validation images, which takes far
-    longer. ``both`` evaluates the best ones of the regression, and orders them by the mean of the
-    two ranks.
+    Those over the limit of parameters are passed over. With ``regression`` the others are embedded,
+    and the best ones are those that it scores highest. With ``predicted`` none is embedded: the
+    parameters of the first ones of the stream are predicted and the networks evaluated on
+    validation images, which takes far longer. ``both`` evaluates the best ones of the regression,
+    and orders them by the mean of the two ranks.
 
     Args:
         ghn: The hypernetwork.
         networks: The stream of architectures.
         criterion: ``regression``, ``predicted`` or ``both``.
-        regression: See :func:`fit_scores`; not needed for ``predicted``.
+        regression: See :func:`fit_scores`; not used by ``predicted``.
         splits: Image data; not needed for ``regression``.
         num_classes: Number of classes.
         image_size: Height and width of the images in pixels.
@@ -182,13 +189,13 @@ def search_architectures(
         keep: Number of architectures that are returned.
         evaluate: Number of architectures that are evaluated, at least ``keep``.
         workers: Threads that embed.
-        stop: When it is set, what has been embedded by then is ranked.
-        on_embedded: Called with the number of architectures seen.
+        stop: When it is set, what has been seen by then is ranked.
+        on_seen: Called with the number of architectures seen.
         on_candidate: Called with (done, of all, candidate) for each evaluated one.
 
     Raises:
         ValueError: If something that the criterion needs is missing, nothing is within the limits,
-            or an architecture is not made of cells.
+            no predicted network could be evaluated, or an architecture is not made of cells.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion: got {criterion!r}, needs one of {', '.join(CRITERIA)}")
@@ -197,20 +204,24 @@ def search_architectures(
     if criterion != "regression" and splits is None:
         raise ValueError(f"dataset: the criterion {criterion} needs images to evaluate with")
     start = time.perf_counter()
-    stream = _Stream(networks, ghn, num_classes, image_size, limits, stop, on_embedded)
-    rows = [
-        pool_nodes(nodes) for part in embed_batches(ghn, stream, workers=workers) for nodes in part
-    ]
-    seconds = time.perf_counter() - start
+    stream = _Stream(networks, ghn, num_classes, image_size, limits, stop, on_seen)
     candidates = stream.candidates
+    if criterion == "predicted":
+        for _ in stream:
+            pass
+    else:
+        assert regression is not None  # checked above
+        parts = embed_batches(ghn, stream, workers=workers)
+        rows = [pool_nodes(nodes).double().numpy() for part in parts for nodes in part]
+        scores = regression.predict(np.stack(rows)) if rows else ()
+        for candidate, score in zip(candidates, scores, strict=True):
+            candidate.score = candidate.rank = float(score)
+    seconds = time.perf_counter() - start
     if not candidates:
         raise ValueError(f"limits: none of the {stream.seen} architectures is within them")
-    if regression is not None:
-        features = np.stack([row.double().numpy() for row in rows])
-        for candidate, score in zip(candidates, regression.predict(features), strict=True):
-            candidate.score = candidate.rank = float(score)
-        candidates = sorted(candidates, key=lambda c: -c.rank)
+    candidates = sorted(candidates, key=lambda c: -c.rank)  # stable: the stream's, without scores
     cloud = [(c.parameters, c.rank) for c in candidates]
+    failed: list[Candidate] = []
     wanted = keep if criterion == "regression" else max(keep, evaluate)
     chosen = _within(candidates, limits, num_classes, image_size, wanted)
     if criterion != "regression":
@@ -218,14 +229,22 @@ def search_architectures(
         for done, candidate in enumerate(chosen, start=1):
             if stop is not None and stop.is_set() and done > 1:
                 break
-            candidate.predicted_top1 = _predicted(ghn, candidate, splits)
+            try:
+                candidate.predicted_top1 = _predicted(ghn, candidate, splits)
+            except Exception as error:  # one that fails does not end the search
+                candidate.error = one_line(error)
             if on_candidate is not None:
                 on_candidate(done, len(chosen), candidate)
+        failed = [candidate for candidate in chosen if candidate.error is not None]
         chosen = _order(chosen, criterion)
+        if not chosen:
+            raise ValueError(f"networks: none could be evaluated, the first one: {failed[0].error}")
     chosen = chosen[:keep]
     _mark_front(chosen)
     finished = stop is None or not stop.is_set()
-    return SearchReport(criterion, stream.seen, len(rows), seconds, chosen, cloud, finished)
+    return SearchReport(
+        criterion, stream.seen, len(candidates), seconds, chosen, failed, cloud, finished
+    )
 
 
 class _Stream:
@@ -239,13 +258,13 @@ class _Stream:
         image_size: int,
         limits: Limits,
         stop: threading.Event | None,
-        on_embedded: Callable[[int], None] | None,
+        on_seen: Callable[[int], None] | None,
     ) -> None:
         self.candidates: list[Candidate] = []
         self.seen = 0
         self._networks, self._sizes = networks, (num_classes, image_size)
         self._config, self._limits = ghn.config, limits
-        self._stop, self._on_embedded = stop, on_embedded
+        self._stop, self._on_seen = stop, on_seen
 
     def __iter__(self) -> Iterator[Callable[[], ArchGraph]]:
         for network in self._networks:
@@ -254,8 +273,8 @@ class _Stream:
             if network.config is None:
                 raise ValueError(f"networks: {network.name} is not made of cells")
             self.seen += 1
-            if self._on_embedded is not None:
-                self._on_embedded(self.seen)
+            if self._on_seen is not None:
+                self._on_seen(self.seen)
             parameters = count_parameters(network.config, *self._sizes)
             most = self._limits.parameters
             if most is not None and parameters > most:
@@ -362,7 +381,7 @@ def draw_search(report: SearchReport, path: str | Path, label: str = "score") ->
     if report.criterion == "regression":
         step = max(1, len(report.cloud) // 4000)
         xs, ys = zip(*report.cloud[::step], strict=True)
-        axes.scatter(xs, ys, s=4, color="0.75", label=f"{report.embedded:,} architectures")
+        axes.scatter(xs, ys, s=4, color="0.75", label=f"{report.within:,} architectures")
     xs, ys = zip(*((c.parameters, c.rank) for c in report.best), strict=True)
     axes.scatter(xs, ys, s=22, color=COLOURS[0], label=f"best {len(report.best)}")
     xs, ys = zip(*sorted((c.parameters, c.rank) for c in report.best if c.front), strict=True)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ghn_fast.hypernet.batch_statistics import use_batch_statistics
 from ghn_fast.utils import distributed
+from ghn_fast.utils.errors import one_line
 from ghn_fast.vision.augment import seeded_generator
 from ghn_fast.vision.batches import eval_batches
 from ghn_fast.vision.images import ImageSplits
@@ -245,8 +246,7 @@ def evaluate_networks(
         try:
             _evaluate_item(record, item, predict, splits, batches, device, baseline, seed, extra)
         except Exception as error:
-            text = str(error).strip()
-            record.error = f"{type(error).__name__}: {text}" if text else type(error).__name__
+            record.error = one_line(error)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         records.append(record)

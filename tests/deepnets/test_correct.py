@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from ghn_fast.deepnets import SampledNets
+from ghn_fast.deepnets import SampledNets, build_graph
 from ghn_fast.deepnets.graphs.correct import by_rules, corrected
 from ghn_fast.graph import ArchGraph
 from ghn_fast.graph.node_types import NODE_TYPE_INDEX
@@ -58,6 +58,10 @@ def test_the_rules_choose() -> None:
     )
     assert other.graph.rules == GraphRules.GHN3
     assert item.graph.rules == GraphRules.GHN2
+    assert item.config is not None
+    built = build_graph(item.config, rules=GraphRules.GHN3)
+    assert built.rules == GraphRules.GHN3
+    assert torch.equal(built.edges, other.graph.edges)
     assert by_rules(item.graph, item.config, GraphRules.GHN2) is item.graph
     expected = corrected(item.graph, item.config)  # type: ignore[arg-type]
     assert torch.equal(other.graph.edges, expected.edges)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import ghn_fast
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 WRONG = """
@@ -43,6 +45,15 @@ def test_an_example_runs(tmp_path: Path, words: tuple[str, ...], expected: str) 
     done = run(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
+
+
+def test_a_hypernetwork_of_other_rules_searches(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    config = ghn_fast.GHNConfig(hid=8, max_shape=(8, 8, 3, 3), rules="ghn3")
+    ghn_fast.GHN(config).save_pretrained(tmp_path / "ghn")
+    words = ("--candidates", "1", "--most-parameters", "1e9", "--image-size", "8", "--ckpt", "ghn")
+    done = run(tmp_path, "search.py", *words)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_kernel_that_is_wrong_is_found(tmp_path: Path) -> None:

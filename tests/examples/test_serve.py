@@ -19,6 +19,7 @@ import torch
 import ghn_fast
 from ghn_fast.deepnets import SampledNets
 from ghn_fast.models import resolve
+from ghn_fast.utils.optional import installed
 from tolerances import assert_close
 
 pytest.importorskip("fastapi", reason="the service needs fastapi (extra `serve`)")
@@ -91,6 +92,18 @@ def test_answers_are_the_parameters_of_the_plain_call(port: int, ghn: ghn_fast.G
         parameters = dict(network.named_parameters())
         for parameter, value in answered.items():
             assert_close(value, parameters[parameter].detach(), name=parameter)
+
+
+def test_graphs_are_those_that_the_hypernetwork_reads() -> None:
+    config = ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 3, 3), rules="ghn3")
+    service = load_example().Service(ghn_fast.GHN(config), "tiny")
+    net = SampledNets("test", 1, 0)[0]
+    assert net.config is not None
+    bodies: list[dict[str, Any]] = [{"model": "deepnets:test:0"}, {"config": net.config.to_dict()}]
+    if installed("torchvision"):
+        bodies.append({"model": "squeezenet1_1"})
+    for body in bodies:
+        assert service.graph_of(body).rules == config.graph_rules
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,14 @@ def test_embeddings_of_cells(folder: Path, ghn: ghn_fast.GHN) -> None:
         embed_cells(ghn, [])
 
 
+def test_cells_are_read_by_the_rules_of_the_hypernetwork(folder: Path, splits: ImageSplits) -> None:
+    tables = read_cell_tables(folder)
+    config = ghn_fast.GHNConfig(hid=8, max_shape=(8, 8, 3, 3), num_classes=4, rules="ghn3")
+    ghn = ghn_fast.GHN(config)
+    assert embed_cells(ghn, tables.cells[:3]).mean.shape == (3, 8)
+    assert zero_shot(ghn, tables, splits, 2)[0].cells == 2
+
+
 def test_ranking(folder: Path, ghn: ghn_fast.GHN) -> None:
     tables = read_cell_tables(folder)
     embeddings = embed_cells(ghn, tables.cells)
@@ -105,13 +113,21 @@ def test_without_labels(folder: Path, splits: ImageSplits) -> None:
     torch.manual_seed(0)
     config = ghn_fast.GHNConfig(hid=8, max_shape=(8, 8, 3, 3), num_classes=4)
     ghn, tables = ghn_fast.GHN(config), read_cell_tables(folder)
-    found = zero_shot(ghn, tables, splits, 4, seed=1)
-    assert found.cells == len(found.predicted) == len(found.truth) == 4
-    assert -1 <= found.tau <= 1
-    assert zero_shot(ghn, tables, splits, 4, seed=1) == found
+    done: list[int] = []
+    both = ("accuracy", "latency")
+    found = zero_shot(ghn, tables, splits, 4, targets=both, seed=1, on_cell=done.append)
+    assert done == [1, 2, 3, 4]  # each cell once, for all targets
+    assert [shot.target for shot in found] == list(both)
+    for shot in found:
+        assert shot.cells == len(shot.predicted) == len(shot.truth) == 4
+        assert -1 <= shot.tau <= 1
+    assert found[0].predicted == found[1].predicted
+    assert zero_shot(ghn, tables, splits, 4, targets=both, seed=1) == found
+    with pytest.raises(ValueError, match="target: got 'size'"):
+        zero_shot(ghn, tables, splits, 4, targets=["size"])
     stop = threading.Event()
     stop.set()
-    assert zero_shot(ghn, tables, splits, 4, stop=stop).cells == 0
+    assert zero_shot(ghn, tables, splits, 4, stop=stop)[0].cells == 0
     with pytest.raises(ValueError, match="predicted: got 1"):
         zero_shot(ghn, tables, splits, 1)
     other = ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(8, 8, 3, 3)))

@@ -76,15 +76,24 @@ def test_the_learning_rate_is_chosen_once_for_all_calls(
 ) -> None:
     """A call that goes on takes the choice from what is done, and trains the new seed alone."""
 
-    def steps(seeds: tuple[int, ...]) -> int:
+    def steps(seeds: tuple[int, ...], most: int = 100) -> int:
         taken: list[int] = []
+        stop = threading.Event()
+
+        def on_step(*_: object) -> None:
+            taken.append(1)
+            if len(taken) == most:
+                stop.set()
+
         finetune_networks(
             [network], ["random"], splits, [2], QUICK, lrs=(1e-6, 0.05), seeds=seeds, out=tmp_path,
-            on_step=lambda name, done, total, curve: taken.append(done),
+            stop=stop, on_step=on_step,
         )  # fmt: skip
         return len(taken)
 
-    assert steps((0,)) == 3 * 6
+    assert steps((0,), most=8) == 8  # in the second of two trials
+    assert steps((0,), most=9) == 9  # that again, and half of the training
+    assert steps((0,)) == 6
     assert steps((0, 1)) == 6
     with pytest.raises(ValueError, match="lr_seed: got 1, but"):
         steps((1,))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ghn_fast import ArchGraph, capture
+from ghn_fast.graph.rules import GraphRules
 from ghn_fast.studies.nasbench201 import (
     EDGES,
     OUTSIDE,
@@ -39,7 +40,9 @@ def described(graph: ArchGraph) -> list[tuple[str, list[str], list[str]]]:
     return sorted(zip(nodes, map(sorted, before), map(sorted, after), strict=True))
 
 
-def test_graphs_equal_captured_ones() -> None:
+@pytest.mark.parametrize("rules", ["ghn2", "ghn3"])
+def test_graphs_equal_captured_ones(rules: str) -> None:
+    named = GraphRules.named(rules)
     drawn = random.Random(1)
     cells = [*CELLS, *(tuple(drawn.randrange(5) for _ in EDGES) for _ in range(8))]
     compared = 0
@@ -49,10 +52,11 @@ def test_graphs_equal_captured_ones() -> None:
         except ValueError:
             continue
         for count in (1, 2):
-            made = cell_graph(cell, cells=count, num_classes=7, channels=8)
+            made = cell_graph(cell, cells=count, num_classes=7, channels=8, rules=named)
             model = CellNetwork(cell, 7, 8, count)
-            captured = capture(model, (3, 32, 32))
+            captured = capture(model, (3, 32, 32), rules=named)
             assert described(made.graph) == described(captured)
+            assert made.graph.rules == captured.rules
             names = {t.name for t in made.graph.targets}
             assert names == {name for name, _ in model.named_parameters()}
             compared += 1

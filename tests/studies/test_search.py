@@ -14,6 +14,7 @@ import ghn_fast
 from command_line import Run
 from ghn_fast.commands.search import networks_of
 from ghn_fast.studies import regression as regressions
+from ghn_fast.studies import search
 from ghn_fast.studies.embeddings import embed_architectures
 from ghn_fast.studies.labels import Labels
 from ghn_fast.studies.networks import Network, find_networks
@@ -54,7 +55,7 @@ def test_by_regression(ghn: ghn_fast.GHN, monkeypatch: pytest.MonkeyPatch, tmp_p
     report = search_architectures(
         ghn, stream(), regression=regression, num_classes=4, image_size=16, keep=5
     )
-    assert (report.seen, report.embedded, len(report.best)) == (12, 12, 5)
+    assert (report.seen, report.within, len(report.best)) == (12, 12, 5)
     graphs = [network.graph(4, 16) for network in stream()]
     scores = regression.predict(embed_architectures(ghn, graphs).double().numpy())
     order = [stream()[i].name for i in np.argsort(-scores)[:5]]
@@ -73,7 +74,7 @@ def test_by_regression(ghn: ghn_fast.GHN, monkeypatch: pytest.MonkeyPatch, tmp_p
         ghn, stream(), regression=regression, num_classes=4, image_size=16,
         limits=Limits(parameters=sizes[2]),
     )  # fmt: skip
-    assert limited.embedded < 12
+    assert limited.within < 12
     assert all(c.parameters <= sizes[2] for c in limited.best)
     flops = sorted(c.flops or 0 for c in report.best)[2]
     limited = search_architectures(
@@ -97,10 +98,34 @@ def test_by_predicted_accuracy_and_both(
     assert None not in tops
     assert tops == sorted(tops, reverse=True)  # type: ignore[type-var]
     regression = fitted(ghn, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(ghn_fast.GHN, "embed", lambda *_: pytest.fail("embedded for nothing"))
+        again = search_architectures(ghn, stream(4), criterion="predicted", **options)  # type: ignore[arg-type]
+    assert [c.to_dict() for c in again.best] == [c.to_dict() for c in report.best]
     report = search_architectures(
         ghn, stream(4), criterion="both", regression=regression, **options  # type: ignore[arg-type]
     )  # fmt: skip
     assert all(c.score is not None and c.predicted_top1 is not None for c in report.best)
+    with monkeypatch.context() as patched:
+        failing = stream(4)[1].name
+        whole = search._predicted
+
+        def fail(ghn: ghn_fast.GHN, candidate: search.Candidate, splits: ImageSplits) -> float:
+            if candidate.name == failing:
+                raise RuntimeError("out of\nmemory")
+            return whole(ghn, candidate, splits)
+
+        patched.setattr(search, "_predicted", fail)
+        report = search_architectures(ghn, stream(4), criterion="predicted", **options)  # type: ignore[arg-type]
+        assert [(c.name, c.error) for c in report.failed] == [
+            (failing, "RuntimeError: out of memory")
+        ]
+        assert len(report.best) == 2
+        json.dumps(report.to_dict())
+        with pytest.raises(ValueError, match=r"none could be evaluated.*out of memory"):
+            search_architectures(
+                ghn, stream(4)[1:2], criterion="predicted", **options  # type: ignore[arg-type]
+            )  # fmt: skip
     stop = threading.Event()
 
     def end(done: int) -> None:
@@ -109,10 +134,10 @@ def test_by_predicted_accuracy_and_both(
 
     report = search_architectures(
         ghn, stream(40), regression=regression, num_classes=4, image_size=16, stop=stop,
-        on_embedded=end,
+        on_seen=end,
     )  # fmt: skip
     assert not report.finished
-    assert report.embedded < 40
+    assert report.within < 40
     for criterion, message in (
         ("luck", "needs one of regression"),
         ("regression", "needs labels"),

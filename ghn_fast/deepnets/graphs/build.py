@@ -26,6 +26,7 @@ from ghn_fast.deepnets.architectures.spec import (
     check_sizes,
     network_spec,
 )
+from ghn_fast.deepnets.graphs.correct import by_rules
 from ghn_fast.deepnets.graphs.derive import UNREACHED, derive_graph, record_of
 from ghn_fast.deepnets.graphs.operations import (
     record_chain,
@@ -36,6 +37,7 @@ from ghn_fast.deepnets.graphs.operations import (
     record_slice,
 )
 from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.rules import GraphRules
 
 
 def build_graph(
@@ -44,6 +46,7 @@ def build_graph(
     num_classes: int = 10,
     image_size: int = 32,
     virtual_edges: int = 50,
+    rules: GraphRules = GraphRules.GHN2,
 ) -> ArchGraph:
     """Architecture graph of a network.
 
@@ -53,6 +56,7 @@ def build_graph(
         image_size: Height and width of the images.
         virtual_edges: Largest shortest-path distance that gets a virtual edge (arXiv 2110.13100,
             Eq. 4); 1 means none. GHN-2 uses 50.
+        rules: The rules that it is made by; a hypernetwork's are ``ghn.config.graph_rules``.
 
     Returns:
         The graph; its ``skipped`` names the parameters of operations that no path from the input to
@@ -64,8 +68,10 @@ def build_graph(
     check_sizes(num_classes, image_size)
     record = record_of(config, image_size)
     if record is not None:
-        return derive_graph(record, num_classes, image_size, virtual_edges)
-    return reference(config, num_classes, image_size, virtual_edges)
+        graph = derive_graph(record, num_classes, image_size, virtual_edges)
+    else:
+        graph = reference(config, num_classes, image_size, virtual_edges)
+    return by_rules(graph, config, rules)
 
 
 def reference(

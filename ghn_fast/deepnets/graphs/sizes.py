@@ -80,8 +80,11 @@ def network_sizes(
             sum(prod(shape) for shape in parameter_shapes(config, num_classes, size).values())
             for size in image_sizes
         ]
-        first = {"num_classes": num_classes, "image_size": image_sizes[0]}
-        count = build_graph(config, **first, virtual_edges=1).num_nodes if nodes else 0
+        count = 0
+        if nodes:
+            count = build_graph(
+                config, num_classes=num_classes, image_size=image_sizes[0], virtual_edges=1
+            ).num_nodes
         result.append([count, *counts])
     return result
 
