@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghn_fast.commands.common import (
-    INTERRUPTED,
     Cells,
     Channels,
     DataRoot,
@@ -18,17 +17,17 @@ from ghn_fast.commands.common import (
     Pixels,
     check_device,
     check_out,
-    make_progress,
     picture,
 )
-from ghn_fast.commands.output import UnfinishedError, print_table, say_written
+from ghn_fast.commands.jobs import length, result_of, watched
+from ghn_fast.commands.output import print_table, say_written
 from ghn_fast.commands.sgd import Networks
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ghn_fast.studies.curves import TrainingCurve
-    from ghn_fast.studies.finetune import FinetuneReport, FineTuning
+    from ghn_fast.studies.finetune import FinetuneReport
 
 
 def finetune(
@@ -97,7 +96,6 @@ def finetune(
     from ghn_fast.studies.networks import find_networks
     from ghn_fast.studies.training import TrainingSettings
     from ghn_fast.utils import distributed
-    from ghn_fast.utils.signals import stop_requests
     from ghn_fast.vision import load_images
 
     heads = {"auto": None, "predict": True, "keep": False}
@@ -122,22 +120,7 @@ def finetune(
     splits = load_images(dataset, data_root, image_size=image_size)
     needs = any(name.startswith("predicted") for name in inits)
     ghn = from_pretrained(ckpt, device=device) if needs else None
-    with (
-        distributed.job(device),
-        stop_requests() as stop,
-        make_progress(show=main_process, rate=True) as progress,
-    ):
-        overall = progress.add_task("trainings", total=None, info="")
-        task = progress.add_task("steps", total=None, info="")
-
-        def on_step(name: str, done: int, total: int, curve: TrainingCurve) -> None:
-            info = f"{name}: loss {curve.train_loss[-1]:.3f}"
-            progress.update(task, completed=done, total=total, info=info)
-
-        def on_result(done: int, total: int, training: FineTuning) -> None:
-            info = f"{training.network}: {training.error or f'{training.top1 or 0:.1f} %'}"
-            progress.update(overall, completed=done, total=total, info=info)
-
+    with watched(device, show=main_process) as watch:
         report = finetune_networks(
             found,
             inits,
@@ -152,21 +135,14 @@ def finetune(
             orthogonal_from=orthogonal_from,
             out=out,
             device=device,
-            stop=stop,
-            on_step=on_step,
-            on_result=on_result,
+            **watch._asdict(),
         )
     if not main_process:
         return {"main_process": False}
     written = write_finetune(report, out)
     print_table(finetune_table(report))
     say_written(written)
-    if not report.finished:
-        typer.echo("interrupted; the same command continues", err=True)
-        raise UnfinishedError(report.to_dict(), INTERRUPTED)
-    if all(training.error for training in report.trainings):
-        raise ValueError(f"every training failed, the first one: {report.trainings[0].error}")
-    return report.to_dict()
+    return result_of(report)
 
 
 def write_finetune(report: FinetuneReport, out: Path) -> list[Path]:
@@ -201,9 +177,8 @@ def finetune_table(report: FinetuneReport) -> Table:
     from ghn_fast.studies.curves import plus_minus
 
     settings = report.settings
-    length = f"{settings['steps']} steps" if settings["steps"] else f"{settings['epochs']:g} epochs"
     table = Table(
-        title=f"top-1 % on all test images of {report.dataset} after {length} of "
+        title=f"top-1 % on all test images of {report.dataset} after {length(settings)} of "
         f"{settings['optimizer']}; mean ± standard deviation over seeds"
     )
     inits = list(dict.fromkeys(t.init for t in report.trainings))

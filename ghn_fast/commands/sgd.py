@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghn_fast.commands.common import (
-    INTERRUPTED,
     Cells,
     Channels,
     DataRoot,
@@ -19,10 +18,10 @@ from ghn_fast.commands.common import (
     Pixels,
     check_device,
     check_out,
-    make_progress,
     picture,
 )
-from ghn_fast.commands.output import UnfinishedError, print_table, say, say_written
+from ghn_fast.commands.jobs import length, result_of, watched
+from ghn_fast.commands.output import print_table, say, say_written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,7 +94,6 @@ def sgd(
     from ghn_fast.studies.sgd import train_networks
     from ghn_fast.studies.training import TrainingSettings
     from ghn_fast.utils import distributed
-    from ghn_fast.utils.signals import stop_requests
     from ghn_fast.vision import load_images
 
     check_device(device)
@@ -116,23 +114,7 @@ def sgd(
     device = distributed.device_for(device)
     splits = load_images(dataset, data_root, image_size=image_size)
     ghn = from_pretrained(ckpt, device=device) if "predicted" in inits else None
-    with (
-        distributed.job(device),
-        stop_requests() as stop,
-        make_progress(show=main_process, rate=True) as progress,
-    ):
-        total = len(found) * len(inits) * seeds
-        overall = progress.add_task("trainings", total=total, info="")
-        task = progress.add_task("steps", total=None, info="")
-
-        def on_step(name: str, done: int, all_steps: int, curve: TrainingCurve) -> None:
-            info = f"{name}: loss {curve.train_loss[-1]:.3f}"
-            progress.update(task, completed=done, total=all_steps, info=info)
-
-        def on_result(done: int, count: int, training: Training) -> None:
-            info = training.error or f"{training.network}: {training.top1 or 0:.1f} %"
-            progress.update(overall, completed=done, total=count, info=info)
-
+    with watched(device, show=main_process) as watch:
         report = train_networks(
             found,
             inits,
@@ -145,9 +127,7 @@ def sgd(
             convergence=convergence,
             out=out,
             device=device,
-            stop=stop,
-            on_step=on_step,
-            on_result=on_result,
+            **watch._asdict(),
         )
     if not main_process:
         return {"main_process": False}
@@ -158,12 +138,7 @@ def sgd(
         if line:
             say(line)
     say_written(written)
-    if not report.finished:
-        typer.echo("interrupted; the same command continues", err=True)
-        raise UnfinishedError(report.to_dict(), INTERRUPTED)
-    if all(training.error for training in report.trainings):
-        raise ValueError(f"every training failed, the first one: {report.trainings[0].error}")
-    return report.to_dict()
+    return result_of(report)
 
 
 def write_sgd(report: SgdReport, out: Path) -> list[Path]:
@@ -197,8 +172,7 @@ def sgd_table(report: SgdReport) -> Table:
     from ghn_fast.studies.curves import plus_minus
 
     settings = report.settings
-    length = f"{settings['steps']} steps" if settings["steps"] else f"{settings['epochs']:g} epochs"
-    table = Table(title=f"{length} of {settings['optimizer']}, {report.images} images of "
+    table = Table(title=f"{length(settings)} of {settings['optimizer']}, {report.images} images of "
                   f"{report.dataset}, training statistics for BatchNorm")  # fmt: skip
     table.add_column("network")
     table.add_column("start")

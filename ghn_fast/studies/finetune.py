@@ -14,11 +14,10 @@ from ghn_fast.hypernet import GHN
 from ghn_fast.studies.curves import TrainingCurve
 from ghn_fast.studies.identity import about_network, about_start, about_training, start_name
 from ghn_fast.studies.initialisation import check_init, initialise
-from ghn_fast.studies.jobs import Job, Training, named, run_jobs
+from ghn_fast.studies.jobs import Job, StudyReport, Training, named, run_jobs
 from ghn_fast.studies.networks import Network
 from ghn_fast.studies.subsets import few_shot
 from ghn_fast.studies.training import TrainingSettings, train_network
-from ghn_fast.utils.json_files import plain
 from ghn_fast.vision.images import ImageSplits
 
 # As in the 100-shot experiments of arXiv 2110.13100, section 4.4.
@@ -42,20 +41,8 @@ class FineTuning(Training):
 
 
 @dataclass
-class FinetuneReport:
-    """What fine-tuning gave.
-
-    Attributes:
-        dataset: Name of the image data set.
-        settings: How networks were trained.
-        trainings: One for each network, number of shots, start and seed, in that order.
-        finished: Whether all were done.
-    """
-
-    dataset: str
-    settings: dict[str, Any]
-    trainings: list[FineTuning]
-    finished: bool = True
+class FinetuneReport(StudyReport[FineTuning]):
+    """What fine-tuning gave, one for each network, number of shots, start and seed."""
 
     def top1(self, network: str, init: str, shots: int) -> list[float]:
         """Accuracy at the end of each seed, in percent."""
@@ -64,13 +51,6 @@ class FinetuneReport:
             for t in self.trainings
             if (t.network, t.init, t.shots) == (network, init, shots) and t.top1 is not None
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; numbers that are not finite become null."""
-        found: dict[str, Any] = plain(
-            {**asdict(self), "trainings": [t.to_dict() for t in self.trainings]}
-        )
-        return found
 
 
 def finetune_networks(

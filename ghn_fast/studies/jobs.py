@@ -71,6 +71,30 @@ R = TypeVar("R", bound=Training)
 
 
 @dataclass
+class StudyReport(Generic[R]):
+    """What trainings gave.
+
+    Attributes:
+        dataset: Name of the image data set.
+        settings: How networks were trained.
+        trainings: One for each network, start and seed, in that order.
+        finished: Whether all were done.
+    """
+
+    dataset: str
+    settings: dict[str, Any]
+    trainings: list[R]
+    finished: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; numbers that are not finite become null."""
+        found: dict[str, Any] = plain(
+            {**asdict(self), "trainings": [t.to_dict() for t in self.trainings]}
+        )
+        return found
+
+
+@dataclass
 class Job(Generic[R]):
     """A training that a study asks for.
 

@@ -18,10 +18,9 @@ from ghn_fast.hypernet import GHN
 from ghn_fast.studies.curves import TrainingCurve
 from ghn_fast.studies.identity import about_network, about_start, about_training, start_name
 from ghn_fast.studies.initialisation import check_init, initialise
-from ghn_fast.studies.jobs import Job, Training, named, run_jobs
+from ghn_fast.studies.jobs import Job, StudyReport, Training, named, run_jobs
 from ghn_fast.studies.networks import Network
 from ghn_fast.studies.training import STATE, TrainingSettings, train_network
-from ghn_fast.utils.json_files import plain
 from ghn_fast.vision.batches import eval_batches
 from ghn_fast.vision.evaluate import accuracy
 from ghn_fast.vision.images import ImageSplits
@@ -34,22 +33,14 @@ LABEL_COLUMNS = (
 
 
 @dataclass
-class SgdReport:
-    """What trainings gave.
+class SgdReport(StudyReport[Training]):
+    """What ordinary trainings gave.
 
     Attributes:
-        dataset: Name of the image data set.
-        images: Which of its images were classified, ``test`` or ``val``.
-        settings: How networks were trained.
-        trainings: One for each network, start and seed, in that order.
-        finished: Whether all were done.
+        images: Which images were classified, ``test`` or ``val``.
     """
 
-    dataset: str
-    images: str
-    settings: dict[str, Any]
-    trainings: list[Training]
-    finished: bool = True
+    images: str = "test"
 
     def worth(self, network: str, init: str = "predicted", of: str = "random") -> list[float]:
         """Per seed: how many steps from ``of`` give the accuracy that ``init`` starts with.
@@ -63,13 +54,6 @@ class SgdReport:
             if how == init and other is not None and training.start_top1 is not None:
                 steps = other.curve.steps_to_accuracy(training.start_top1)
                 found += [] if steps is None else [steps]
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; numbers that are not finite become null."""
-        found: dict[str, Any] = plain(
-            {**asdict(self), "trainings": [t.to_dict() for t in self.trainings]}
-        )
         return found
 
     def labels(self) -> str:
@@ -155,7 +139,7 @@ def train_networks(
     told = about_training(splits, asdict(settings), images, seeds[0])
     told |= {"seeds": seeds, "noise": noise, "convergence": convergence}
     del told["seed"]
-    return SgdReport(splits.name, images, told, trainings, finished)
+    return SgdReport(splits.name, told, trainings, finished, images)
 
 
 def training_folder(out: Path, network: Network, init: str, seed: int) -> Path:

@@ -226,7 +226,7 @@ def test_fingerprints() -> None:
 
 def test_a_comma_in_a_name_stays_in_its_column() -> None:
     curve = TrainingCurve([Point(0, 25.0, 100.0, 1.0)])
-    report = SgdReport("d", "test", {}, [Training('a,"b', "he", 0, curve=curve)])
+    report = SgdReport("d", {}, [Training('a,"b', "he", 0, curve=curve)])
     assert report.labels().splitlines()[1].startswith('"a,""b",he,0,0,25,,')
 
 

@@ -91,7 +91,6 @@ def test_worth_of_a_prediction() -> None:
 
     report = SgdReport(
         "squares",
-        "test",
         {},
         [
             training("random", [10.0, 30.0, 70.0]),
