@@ -90,15 +90,19 @@ class Dependence:
 def _in_order(ops: Sequence[RawOp]) -> Iterator[RawOp]:
     done: set[int] = set()
     for root in reversed(ops):
+        if id(root) in done:
+            continue
         stack = [root]
         while stack:
             op = stack[-1]
-            waiting = [i for i in op.inputs if type(i) is RawOp and id(i) not in done]
-            if waiting and id(op) not in done:
-                stack.extend(waiting)
+            if id(op) in done:
+                stack.pop()
                 continue
-            stack.pop()
-            if id(op) not in done:
+            waiting = [i for i in op.inputs if type(i) is RawOp and id(i) not in done]
+            if waiting:
+                stack.extend(waiting)
+            else:
+                stack.pop()
                 done.add(id(op))
                 yield op
 

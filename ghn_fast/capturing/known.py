@@ -9,12 +9,15 @@ written has no values any more; it and all its views are meta tensors from then 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ghn_fast.capturing.strides import broadcast
 
 MOST_ELEMENTS = 1 << 22
 """Tensors with more elements have no values: known values must not fill the memory."""
@@ -156,7 +159,9 @@ class KnownValues:
     ) -> Tensor | None:
         """The meta result of an operation whose real one would be too large."""
         name = getattr(func, "__name__", "")
-        if name.endswith("_") or name == "__get__":
+        if name.endswith("_") or name == "__get__" or name in _VIEWS:
+            return None
+        if name in _ELEMENTWISE and _broadcast_elements((*args, *kwargs.values())) <= MOST_ELEMENTS:
             return None
         try:
             shape_only = {key: v for key, v in kwargs.items() if key != "generator"}
@@ -210,6 +215,18 @@ def constructors() -> frozenset[Any]:
     return _CONSTRUCTORS
 
 
+def _broadcast_elements(values: Sequence[Any]) -> int:
+    """Number of elements of the common shape of all tensors among values; 0 if there is none."""
+    shape: Sequence[int] = ()
+    for value in values:
+        if isinstance(value, Tensor):
+            common = broadcast(shape, value.shape)
+            if common is None:
+                return 0
+            shape = common
+    return prod(shape)
+
+
 def _on_cpu(value: Any) -> Any:
     return torch.device("cpu") if isinstance(value, (torch.device, str, int)) else value
 
@@ -220,5 +237,18 @@ def _is_wrapped(tensor: Tensor) -> bool:
 
 
 _FROM_DATA = frozenset(("tensor", "as_tensor", "asarray", "scalar_tensor"))
+# Results have at most as many elements as the first operand.
+_VIEWS_AND_COPIES = """
+chunk contiguous detach flatten movedim narrow permute ravel reshape select split squeeze transpose
+unbind unflatten unsqueeze view
+"""
+_VIEWS = frozenset(_VIEWS_AND_COPIES.split())
+# Results have the common shape of all operands.
+_BY_ELEMENT = """
+__add__ __and__ __eq__ __ge__ __gt__ __invert__ __le__ __lt__ __mul__ __ne__ __neg__ __or__ __radd__
+__rmul__ __rsub__ __sub__ __truediv__ abs add bool clone cos div eq exp float ge gt int le log
+logical_and logical_not logical_or long lt masked_fill mul ne neg pow sin sub to where
+"""
+_ELEMENTWISE = frozenset(_BY_ELEMENT.split())
 _CONSTRUCTORS: frozenset[Any] | None = None
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter, torch.nn.Buffer)

@@ -30,6 +30,7 @@ from ghn_fast.capturing.strides import (
     broadcast,
     is_floating,
     is_plain,
+    joins_contiguous,
     joint_layout,
     layout_of,
     sizes,
@@ -227,7 +228,7 @@ def cat(
     total = 0
     tracked = False
     for tensor in tensors:
-        if not is_plain(tensor) or tensor.dim() != dims or tensor.dtype != first.dtype:
+        if not joins_contiguous(tensor) or tensor.dim() != dims or tensor.dtype != first.dtype:
             return None
         size = list(tensor.shape)
         total += size[dim]

@@ -43,7 +43,7 @@ def joint_layout(tensors: Sequence[Tensor], shape: Sequence[int]) -> tuple[int, 
     """Layout of an elementwise result, as :func:`layout_of`; ``None`` where it is not obvious."""
     layouts = [layout_of(tensor) for tensor in tensors]
     if None in layouts:
-        return None
+        return _closed(tensors[0]) if len(tensors) == 1 else None
     if not any(layouts):
         return ()
     full = [
@@ -55,6 +55,30 @@ def joint_layout(tensors: Sequence[Tensor], shape: Sequence[int]) -> tuple[int, 
     vectors = [t for t in tensors if t.shape != torch.Size(shape)]
     one = sum(size > 1 for size in vectors[0].shape) <= 1
     return full[0] if len(full) == 1 and one else None
+
+
+def _closed(tensor: Tensor) -> tuple[int, ...] | None:
+    """Strides of a tensor once its gaps are closed, which is what an elementwise result has."""
+    if not is_floating(tensor):
+        return None
+    shape, strides = tensor.shape, tensor.stride()
+    large = [(stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1]
+    if len(dict(large)) < len(large) or any(stride == 0 for stride, _ in large):
+        return None
+    closed, step = [0] * len(shape), 1
+    for place in sorted(range(len(shape)), key=lambda n: (strides[n], shape[n])):
+        closed[place] = step
+        step *= shape[place]
+    return tuple(closed)
+
+
+def joins_contiguous(tensor: Tensor) -> bool:
+    """Whether a concatenation of such tensors is contiguous, and floating-point on meta."""
+    if not is_floating(tensor):
+        return False
+    # Otherwise it could be channels last.
+    dims = tensor.dim()
+    return tensor.is_contiguous() or dims < 4 or tensor.stride(1) > tensor.stride(-1)
 
 
 def sizes(value: Any, dims: int) -> tuple[int, ...]:
