@@ -45,6 +45,8 @@ EMBEDDINGS, ORDERED = "embeddings, mean", "embeddings, node by node"
 COUNTS, BOTH = "counts and paths", "node by node, counts and paths"
 ALL = "node by node, counts and paths, proxies"
 METHODS = (EMBEDDINGS, ORDERED, "operations", COUNTS, BOTH, "proxies", ALL)
+FORESTS = ("operations", COUNTS, "proxies")
+"""Methods that are random forests, as published; the others are support vector regressions."""
 _AVERAGED = {BOTH: (ORDERED, COUNTS), ALL: (ORDERED, COUNTS, "proxies")}
 
 _TABLES = ("accuracy", "zero_cost_proxies", "hardware", "robustness")
@@ -359,9 +361,9 @@ def bench_cells(
 ) -> list[BenchRow]:
     """Rank cells from a number of labelled ones, by several methods.
 
-    Embeddings, counts and paths go into support vector regressions on ranks; the proxies and the
-    operations into random forests, as published. Methods that have several of
-    them average their ranks.
+    Embeddings go into support vector regressions on ranks; operations, counts and paths, and
+    proxies into random forests, as published. Methods that have several of them average their
+    ranks.
 
     Args:
         tables: The cells and what is known of them.
@@ -455,7 +457,7 @@ def _fit(method: str, x: Array, y: Array, others: Array, seed: int) -> Array:
         require(f"sklearn.{part}", "studies", "regressions")
         for part in ("ensemble", "model_selection", "svm")
     )
-    if method in ("operations", "proxies"):
+    if method in FORESTS:
         forest = ensemble.RandomForestRegressor(100, random_state=seed).fit(x, y)
         return forest.predict(others)
     spread = x.std(axis=0)

@@ -347,34 +347,43 @@ def _add_cell(made: _Builder, name: str, cell: Cell, width: int, value: _Value) 
     return states[3]
 
 
-# The paths from state 0 to state 3, as places of edges.
+# The paths from state 0 to state 3, as places of edges; what leaves and enters the states.
 _PATHS = ((2,), (0, 4), (1, 5), (0, 3, 5))
 _NO_PATH = 9
+_ENDS = ((0, 1, 2), (2, 4, 5), (0,), (1, 3), (3, 4), (5,))
+"""Edges that leave the input, enter the output; enter, and leave, each state between them."""
 
 
 def cell_counts(cells: Sequence[Cell]) -> tuple[Tensor, Tensor]:
     """Simple properties of cells, the baseline that embeddings have to beat.
 
     Returns:
-        How often each operation occurs, (cells, 5); and for each of the 31 sets of operations the
-        shortest path from input to output made of them (9 without one), the most of them on any of
-        the four paths and on one without ``none``, and how many of them leave the input and enter
-        the output, (cells, 155). Both float64.
+        How often each operation occurs, (cells, 5); and for each of the 31 sets of operations
+        twelve numbers, (cells, 372): how many edges have one of them; the shortest and the longest
+        of the four paths from input to output made of them alone (9 and 0 without one), and how
+        many such paths there are; the most of them on any path, and on one without ``none``; how
+        many leave the input, enter the output, enter each of the two states between, leave each.
+        Both float64.
     """
     table = torch.tensor([list(cell) for cell in cells])
     kinds = range(len(OPERATIONS))
     operations = torch.stack([(table == number).sum(dim=1) for number in kinds], dim=1)
     there = table != OPERATIONS.index("none")
     alive = torch.stack([there[:, list(path)].all(dim=1) for path in _PATHS], dim=1)
+    lengths = torch.tensor([len(path) for path in _PATHS])
     columns = []
     for size in range(1, len(OPERATIONS) + 1):
         for chosen in itertools.combinations(kinds, size):
             inside = torch.isin(table, torch.tensor(chosen))
             on_path = torch.stack([inside[:, list(path)].sum(dim=1) for path in _PATHS], dim=1)
-            lengths = torch.tensor([len(path) for path in _PATHS])
-            whole = torch.where(on_path == lengths, lengths, _NO_PATH).amin(dim=1)
-            leaving = inside[:, [k for k, edge in enumerate(EDGES) if edge[0] == 0]].sum(dim=1)
-            entering = inside[:, [k for k, edge in enumerate(EDGES) if edge[1] == 3]].sum(dim=1)
-            columns += [whole, on_path.amax(dim=1), (on_path * alive).amax(dim=1)]
-            columns += [leaving, entering]
+            whole = on_path == lengths
+            columns += [
+                inside.sum(dim=1),
+                torch.where(whole, lengths, _NO_PATH).amin(dim=1),
+                torch.where(whole, lengths, 0).amax(dim=1),
+                whole.sum(dim=1),
+                on_path.amax(dim=1),
+                (on_path * alive).amax(dim=1),
+                *(inside[:, list(edges)].sum(dim=1) for edges in _ENDS),
+            ]
     return operations.double(), torch.stack(columns, dim=1).double()

@@ -96,11 +96,14 @@ def test_both_notations() -> None:
 def test_counts_and_paths() -> None:
     operations, paths = cell_counts([(4, 0, 3, 1, 4, 3), (2, 2, 2, 2, 2, 2)])
     assert operations.tolist() == [[1, 1, 0, 2, 2], [0, 0, 6, 0, 0]]
-    assert paths.shape == (2, 155)
-    # Sets of one come first: skip, none, 3x3, 1x1, pooling.
-    skip, three, one, pool = (paths[0, 5 * i : 5 * i + 5].tolist() for i in (0, 2, 3, 4))
-    assert skip == [9, 1, 1, 1, 0]
-    assert three == [9, 0, 0, 0, 0]
-    assert one == [1, 1, 1, 1, 2]
-    assert pool == [2, 2, 2, 1, 1]
-    assert paths[1, 10:15].tolist() == [1, 3, 3, 3, 3]
+    assert paths.shape == (2, 12 * 31)
+    # Sets of one come first: skip, none, 3x3, 1x1, pooling. How many; shortest, longest and number
+    # of paths of them alone; most on a path, on one without none; edges of the ends and states.
+    skip, none, three, one, pool = (paths[0, 12 * i : 12 * i + 12].tolist() for i in range(5))
+    assert skip == [1, 9, 0, 0, 1, 1, 1, 0, 0, 1, 0, 0]
+    assert none == [1, 9, 0, 0, 1, 0, 0, 0, 0, 1, 1, 0]
+    assert three == [0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert one == [2, 1, 1, 1, 1, 1, 1, 2, 0, 0, 0, 1]
+    assert pool == [2, 2, 2, 1, 2, 2, 1, 1, 1, 0, 1, 0]
+    assert paths[1, 24:36].tolist() == [6, 1, 3, 4, 3, 3, 3, 3, 1, 2, 2, 1]
+    assert paths[0, -12:].tolist() == [6, 1, 3, 4, 3, 2, 3, 3, 1, 2, 2, 1]
