@@ -12,6 +12,7 @@ from typing import Any
 from ghn_fast.utils.optional import require
 from ghn_fast.vision.results import PICTURE_SUFFIXES
 
+_PANELS_IN_A_ROW = 3
 # Colour-blind safe (Okabe and Ito), dark enough for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
@@ -175,7 +176,7 @@ def draw_curves(
         title: Title.
         y_label: Label of the accuracy.
         chance: Accuracy of guessing in percent, drawn as a dotted line.
-        panels: Name to panel, for several panels side by side; names are then cut at the last
+        panels: Name to panel, for several panels, three in a row; names are then cut at the last
             comma for the legend.
 
     Raises:
@@ -187,8 +188,13 @@ def draw_curves(
     if not curves:
         raise ValueError("curves: got none, needs at least one to draw")
     names = list(dict.fromkeys(panels.values())) if panels else [""]
-    figure = Figure(figsize=(1.2 + 3.6 * len(names), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    columns = min(len(names), _PANELS_IN_A_ROW)
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(1.2 + 3.0 * columns, 0.4 + 2.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    axes = grid.flatten()[: len(names)]
+    for empty in grid.flatten()[len(names) :]:
+        empty.remove()
     labels: dict[str, str] = {}
     for axis, panel in zip(axes, names, strict=True):
         for name, seeds in curves.items():
@@ -200,11 +206,13 @@ def draw_curves(
         if chance is not None:
             axis.axhline(chance, color="0.35", linewidth=1, linestyle=":")
         axis.set_title(panel or title, loc="left", fontsize=10)
-        axis.set_xlabel("steps")
+        if axis in axes[-columns:]:
+            axis.set_xlabel("steps")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="0.9", linewidth=0.8)
         axis.set_axisbelow(True)
-    axes[0].set_ylabel(y_label, fontsize=9)
+    for axis in grid[:, 0]:
+        axis.set_ylabel(y_label, fontsize=9)
     axes[0].legend(frameon=False, fontsize=8)
     if panels and title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
