@@ -186,24 +186,30 @@ def bench_table(rows: list[BenchRow]) -> Table:
 
 
 def draw_bench(rows: list[BenchRow], path: Path) -> None:
-    """Bars of tau, one panel for each target and number of labels."""
+    """Bars of tau: a row of panels for each target, a column for each number of labels."""
     Figure = require("matplotlib.figure", "drawing", "pictures").Figure
 
     from ghn_fast.studies.curves import COLOURS, mean_and_deviation
 
-    panels = list(dict.fromkeys((row.target, row.labels) for row in rows))[:4]
-    figure = Figure(figsize=(2.2 + 2.4 * len(panels), 2.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axis, panel in zip(axes, panels, strict=True):
+    targets, labels = (
+        list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("target", "labels")
+    )
+    panels = [(target, count) for target in targets[:4] for count in labels[:4]]
+    shape = (min(len(targets), 4), min(len(labels), 4))
+    size = (2.4 + 2.4 * shape[1], 0.4 + 2.3 * shape[0])
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(*shape, squeeze=False, sharex=True, sharey=True)
+    axes[0, 0].invert_yaxis()
+    for axis, panel in zip(axes.flatten(), panels, strict=True):
         shown = [row for row in rows if (row.target, row.labels) == panel]
         spread = [mean_and_deviation(row.tau) for row in shown]
         names = [row.method for row in shown]
         errors = [0.0 if error != error else error for _, error in spread]
         colours = [COLOURS["embed" not in n and "node" not in n] for n in names]
         axis.barh(names, [m for m, _ in spread], xerr=errors, color=colours, ecolor="0.3")
-        axis.invert_yaxis()
         axis.set_title(f"{panel[0]}, {panel[1]} labels", fontsize=9, loc="left")
-        axis.set_xlabel("Kendall's tau", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("Kendall's tau", fontsize=9)
     figure.savefig(path, dpi=110)
