@@ -17,6 +17,7 @@ from ghn_fast.commands.common import (
     Dataset,
     DeepNetsFolder,
     Device,
+    Pixels,
     check_device,
     check_out,
     make_progress,
@@ -51,6 +52,7 @@ def evaluate(
     split: Annotated[EvaluationSplit, typer.Option("--split")] = EvaluationSplit.test,
     dataset: Dataset = "digits",
     data_root: DataRoot = None,
+    image_size: Pixels = None,
     deepnets: DeepNetsFolder = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Architectures at most.")] = None,
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
@@ -81,7 +83,7 @@ def evaluate(
     main_process = distributed.launched().rank == 0
     device = distributed.device_for(device)
     ghn = from_pretrained(ckpt, device=device)
-    splits = load_images(dataset, data_root)
+    splits = load_images(dataset, data_root, image_size=image_size)
     name = split.value
     count = limit or min(SPLIT_SIZES.get(name, MOST), MOST)
     with distributed.job(device), make_progress(show=main_process) as progress:

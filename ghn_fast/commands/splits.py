@@ -13,6 +13,7 @@ from ghn_fast.commands.common import (
     Dataset,
     DeepNetsFolder,
     Device,
+    Pixels,
     check_device,
     check_out,
     make_progress,
@@ -32,6 +33,7 @@ def evaluate_splits(
     ckpt: Annotated[str, typer.Option("--ckpt", help="Name, folder or file of a hypernetwork.")],
     dataset: Dataset = "digits",
     data_root: DataRoot = None,
+    image_size: Pixels = None,
     deepnets: DeepNetsFolder = None,
     split: Annotated[
         list[str] | None,
@@ -68,11 +70,12 @@ def evaluate_splits(
     check_device(device)
     check_out(out)
     ghn = from_pretrained(ckpt, device=device)
-    splits = load_images(dataset, data_root)
+    splits = load_images(dataset, data_root, image_size=image_size)
     rows: list[SplitRow] = []
     interrupted = False
     told: dict[str, Any] = {"ckpt": ckpt, "dataset": dataset, "noise": noise, "seed": seed}
     told |= {"statistics_batches": statistics_batches, "batch_size": batch_size}
+    told["image_size"] = splits.image_size
     with make_progress() as progress:
 
         def evaluate(name: str, on_network: Any) -> EvaluationReport:

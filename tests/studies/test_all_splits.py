@@ -154,7 +154,7 @@ def test_the_command(tmp_path: Path, run: Run) -> None:
             for i in range(3):
                 Image.new("RGB", (8, 8), (25 * label, 80 * i, 0)).save(folder / f"{i}.png")
 
-    common = ("--ckpt", tmp_path / "ghn", "--dataset", f"folder:{sources}")
+    common = ("--ckpt", tmp_path / "ghn", "--dataset", f"folder:{sources}", "--image-size", 16)
     out = tmp_path / "out"
     status, printed, error = run(
         "evaluate-splits",
@@ -170,7 +170,9 @@ def test_the_command(tmp_path: Path, run: Run) -> None:
     )
     assert status == 0, error
     assert "training statistics" in printed and "66.7" in printed
-    rows = json.loads((out / "splits.json").read_text())["rows"]
+    data = json.loads((out / "splits.json").read_text())
+    rows = data["rows"]
+    assert data["image_size"] == 16
     assert [(row["name"], row["networks"]) for row in rows] == [("val", 2), ("bnfree", 2)]
     assert (out / "splits.png").stat().st_size > 1000
     status, printed, error = run(
@@ -178,6 +180,7 @@ def test_the_command(tmp_path: Path, run: Run) -> None:
     )
     assert status == 0, error
     report = json.loads(printed)
+    assert report["image_size"] == 16
     assert report["running"]["count"] == report["noisy"]["count"] == 1
     status, _, error = run("evaluate-splits", *common, "--split", "huge", "--out", tmp_path / "no")
     assert status == 2
