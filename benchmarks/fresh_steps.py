@@ -40,6 +40,7 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
     memory.keep_freed_memory()
     # Earlier revisions have nothing like it.
     getattr(memory, "keep_primitives", lambda: None)()
+    getattr(memory, "settle", lambda: None)()
     torch.manual_seed(0)
     ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=32, max_shape=(64, 64, 11, 11))).train()
     trainer = MetaTrainer(

@@ -99,4 +99,14 @@ TORCH_LIBRARY(ghn_fast, m) {
   m.def(
       "batch_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean,"
       " Tensor invstd, bool relu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+
+  // program: ghn_fast/ops/network_program.py; places: of each of its parameters the offset in the
+  // buffers, the number of axes, the shape. flat, gradient (P), float32; narrow: flat in bfloat16,
+  // whose tensors of more than one axis are taken instead. Gradients of factor times the
+  // cross-entropy go to their places in `gradient`; -> 0, or 1 or 2 where loss or gradient is not
+  // finite, and `gradient` zero; the loss; correct images.
+  m.def(
+      "program_gradient(int[] program, int[] places, Tensor flat, Tensor? narrow, Tensor images,"
+      " Tensor targets, float factor, float label_smoothing, Generator? generator,"
+      " Tensor(a!) gradient) -> (int, float, int)");
 }

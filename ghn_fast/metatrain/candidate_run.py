@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from ghn_fast.metatrain.candidates import Candidate, candidate, candidate_key
 from ghn_fast.metatrain.precision import PRECISIONS, autocast
+from ghn_fast.ops.backend import resolve
+from ghn_fast.ops.program_gradient import program_gradient
 
 # Per parameter (offset, shape) in the flat buffer, in the order of the buffer.
 Ranges = dict[str, tuple[int, tuple[int, ...]]]
@@ -89,10 +91,11 @@ class Job:
         self._architecture = architecture
         self._sizes = {"num_classes": work.num_classes, "image_size": work.images.shape[-1]}
         self._device = work.device
+        self._narrows = PRECISIONS[work.precision]
         region = region_of(places)
         self._first = region.start
         self.part, self.gradient = flat[region], gradient[region]
-        self._narrow = None if narrow is None else narrow[region]
+        self.narrow = None if narrow is None else narrow[region]
 
     @property
     def numel(self) -> int:
@@ -115,6 +118,23 @@ class Job:
         return [shape for _, shape in self.places.values()]
 
     @cached_property
+    def places_in_part(self) -> Ranges:
+        """Where the parameters are in its part."""
+        return {name: (at - self._first, shape) for name, (at, shape) in self.places.items()}
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled extension runs the network in one call."""
+        return (
+            self.network.program is not None
+            and self._device.type == "cpu"
+            and self.part.dtype == torch.float32
+            # Half precision runs under autocast, which is torch's.
+            and (self._narrows is None or self.narrow is not None)
+            and resolve("program_gradient", "cpu") == "cpu"
+        )
+
+    @cached_property
     def offsets(self) -> list[int]:
         """Where the parameters begin in its part."""
         return [offset - self._first for offset, _ in self.places.values()]
@@ -122,9 +142,9 @@ class Job:
     def leaves(self, part: Tensor | None = None) -> dict[str, Tensor]:
         """Parameters as leaves of autograd's graph, by name: views of ``part``, or of its own."""
         found = views(self.part if part is None else part, self.shapes, self.offsets)
-        if part is None and self._narrow is not None and self.network.casts:
+        if part is None and self.narrow is not None and self.network.casts:
             # Vectors stay: normalisation is computed in single precision.
-            others = views(self._narrow, self.shapes, self.offsets)
+            others = views(self.narrow, self.shapes, self.offsets)
             pairs = zip(found, others, strict=True)
             found = [wide if wide.ndim == 1 else narrow for wide, narrow in pairs]
         return {name: view.requires_grad_() for name, view in zip(self.places, found, strict=True)}
@@ -177,6 +197,8 @@ def _try(job: Job, work: Work, seed: int) -> Tensor | Status:
     else:
         torch.manual_seed(seed)
     try:
+        if job.compiled:
+            return run_compiled(job, work)
         return forward_backward(job.network, job.leaves(), job.gradients(), job.gradient, work)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
@@ -184,6 +206,25 @@ def _try(job: Job, work: Work, seed: int) -> Tensor | Status:
         if lacks_engine(error):
             return Status.ENGINE
         raise
+
+
+def run_compiled(job: Job, work: Work) -> Tensor:
+    """:func:`forward_backward` in one call of the compiled extension, without Python's lock."""
+    network = job.network
+    assert network.program is not None
+    result = program_gradient(
+        network.program,
+        job.places_in_part,
+        job.part,
+        job.narrow,
+        work.images,
+        work.targets,
+        job.gradient,
+        factor=float(work.factor),
+        label_smoothing=work.label_smoothing,
+        generator=network.generator,
+    )
+    return torch.tensor(result, dtype=torch.float32)
 
 
 def forward_backward(

@@ -13,8 +13,9 @@ from torch.func import functional_call
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
 from ghn_fast.deepnets.architectures.spec import network_spec
 from ghn_fast.hypernet.batch_statistics import use_batch_statistics
-from ghn_fast.metatrain.exact_batch_norm import batch_norm
-from ghn_fast.metatrain.functional_networks import forward
+from ghn_fast.ops.exact_batch_norm import batch_norm
+from ghn_fast.ops.network_program import Program
+from ghn_fast.metatrain.functional_networks import program_of
 
 
 class Candidate(Protocol):
@@ -24,10 +25,12 @@ class Candidate(Protocol):
         generator: Source of all its random numbers, so that other networks may run at the same
             time; ``None`` if it may draw from torch's own.
         casts: Whether it takes images and weights of a narrow type, and vectors in float32.
+        program: What it computes, if it is known instruction by instruction.
     """
 
     generator: torch.Generator | None
     casts: bool
+    program: Program | None
 
     def __call__(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, 3, S, S)."""
@@ -48,10 +51,11 @@ class FunctionalNetwork:
     ) -> None:
         self.generator: torch.Generator | None = torch.Generator(device)
         self.casts = True
-        self._spec = network_spec(config, num_classes, image_size)
+        self.program: Program | None = program_of(network_spec(config, num_classes, image_size))
 
     def __call__(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        return forward(self._spec, parameters, images, self.generator)
+        assert self.program is not None
+        return self.program.run(parameters, images, self.generator)
 
 
 class ModuleNetwork:
@@ -65,6 +69,7 @@ class ModuleNetwork:
 
     generator: torch.Generator | None = None
     casts = False
+    program: Program | None = None
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module.train()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
+
+from ghn_fast.ops.backend import extension, extension_problem
 
 # Parameters of mallopt, from malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD = -1
@@ -29,14 +32,26 @@ def keep_freed_memory() -> bool:
     """Let the process keep memory that it has freed, and use it again.
 
     Activations are allocated and freed all the time, some megabytes each. By default the GNU C
-    library gives blocks of that size back to the system, which then hands out zeroed pages again.
-    The process stays as large as it ever was.
+    library gives blocks of that size back to the system, which then hands out zeroed pages again;
+    and it sorts and merges them, where the compiled extension keeps lists by size. The process
+    stays as large as it ever was.
 
     Returns:
         Whether the C library took the setting; others than GNU's do not know it.
     """
+    if extension_problem() is None:
+        extension.module.cache_cpu_memory()
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_M_TRIM_THRESHOLD, _MOST))
+
+
+def settle() -> None:
+    """Spare the collector of Python what is there when training begins: modules, for the most part.
+
+    Otherwise it walks through some hundred thousand objects again and again.
+    """
+    gc.collect()
+    gc.freeze()

@@ -116,30 +116,8 @@ def _backward_fake(grad: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor,
     return _images(x), _per_channel(x), _per_channel(x)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, _, ctx.relu = inputs
-    _, mean, invstd = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(mean, invstd)
-    # Without the ReLU, the shift does not matter.
-    ctx.save_for_backward(x, weight, bias if ctx.relu else None, mean, invstd)
-    ctx.types = [None if t is None else t.dtype for t in (weight, bias)]
-
-
-def _backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return (None,) * 5
-    saved = ctx.saved_tensors
-    grad_x, *grads = torch.ops.ghn_fast.batch_norm_act_backward(grad, *saved, ctx.relu)
-    grads = [None if t is None else g.to(t) for g, t in zip(grads, ctx.types, strict=True)]
-    return grad_x, *grads, None, None
-
-
 if extension_problem() is None:
     torch.library.register_fake("ghn_fast::batch_norm_act", _fake)
     torch.library.register_fake("ghn_fast::batch_norm_act_backward", _backward_fake)
-    torch.library.register_autograd(
-        "ghn_fast::batch_norm_act", _backward, setup_context=_setup_context
-    )
 
 register_op("batch_norm_act", {"cpu": extension_problem})

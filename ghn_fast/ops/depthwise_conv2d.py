@@ -133,32 +133,9 @@ def _grad_weight_fake(grad: Tensor, x: Tensor, height: Any, width: Any, *args: A
     return x.new_empty((x.shape[1], 1, height, width))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, *ctx.geometry = inputs
-    ctx.set_materialize_grads(False)
-    ctx.input_size, ctx.kernel_size = x.shape[2:], weight.shape[2:]
-    need_x, need_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if need_weight else None, weight if need_x else None)
-
-
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-    grad_x = grad_weight = None
-    if grad is not None:
-        x, weight = ctx.saved_tensors
-        ops = torch.ops.ghn_fast
-        if weight is not None:
-            grad_x = ops.depthwise_conv2d_grad_input(grad, weight, *ctx.input_size, *ctx.geometry)
-        if x is not None:
-            grad_weight = ops.depthwise_conv2d_grad_weight(grad, x, *ctx.kernel_size, *ctx.geometry)
-    return grad_x, grad_weight, None, None, None
-
-
 if extension_problem() is None:
     torch.library.register_fake("ghn_fast::depthwise_conv2d", _fake)
     torch.library.register_fake("ghn_fast::depthwise_conv2d_grad_input", _grad_input_fake)
     torch.library.register_fake("ghn_fast::depthwise_conv2d_grad_weight", _grad_weight_fake)
-    torch.library.register_autograd(
-        "ghn_fast::depthwise_conv2d", _backward, setup_context=_setup_context
-    )
 
 register_op("depthwise_conv2d", {"cpu": extension_problem})

@@ -14,7 +14,7 @@ import ghn_fast
 from ghn_fast.deepnets import ArchItem, Genotype, NetworkConfig
 from ghn_fast.metatrain.candidate_run import views
 from ghn_fast.metatrain.cuda_graphs import GraphCache
-from ghn_fast.metatrain.exact_batch_norm import batch_norm
+from ghn_fast.ops.exact_batch_norm import batch_norm
 from ghn_fast.metatrain.executor import Executor
 from ghn_fast.utils.seeds import derive_seed
 from tolerances import assert_close

@@ -1,0 +1,44 @@
+// Sums of gradients on CPU. No include guard: gradient_sum_kernels.cpp includes this file once per
+// instruction set, with GHN_ISA (a namespace) and GHN_BYTES (of a vector register).
+
+namespace ghn {
+namespace GHN_ISA {
+
+template <class T>
+struct GradientSum {
+  static constexpr int W = GHN_BYTES / sizeof(float);
+  typedef typename Vector<float, W>::type V;
+  typedef Lanes<T, W> Memory;
+
+  template <class Load>
+  static GHN_INLINE V at(const GradientTerms<T>& t, int64_t row, int64_t column, Load load) {
+    V sum{};
+    for (int i = 0; i < t.masked.count; ++i) {
+      sum += load(t.masked.data[i] + row * t.masked.stride[i] + column);
+    }
+    if (t.mask != nullptr) sum = load(t.mask + row * t.mask_stride + column) <= 0.0f ? V{} : sum;
+    for (int i = 0; i < t.plain.count; ++i) {
+      sum += load(t.plain.data[i] + row * t.plain.stride[i] + column);
+    }
+    return sum;
+  }
+
+  static void sum(const GradientTerms<T>& t, int64_t begin, int64_t end, int64_t width, T* out) {
+    const int rest = int(width % W);
+    for (int64_t row = begin; row < end; ++row) {
+      T* to = out + row * width;
+      int64_t column = 0;
+      for (; column + W <= width; column += W) {
+        Memory::store(to + column, at(t, row, column, &Memory::load));
+      }
+      if (rest == 0) continue;
+      T values[W];
+      const auto some = [rest](const T* from) { return Memory::load_some(from, rest); };
+      Memory::store(values, at(t, row, column, some));
+      Memory::copy_some(to + column, values, rest);
+    }
+  }
+};
+
+}  // namespace GHN_ISA
+}  // namespace ghn
