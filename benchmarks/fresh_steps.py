@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
@@ -40,7 +41,6 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
     memory.keep_freed_memory()
     # Earlier revisions have nothing like it.
     getattr(memory, "keep_primitives", lambda: None)()
-    getattr(memory, "settle", lambda: None)()
     torch.manual_seed(0)
     ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=32, max_shape=(64, 64, 11, 11))).train()
     trainer = MetaTrainer(
@@ -55,11 +55,12 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
     images = torch.randn(64, 3, arguments.size, arguments.size)
     targets = torch.randint(0, 10, (64,))
     seconds = []
-    for number in range(arguments.warmup + arguments.steps):
-        architectures = next(batches)
-        start = time.perf_counter(), time.process_time()
-        trainer.step(architectures, images, targets, number)
-        seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    with getattr(memory, "settled", nullcontext)():
+        for number in range(arguments.warmup + arguments.steps):
+            architectures = next(batches)
+            start = time.perf_counter(), time.process_time()
+            trainer.step(architectures, images, targets, number)
+            seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
     return seconds[arguments.warmup :]
 
 

@@ -48,6 +48,19 @@ constexpr std::array<Lengths, 23> kLengths{{
     {1, 1, 0},   // bias
 }};
 
+// Numbers that are sizes of something; torch does not check all of its own.
+constexpr int64_t kMostNumber = int64_t(1) << 15;
+
+bool sensible(Code code, const std::vector<int64_t>& n) {
+  for (size_t i = 0; i < n.size(); ++i) {
+    int64_t least = 1;
+    if (code == Code::kNorm) least = 0;
+    if (code == Code::kConv && i == 3) least = kSame;
+    if (n[i] < least || n[i] > kMostNumber) return false;
+  }
+  return true;
+}
+
 bool fits(const std::vector<int64_t>& items, int64_t length) {
   return length < 0 ? !items.empty() : int64_t(items.size()) == length;
 }
@@ -244,6 +257,8 @@ std::vector<Instruction> unpack_program(at::IntArrayRef packed, int64_t paramete
                           fits(step.numbers, lengths.numbers),
                       "program: instruction ", program.size(), " with code ", code,
                       " has too many or too few values, parameters or numbers");
+    TORCH_CHECK_VALUE(sensible(step.code, step.numbers), "program: instruction ", program.size(),
+                      " with code ", code, " got a number out of range");
     for (const int64_t source : step.sources) last[source] = program.size();
     program.push_back(std::move(step));
   }

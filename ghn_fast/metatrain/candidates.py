@@ -13,9 +13,9 @@ from torch.func import functional_call
 from ghn_fast.deepnets.architectures.genotype import NetworkConfig
 from ghn_fast.deepnets.architectures.spec import network_spec
 from ghn_fast.hypernet.batch_statistics import use_batch_statistics
+from ghn_fast.metatrain.functional_networks import program_of
 from ghn_fast.ops.exact_batch_norm import batch_norm
 from ghn_fast.ops.network_program import Program
-from ghn_fast.metatrain.functional_networks import program_of
 
 
 class Candidate(Protocol):

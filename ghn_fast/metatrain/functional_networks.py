@@ -31,21 +31,15 @@ class NetworkProgram(Program):
         super().__init__()
         self._norm = norm
 
-    def conv(
-        self, x: int, at: str, stride: int | tuple[int, int] = 1, dilation: int = 1
-    ) -> int:
+    def conv(self, x: int, at: str, stride: int | tuple[int, int] = 1, dilation: int = 1) -> int:
         """A convolution without bias whose padding keeps the size at stride 1 (odd kernels)."""
         strides = (stride, stride) if isinstance(stride, int) else stride
-        return self.add(
-            Code.CONV, x, names=[f"{at}.weight"], numbers=(*strides, dilation, SAME)
-        )
+        return self.add(Code.CONV, x, names=[f"{at}.weight"], numbers=(*strides, dilation, SAME))
 
     def norm(self, x: int, at: str, *, relu: bool = False) -> int:
         """Batch normalisation, in networks that have it; then ReLU if it is asked for."""
         if self._norm:
-            return self.add(
-                Code.NORM, x, names=[f"{at}.weight", f"{at}.bias"], numbers=[int(relu)]
-            )
+            return self.add(Code.NORM, x, names=[f"{at}.weight", f"{at}.bias"], numbers=[int(relu)])
         return self.relu(x) if relu else x
 
     def linear(self, x: int, at: str, *, bias: bool = True) -> int:

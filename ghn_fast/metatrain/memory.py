@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ghn_fast.ops.backend import extension, extension_problem
 
@@ -48,10 +50,15 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_M_TRIM_THRESHOLD, _MOST))
 
 
-def settle() -> None:
+@contextmanager
+def settled() -> Iterator[None]:
     """Spare the collector of Python what is there when training begins: modules, for the most part.
 
     Otherwise it walks through some hundred thousand objects again and again.
     """
     gc.collect()
     gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

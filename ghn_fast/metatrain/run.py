@@ -26,7 +26,7 @@ from ghn_fast.metatrain.config import PLACES, SKIP_WINDOW, TrainConfig
 from ghn_fast.metatrain.evaluation import evaluate_ghn
 from ghn_fast.metatrain.executor import Executor
 from ghn_fast.metatrain.language import is_text, load_text, text_batches
-from ghn_fast.metatrain.memory import keep_freed_memory, keep_primitives
+from ghn_fast.metatrain.memory import keep_freed_memory, keep_primitives, settled
 from ghn_fast.metatrain.metrics import RunLog, read_metrics
 from ghn_fast.metatrain.network_gradients import NetworkGradients
 from ghn_fast.metatrain.precision import AUTO, choose
@@ -139,7 +139,7 @@ def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
     run = _Run(config, splits, validation, trainer, files, on_step, step, total)
     run.skips = _skip_history(config, out, step)
     try:
-        with stop_requests() as stop:
+        with stop_requests() as stop, settled():
             run.steps(zip(architectures, images, strict=False), stop)
     finally:
         trainer.close()

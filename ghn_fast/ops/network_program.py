@@ -42,13 +42,14 @@ SAME = -1
 class Code(IntEnum):
     """What an instruction does; its numbers in brackets. The compiled interpreter knows the same.
 
-    ``CONV`` [strides by axis, dilation, padding] is depthwise where its kernels have one input channel;
-    ``SAME`` padding keeps the size at stride 1 (odd kernels). ``NORM`` [1 for a ReLU behind it] is batch normalisation by the statistics of the batch.
-    Poolings [size, stride] keep the size at stride 1; averages leave the padding out. ``ZEROS`` has
-    the shape of its source. ``STRIDE`` [stride] takes every so many pixels, ``SHIFT`` drops the first
-    row and column, and adds zeros behind the last where their number is odd. ``MEAN`` is that of the
-    pixels, (B, C). ``GATE`` multiplies channels by its second source (B, C). ``TOKENS`` makes (B, H W,
-    C) of images, ``IMAGES`` the reverse, in the shape of its second source. ``ATTEND`` [heads] is
+    ``CONV`` [strides by axis, dilation, padding] is depthwise where its kernels have one input
+    channel; ``SAME`` padding keeps the size at stride 1 (odd kernels). ``NORM`` [1 for a ReLU
+    behind it] is batch normalisation by the statistics of the batch. Poolings [size, stride] keep
+    the size at stride 1; averages leave the padding out. ``ZEROS`` has the shape of its source.
+    ``STRIDE`` [stride] takes every so many pixels, ``SHIFT`` drops the first row and column, and
+    adds zeros behind the last where their number is odd. ``MEAN`` is that of the pixels, (B, C).
+    ``GATE`` multiplies channels by its second source (B, C). ``TOKENS`` makes (B, H W, C) of
+    images, ``IMAGES`` the reverse, in the shape of its second source. ``ATTEND`` [heads] is
     attention of queries, keys and values, one behind the other (B, N, 3 C). ``BIAS`` adds a
     parameter.
     """
@@ -179,11 +180,11 @@ def _there(value: Tensor | None) -> Tensor:
 
 def _conv(sources: list[Tensor], weights: list[Tensor], numbers: Sequence[int]) -> Tensor:
     (x,), (weight,) = sources, weights
-    stride, dilation, wanted = (*numbers[:2],), numbers[2], numbers[3]
-    channels = weight.shape[1]
-    padding: tuple[int, ...] = (wanted, wanted)
+    stride, dilation, wanted = (numbers[0], numbers[1]), numbers[2], numbers[3]
+    channels, height, width = weight.shape[1:]
+    padding = (wanted, wanted)
     if wanted == SAME:
-        padding = tuple(size // 2 * dilation for size in weight.shape[2:])
+        padding = height // 2 * dilation, width // 2 * dilation
     if channels == 1 < x.shape[1] and _compiled(x, "depthwise_conv2d"):
         # torch's weight gradients of small images, of dilated and large kernels are loops.
         return depthwise_conv2d(x, weight.to(x.dtype), stride, padding, dilation)
@@ -193,8 +194,8 @@ def _conv(sources: list[Tensor], weights: list[Tensor], numbers: Sequence[int]) 
 
 
 def _without_far_taps(
-    x: Tensor, weight: Tensor, padding: tuple[int, ...]
-) -> tuple[Tensor, tuple[int, ...]]:
+    x: Tensor, weight: Tensor, padding: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
     """The part of an odd kernel that meets the image, which is small after several reductions.
 
     The rest meets zeros only. oneDNN 3.12 gives wrong gradients of it in bfloat16 (seen for 7x7
@@ -206,7 +207,7 @@ def _without_far_taps(
         if far > 0 and weight.shape[2 + axis] == 2 * padding[axis] + 1:
             weight = weight.narrow(2 + axis, far, 2 * size - 1)
             near[axis] = size - 1
-    return weight, (*near,)
+    return weight, (near[0], near[1])
 
 
 def _norm(sources: list[Tensor], weights: list[Tensor], numbers: Sequence[int]) -> Tensor:

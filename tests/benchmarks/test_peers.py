@@ -18,9 +18,10 @@ import ghn_fast
 from ghn_fast.deepnets import SampledNets, meta_batches
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.hypernet.propagate import GatedGNN
-from ghn_fast.metatrain import functional_networks
+from ghn_fast.metatrain.candidate_run import Job
 from ghn_fast.metatrain.executor import Executor
 from ghn_fast.metatrain.step import MetaTrainer
+from ghn_fast.ops import network_program
 from tolerances import assert_close
 
 
@@ -57,7 +58,8 @@ def test_prediction(name: str) -> None:
 def test_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     # Both ways draw different masks, so results are compared without any.
     monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x)
-    monkeypatch.setattr(functional_networks, "dropout", lambda x, p, generator: x)
+    monkeypatch.setattr(network_program, "dropout", lambda x, p, generator: x)
+    monkeypatch.setattr(Job, "compiled", False)
     items = next(meta_batches(SampledNets("train", 100, seed=1), 2, seed=1))
     graphs = [item.graph for item in items]
     batch = GraphBatch(graphs)

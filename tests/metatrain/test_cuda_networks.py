@@ -15,6 +15,7 @@ from fake_cuda import FakeCuda
 from ghn_fast.deepnets import ArchItem, Genotype, NetworkConfig
 from ghn_fast.metatrain import candidate_run
 from ghn_fast.metatrain.candidate_run import (
+    Job,
     Status,
     copy_gradients,
     is_out_of_memory,
@@ -179,6 +180,7 @@ def test_too_little_memory_for_a_graph_forgets_all_of_them() -> None:
 def test_memory_is_short_by_any_name(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_out_of_memory(RuntimeError(message))
     assert not lacks_engine(RuntimeError(message))
+    monkeypatch.setattr(Job, "compiled", False)
     fail_for(LARGE, RuntimeError(message), monkeypatch)
     expected = run(Executor(parallel=1), [SMALL])
     outcome = run(Executor(parallel=1), [SMALL, LARGE])
@@ -192,6 +194,7 @@ def test_memory_is_short_by_any_name(message: str, monkeypatch: pytest.MonkeyPat
 def test_layers_without_an_engine_are_tried_plainly_then_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Job, "compiled", False)
     calls = fail_for(
         LARGE, RuntimeError("GET was unable to find an engine to execute this"), monkeypatch
     )

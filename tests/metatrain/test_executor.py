@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 import ghn_fast
 from ghn_fast.deepnets import ArchItem, Genotype, NetworkConfig
-from ghn_fast.metatrain.candidate_run import views
+from ghn_fast.metatrain import candidate_run
+from ghn_fast.metatrain.candidate_run import Job, Status, views
 from ghn_fast.metatrain.cuda_graphs import GraphCache
-from ghn_fast.ops.exact_batch_norm import batch_norm
 from ghn_fast.metatrain.executor import Executor
+from ghn_fast.ops.exact_batch_norm import batch_norm
 from ghn_fast.utils.seeds import derive_seed
 from tolerances import assert_close
 
@@ -101,6 +102,35 @@ def test_gradients_are_those_of_autograd(name: str, channels_last: bool) -> None
         assert_close(
             outcome.gradient[part].float(), want, context="gradient", scale=scale, name=place
         )
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate")]
+)
+def test_memory_is_short_in_the_compiled_run(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **more: Any) -> None:
+        arguments[6].fill_(3.0)  # half of the gradients have been written
+        raise error
+
+    monkeypatch.setattr(Job, "compiled", True)
+    monkeypatch.setattr(candidate_run, "program_gradient", fail)
+    outcome = run(Executor(), [next(iter(ARCHITECTURES))])
+    assert outcome.stats[0, 0] == Status.MEMORY
+    assert not outcome.gradient.any()
+
+
+@pytest.mark.extension
+def test_compiled_networks_are_those_of_autograd_bit_for_bit_but_for_sums(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = sorted(name for name in ARCHITECTURES if isinstance(ARCHITECTURES[name], ArchItem))
+    have = run(Executor(), names)
+    monkeypatch.setattr(Job, "compiled", False)
+    want = run(Executor(), names)
+    assert torch.equal(have.stats, want.stats)
+    assert_close(have.gradient, want.gradient, context="gradient")
 
 
 def test_networks_side_by_side_give_what_they_give_alone() -> None:

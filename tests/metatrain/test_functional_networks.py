@@ -16,10 +16,11 @@ from ghn_fast.deepnets import ArchItem, Genotype, NetworkConfig, SampledNets
 from ghn_fast.deepnets.architectures.genotype import PRIMITIVES, VIT_CONFIG
 from ghn_fast.deepnets.architectures.network import Network
 from ghn_fast.deepnets.architectures.spec import is_connected
-from ghn_fast.metatrain import functional_networks
 from ghn_fast.metatrain.candidates import FunctionalNetwork, ModuleNetwork, candidate_key
-from ghn_fast.metatrain.functional_networks import Weights, dropout, primitive
+from ghn_fast.metatrain.functional_networks import NetworkProgram, primitive
 from ghn_fast.metatrain.precision import autocast
+from ghn_fast.ops import network_program
+from ghn_fast.ops.network_program import attention, dropout
 from networks import Tied
 from random_configs import random_config
 from tolerances import assert_close
@@ -166,8 +167,9 @@ def test_kernels_larger_than_the_image_in_bfloat16(size: int, stride: int) -> No
     narrow = (torch.randn(128, 128, 7, 7) / 10).bfloat16().requires_grad_()
     x = torch.randn(64, 128, size, size).to(memory_format=torch.channels_last).bfloat16()
     x.requires_grad_()
-    values = Weights({"a.weight": narrow}, norm=True, rectified={})
-    have = functional_networks.conv(x, values, "a", stride)
+    program = NetworkProgram(norm=True)
+    program.conv(0, "a", stride)
+    have = program.run({"a.weight": narrow}, x)
     wide = [t.detach().float().requires_grad_() for t in (x, narrow)]
     want = F.conv2d(*wide, None, stride, 3)
     assert_close(have, want, dtype=torch.bfloat16)
@@ -187,10 +189,10 @@ def test_kernels_larger_than_the_image_in_bfloat16(size: int, stride: int) -> No
 def test_attention_in_bfloat16(
     most_pixels: int, value: str, gradient: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(functional_networks, "MOST_PIXELS", most_pixels)
+    monkeypatch.setattr(network_program, "MOST_PIXELS", most_pixels)
     narrow = [torch.randn(2, 4, 16, 8).bfloat16().requires_grad_() for _ in range(3)]
     wide = [part.detach().float().requires_grad_() for part in narrow]
-    have = functional_networks._attention(*narrow)
+    have = attention(*narrow)
     want = F.scaled_dot_product_attention(*wide)
     assert have.dtype == torch.bfloat16
     assert_close(have, want, context=value, dtype=torch.bfloat16)
@@ -221,7 +223,9 @@ def test_ops_in_single_precision(name: str, stride: int, seeded: int) -> None:
     for dtype in (torch.float32, torch.float64):
         leaves = {key: value.to(dtype).requires_grad_() for key, value in values.items()}
         x = images.to(dtype)
-        out = primitive(name, x, Weights(leaves, norm=True, rectified={}), "a", stride)
+        program = NetworkProgram(norm=True)
+        primitive(name, 0, program, "a", stride)
+        out = program.run(leaves, x)
         loss = (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view(out.shape)).sum()
         used = {key: leaf for key, leaf in leaves.items() if key in values}
         grads = torch.autograd.grad(loss, list(used.values()), allow_unused=True)

@@ -16,6 +16,7 @@ import torch
 import ghn_fast
 from ghn_fast.metatrain import TrainConfig, train
 from ghn_fast.metatrain import run as run_module
+from ghn_fast.metatrain.candidate_run import Job
 from ghn_fast.metatrain.candidates import FunctionalNetwork
 from ghn_fast.metatrain.metrics import JsonLines, read_metrics
 from ghn_fast.metatrain.resume import list_checkpoints
@@ -189,6 +190,7 @@ def test_planted_architectures_are_skipped_and_named(
         return run(self, parameters, images)
 
     monkeypatch.setattr(FunctionalNetwork, "__call__", planted)
+    monkeypatch.setattr(Job, "compiled", False)
     result = train(TINY, tmp_path)
     assert (result.step, result.interrupted) == (4, False)
     assert [line["skipped"] for line in read_metrics(tmp_path)] == [0, 0, 1, 0]
@@ -208,6 +210,7 @@ def test_too_many_skipped_architectures_end_the_run(
         raise torch.OutOfMemoryError("planted")
 
     monkeypatch.setattr(FunctionalNetwork, "__call__", out_of_memory)
+    monkeypatch.setattr(Job, "compiled", False)
     monkeypatch.setattr(run_module, "SKIP_WINDOW", 3)
     with pytest.raises(RuntimeError, match="max_skip_rate: 3 of the last 3 architectures"):
         train(TINY, tmp_path)

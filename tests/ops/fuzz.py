@@ -117,7 +117,7 @@ def recorded_calls() -> list[Call]:
         for call in recorder.calls
         if call.op is ops.expand_params.default
     ]
-    calls = [*recorder.calls, *extra]
+    calls = [*recorder.calls, *extra, *program_calls()]
     missing = set(op_names()) - {call.op._schema.name.partition("::")[2] for call in calls}
     assert not missing, f"no call of {sorted(missing)} was recorded"
     return calls
@@ -145,6 +145,33 @@ def attention_calls() -> None:
         table = torch.randn(5, 2, requires_grad=True)
         codes = torch.randint(0, 5, (3 * 3 + 4 * 4,), dtype=dtype)
         graph_attention(qkv, codes, [0, 3, 7], table).sum().backward()
+
+
+def program_calls() -> list[Call]:
+    """Calls of the op that runs a network; the recorder sees the operations that it consists of."""
+    from ghn_fast.deepnets import SampledNets
+    from ghn_fast.deepnets.architectures.network import Network
+    from ghn_fast.deepnets.architectures.spec import network_spec
+    from ghn_fast.metatrain.functional_networks import program_of
+
+    calls = []
+    for split in ("train", "bnfree"):
+        config = SampledNets(split, 2, seed=1)[1].config_for(8)
+        program = program_of(network_spec(config, 3, 8))
+        parameters = dict(Network(config, 3, 8).named_parameters())
+        places: list[int] = []
+        flat: list[Tensor] = []
+        for name in program.names:
+            shape = parameters[name].shape
+            places += (sum(map(len, flat)), len(shape), *shape)
+            flat.append(parameters[name].detach().flatten())
+        values = torch.cat(flat)
+        images = torch.randn(3, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+        for narrow in (None, values.bfloat16()):
+            arguments = (program.packed, places, values, narrow, images, torch.arange(3))
+            more = (0.5, 0.1, None, torch.zeros_like(values))
+            calls.append(Call(torch.ops.ghn_fast.program_gradient.default, (*arguments, *more)))
+    return calls
 
 
 def op_names() -> list[str]:

@@ -25,7 +25,7 @@ PARTS = (
 MAKE_PLANS = {"pack", "plan", "plan_to", "plan_edges", "join"}
 
 # Benchmark cases that have another name than the op which they are for.
-CASES = {"decode_blocks": "decode", "deepnets_graph": "loader"}
+CASES = {"decode_blocks": "decode", "deepnets_graph": "loader", "program_gradient": "meta_step"}
 
 ON_HOST = "it runs on the host"
 UNWRITTEN = "nobody has written it"
@@ -47,6 +47,10 @@ MISSING = {
     ("graph_attention", "kernels"): UNWRITTEN,
     ("graph_attention", "csrc/tests"): UNWRITTEN,
     ("graph_attention", "benchmark"): UNWRITTEN,
+    ("program_gradient", "reference"): "metatrain/candidate_run.py, in a room above",
+    ("program_gradient", "fake kernel"): "no traced function calls it",
+    ("program_gradient", "csrc/cuda"): CUDNN,
+    ("program_gradient", "kernels"): CUDNN,
     ("shortest_distances", "csrc/cuda"): ON_HOST,
     ("shortest_distances", "kernels"): ON_HOST,
 }
