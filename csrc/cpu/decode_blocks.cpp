@@ -3,7 +3,7 @@
 //
 // The floor is the products' arithmetic or, for few parameters, reading the weights of the last
 // layer. So those are read once, as they are stored: threads share their out-channels, and all
-// groups pass while a part of them is in the cache. Outputs are written where the block has them.
+// panels pass while a tile of them is in the cache. Outputs are written where the block has them.
 //
 // A sum runs over its inputs in ascending order, whatever else is computed with it: the same node
 // gets the same numbers in every batch and with every number of threads.
@@ -12,7 +12,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include "decode_blocks_args.h"
 #include "decode_blocks_kernels.h"
@@ -21,8 +23,9 @@
 namespace ghn {
 namespace {
 
-// Out-channels of the last layer whose weights are used by all groups before the next ones are.
-constexpr int64_t kOutChannels = 4;
+// Out-channels of a tile of the last layer's weights, and bytes of a tile: with a pair of panels it
+// fits into a cache of one core.
+constexpr int64_t kOutChannels = 8, kTileBytes = int64_t(3) << 17;
 // Products that are worth a thread.
 constexpr int64_t kGrain = int64_t(1) << 17;
 
@@ -40,14 +43,15 @@ class Rows {
     for (int64_t row = begin; row < end; ++row) add(row);
   }
 
-  // Calls take(r, count, values) for rows r .. r + count of those that were added; values[i][lane].
+  // Calls take(r, count, values) for rows r .. r + count of those that were added, with the numbers
+  // of row r + i and of panel p in values[(2 i + p) columns ..]. `second` may be null.
   template <class Take>
-  void multiply(const float* panel, int64_t used, bool relu, Take take) const {
-    alignas(64) float values[DecodeKernel::kMostRows * DecodeKernel::kMostColumns];
+  void multiply(const float* first, const float* second, bool relu, Take take) const {
+    alignas(64) float values[2 * DecodeKernel::kMostRows * DecodeKernel::kMostColumns];
     const int64_t all = int64_t(weight_.size());
     for (int64_t r = 0; r < all; r += kernel_.rows) {
       const int count = int(std::min<int64_t>(kernel_.rows, all - r));
-      kernel_.product(weight_.data() + r, bias_.data() + r, count, layer_.inputs, panel, int(used),
+      kernel_.product(weight_.data() + r, bias_.data() + r, count, layer_.inputs, first, second,
                       relu, values);
       take(r, count, values);
     }
@@ -92,9 +96,34 @@ void gather(const float* x, int64_t width, int64_t count, int64_t columns, NodeO
   }
 }
 
+// Rows of a layer that make a tile.
+int64_t tile_rows(const DecodeLayer& layer) {
+  return std::max<int64_t>(1, kTileBytes / (layer.inputs * int64_t(sizeof(float))));
+}
+
 int64_t grain(int64_t products_each) {
   return std::max<int64_t>(1, kGrain / std::max<int64_t>(products_each, 1));
 }
+
+// Rows of LENGTH numbers.
+template <int LENGTH>
+void copy_rows(const float* from, int64_t step_from, int64_t count, float* to, int64_t step) {
+  for (int64_t n = 0; n < count; ++n, from += step_from, to += step) {
+    std::memcpy(to, from, LENGTH * sizeof(float));
+  }
+}
+
+using CopyRows = void (*)(const float*, int64_t, int64_t, float*, int64_t);
+
+template <class Lengths>
+constexpr std::array<CopyRows, Lengths::size()> kCopiesOf = {};
+template <int... LENGTH>
+constexpr std::array<CopyRows, sizeof...(LENGTH)> kCopiesOf<
+    std::integer_sequence<int, LENGTH...>> = {&copy_rows<LENGTH>...};
+
+// By length: sizes that are known are copied without a call.
+template <int LARGEST>
+constexpr auto kCopies = kCopiesOf<std::make_integer_sequence<int, LARGEST + 1>>;
 
 class BlockDecoder {
  public:
@@ -105,7 +134,12 @@ class BlockDecoder {
         middle_(middle),
         count_(int64_t(layout.panels.size())),
         expanded_(count_, layers.hidden.inputs, kernel_.columns),
-        hidden_(count_, layers.hidden.outputs, kernel_.columns) {}
+        hidden_(count_, layers.hidden.outputs, kernel_.columns) {
+    place_.reserve(layout.columns.size());
+    for (const Column& column : layout.columns) {
+      place_.push_back(expanded_.at(column.panel) + column.lane - expanded_.data);
+    }
+  }
 
   void run(const float* x) {
     if (count_ == 0) return;
@@ -154,17 +188,16 @@ class BlockDecoder {
       }
     }
     const int64_t nodes = int64_t(size.nodes.size());
-    for (int64_t n = 0; n < nodes; n += columns) {
-      const int64_t used = std::min(columns, nodes - n);
+    for (int64_t n = 0; n < nodes; n += 2 * columns) {
+      const bool two = nodes - n > columns;
+      const int64_t used = std::min(2 * columns, nodes - n);
       int64_t c = begin, p = 0;  // of the row that comes next
-      rows.multiply(inputs.at(n / columns), used, true,
+      rows.multiply(inputs.at(n / columns), two ? inputs.at(n / columns + 1) : nullptr, true,
                     [&](int64_t, int count, const float* values) {
-        for (int i = 0; i < count; ++i, values += columns) {
+        for (int i = 0; i < count; ++i, values += 2 * columns) {
           for (int64_t lane = 0; lane < used; ++lane) {
-            const Decoded& node = size.nodes[size_t(n + lane)];
-            int64_t panel = node.panel, column = node.lane + p;
-            for (; column >= columns; column -= columns) ++panel;
-            expanded_.at(panel)[c * columns + column] = values[lane];
+            const int64_t column = size.nodes[size_t(n + lane)].first + p;
+            expanded_.data[place_[size_t(column)] + c * columns] = values[lane];
           }
           if (++p == positions) p = 0, ++c;
         }
@@ -174,17 +207,23 @@ class BlockDecoder {
 
   void hide() {
     const DecodeLayer& layer = layers_.hidden;
-    Rows rows(kernel_, layer);
-    rows.add(0, layer.outputs);
-    const int64_t products = layer.outputs * layer.inputs * kernel_.columns;
-    at::parallel_for(0, count_, grain(products), [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        float* to = hidden_.at(p);
-        rows.multiply(expanded_.at(p), layout_.panels[size_t(p)].used, true,
-                      [&](int64_t r, int count, const float* values) {
-          std::memcpy(to + r * kernel_.columns, values,
-                      size_t(count * kernel_.columns) * sizeof(float));
-        });
+    const int64_t columns = kernel_.columns, tile = tile_rows(layer);
+    const int64_t products = layer.inputs * columns * count_;
+    at::parallel_for(0, layer.outputs, grain(products), [&](int64_t begin, int64_t end) {
+      for (int64_t first = begin; first < end; first += tile) {
+        Rows rows(kernel_, layer);
+        rows.add(first, std::min(first + tile, end));
+        for (int64_t p = 0; p < count_; p += 2) {
+          const bool two = p + 1 < count_;
+          rows.multiply(expanded_.at(p), two ? expanded_.at(p + 1) : nullptr, true,
+                        [&](int64_t r, int count, const float* values) {
+            for (int64_t i = 0; i < (two ? 2 : 1) * count; ++i) {
+              const int64_t row = two ? i / 2 : i, panel = two ? i % 2 : 0;
+              std::memcpy(hidden_.at(p + panel) + (first + r + row) * columns,
+                          values + (2 * row + panel) * columns, size_t(columns) * sizeof(float));
+            }
+          });
+        }
       }
     });
   }
@@ -192,48 +231,82 @@ class BlockDecoder {
   // The last layer. Thread s of n takes parts s, s + n, ... of the out-channels: groups of few
   // channels have the first parts alone.
   void write() {
-    int64_t products = 0;
-    for (const ChannelClass& c : layout_.classes) {
-      products += c.out * c.in * (c.last - c.first) * kernel_.columns * layers_.output.inputs;
+    int64_t products = 0, in = 0;
+    for (const Panel& panel : layout_.panels) {
+      products += panel.out * panel.in * kernel_.columns * layers_.output.inputs;
+      in = std::max(in, panel.in);
     }
     const int64_t parts = (layers_.out + kOutChannels - 1) / kOutChannels;
     const int64_t shares = std::clamp<int64_t>(products / kGrain, 1,
                                                std::min<int64_t>(at::get_num_threads(), parts));
+    const int64_t step = std::max<int64_t>(4, tile_rows(layers_.output) / kOutChannels);
     at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+      std::vector<Part> wanted;
       for (int64_t share = begin; share < end; ++share) {
         for (int64_t part = share; part < parts; part += shares) {
-          for (const ChannelClass& c : layout_.classes) write_class(c, part * kOutChannels);
+          for (int64_t i = 0; i < in; i += step) write_tile(part * kOutChannels, i, step, wanted);
         }
       }
     });
   }
 
-  void write_class(const ChannelClass& c, int64_t first) {
-    const int64_t last = std::min(first + kOutChannels, c.out);
-    if (first >= last) return;
-    Rows rows(kernel_, layers_.output);
-    for (int64_t o = first; o < last; ++o) rows.add(o * layers_.in, o * layers_.in + c.in);
-    for (int64_t p = c.first; p < c.last; ++p) {
+  // What a panel takes of a tile: its first `out` by `in` outputs.
+  struct Part {
+    int64_t out, in, panel;
+  };
+
+  // Of the tile of weights at (first_out, first_in), all panels.
+  void write_tile(int64_t first_out, int64_t first_in, int64_t step, std::vector<Part>& wanted) {
+    wanted.clear();
+    for (int64_t p = 0; p < count_; ++p) {
       const Panel& panel = layout_.panels[size_t(p)];
-      rows.multiply(hidden_.at(p), panel.used, false,
-                    [&](int64_t r, int count, const float* values) {
-        for (const Run& run : panel.runs) put(run, first * c.in + r, count, values + run.lane);
-      });
+      if (panel.out > first_out && panel.in > first_in) {
+        wanted.push_back({std::min(panel.out - first_out, kOutChannels),
+                          std::min(panel.in - first_in, step), p});
+      }
+    }
+    // Panels that take the same rows are multiplied in pairs.
+    std::stable_sort(wanted.begin(), wanted.end(), [](const Part& a, const Part& b) {
+      return std::pair(a.out, a.in) > std::pair(b.out, b.in);
+    });
+    for (size_t k = 0; k < wanted.size();) {
+      const auto [outs, ins, unused] = wanted[k];
+      Rows rows(kernel_, layers_.output);
+      for (int64_t o = first_out; o < first_out + outs; ++o) {
+        rows.add(o * layers_.in + first_in, o * layers_.in + first_in + ins);
+      }
+      const auto same = [&](size_t at) {
+        return at < wanted.size() && wanted[at].out == outs && wanted[at].in == ins;
+      };
+      while (same(k)) {
+        const int64_t a = wanted[k++].panel, b = same(k) ? wanted[k++].panel : -1;
+        rows.multiply(hidden_.at(a), b < 0 ? nullptr : hidden_.at(b), false,
+                      [&](int64_t r, int count, const float* values) {
+          // Of one out-channel at a time.
+          for (int64_t end = r + count, o = r / ins; r < end; ++o) {
+            const int64_t here = std::min((o + 1) * ins, end) - r, i = first_in + r - o * ins;
+            put(a, first_out + o, i, here, values);
+            if (b >= 0) put(b, first_out + o, i, here, values + kernel_.columns);
+            r += here;
+            values += here * 2 * kernel_.columns;
+          }
+        });
+      }
     }
   }
 
-  void put(const Run& run, int64_t row, int count, const float* values) const {
-    float* to = run.to + row * run.step;
-    const int64_t columns = kernel_.columns;
-    if (run.step == 1) {
-      for (int i = 0; i < count; ++i) to[i] = values[i * columns];
-    } else if (run.length == 9) {  // 3 x 3, the most frequent of all
-      for (int i = 0; i < count; ++i, to += run.step) {
-        std::memcpy(to, values + i * columns, 9 * sizeof(float));
-      }
-    } else {
-      for (int i = 0; i < count; ++i, to += run.step) {
-        for (int64_t k = 0; k < run.length; ++k) to[k] = values[i * columns + k];
+  // Outputs (o, i) to (o, i + count) of a panel.
+  void put(int64_t panel, int64_t o, int64_t i, int64_t count, const float* values) const {
+    const int64_t step = 2 * kernel_.columns;
+    for (const Run& run : layout_.panels[size_t(panel)].runs) {
+      const int64_t inside = std::min(run.in - i, count);
+      if (o >= run.out || inside <= 0) continue;
+      const float* from = values + run.lane;
+      float* to = run.to + (o * run.in + i) * run.step;
+      if (run.step == 1) {
+        for (int64_t n = 0; n < inside; ++n) to[n] = from[n * step];
+      } else {
+        kCopies<DecodeKernel::kMostColumns>[size_t(run.length)](from, step, inside, to, run.step);
       }
     }
   }
@@ -244,6 +317,7 @@ class BlockDecoder {
   const bool middle_;
   const int64_t count_;
   Panels expanded_, hidden_;
+  std::vector<int64_t> place_;  // of each column's first number in expanded_
 };
 
 // (count, out, in) -> ReLU -> (count, classes, in), a linear layer over the out-channels.
@@ -288,14 +362,19 @@ void decode_vectors(const DecodeLayers& layers, const DecodeGroup& group, const 
       const int64_t n = p * columns, used = std::min(columns, group.count - n);
       gather(x, layers.first.inputs, used, columns,
              [&](int64_t lane) { return nodes[group.first + n + lane]; }, inputs.at(0));
-      first.multiply(inputs.at(0), used, true, [&](int64_t r, int count, const float* values) {
-        std::memcpy(hidden.at(0) + r * columns, values, size_t(count * columns) * sizeof(float));
+      first.multiply(inputs.at(0), nullptr, true, [&](int64_t r, int count, const float* values) {
+        for (int i = 0; i < count; ++i) {
+          std::memcpy(hidden.at(0) + (r + i) * columns, values + 2 * i * columns,
+                      size_t(columns) * sizeof(float));
+        }
       });
       const bool bias = group.decoder == kHeadBias;
       float* at = bias ? vectors.data() : to + n * outputs;
-      last.multiply(hidden.at(0), used, false, [&](int64_t r, int count, const float* values) {
+      last.multiply(hidden.at(0), nullptr, false, [&](int64_t r, int count, const float* values) {
         for (int64_t lane = 0; lane < used; ++lane) {
-          for (int i = 0; i < count; ++i) at[lane * outputs + r + i] = values[i * columns + lane];
+          for (int i = 0; i < count; ++i) {
+            at[lane * outputs + r + i] = values[2 * i * columns + lane];
+          }
         }
       });
       for (int64_t lane = 0; bias && lane < used; ++lane) {

@@ -1,8 +1,8 @@
 // Where the decoder's columns lie in panels, and where its outputs go.
 //
-// A column is one position of one block. Blocks with the same number of channels are side by side,
-// whatever their positions, so that few panels are filled partly; the columns of all of them take
-// the same rows of the last layer's weights.
+// A column is one position of one block. A panel takes the rows of the last layer's weights that any
+// of its columns needs, so blocks with the same channels are side by side, whatever their positions;
+// what they leave free in a panel is for blocks whose channels add little to it, or nothing.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,26 +21,26 @@ struct DecodeGroup {
   int64_t positions() const { return height * width; }
 };
 
-// Columns side by side in one panel whose outputs are side by side, too. Output row r goes to
-// to[r step ..].
+// Columns side by side in one panel whose outputs are side by side, too: output (o, i), of `out` by
+// `in`, goes to to[(o in + i) step ..].
 struct Run {
-  int64_t lane, length, step;
+  int64_t lane, length, step, out, in;
   float* to;
 };
 
+// Columns that are multiplied together, with the weights of `out` by `in` outputs.
 struct Panel {
-  int64_t used = 0;
+  int64_t used = 0, out = 0, in = 0;
   std::vector<Run> runs;
 };
 
-// Blocks with the same number of channels: they are in `panels` [first, last).
-struct ChannelClass {
-  int64_t out, in, first, last;
+struct Column {
+  int64_t panel, lane;
 };
 
-// A node that is decoded at positions height x width: its columns begin at `lane` of `panel`.
+// A node that is decoded at positions height x width: its columns begin at columns[first].
 struct Decoded {
-  int64_t node, panel, lane;
+  int64_t node, first;
 };
 
 struct KernelSize {
@@ -50,7 +50,7 @@ struct KernelSize {
 
 struct DecodeLayout {
   std::vector<Panel> panels;
-  std::vector<ChannelClass> classes;
+  std::vector<Column> columns;
   std::vector<KernelSize> sizes;
 };
 
