@@ -1,8 +1,8 @@
 // Where the decoder's columns lie in panels, and where its outputs go.
 //
-// A column is one position of one block. A panel takes the rows of the last layer's weights that any
-// of its columns needs, so blocks with the same channels are side by side, whatever their positions;
-// what they leave free in a panel is for blocks whose channels add little to it, or nothing.
+// A column is one position of one block. A panel takes the rows of the last layer's weights that
+// any of its columns needs, so blocks with the same channels are side by side, whatever their
+// positions; what they leave free in a panel is for blocks that need few rows beside its own.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,8 +1,8 @@
 // Attention within each graph of a batch, with a bias by the code of a pair; see
 // ghn_fast/ops/graph_attention.py for the formula.
 //
-// A task is one head of one graph: its keys and values are transposed once, and rows of logits stay
-// in the cache. Nothing of the size of all pairs is made. Tasks know nothing of each other, and the
+// A task is one head of one graph, whose logits of some queries at a time stay in the cache. Of the
+// size of all pairs there are only the codes, transposed for the forward pass. Tasks know nothing of each other, and the
 // gradient of the table is summed over the graphs in their order, so that all numbers are the same
 // with every number of threads, and those of a graph in every batch.
 //
@@ -13,7 +13,9 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -91,14 +93,90 @@ struct Batch {
   }
 };
 
-// One head of one graph, with memory of its own.
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Codes of each graph by keys, as AttentionQueries has them.
+struct QueryCodes {
+  std::vector<char> memory;
+  std::vector<int64_t> first;  // of each graph, in bytes
+
+  QueryCodes(const Batch& batch, int64_t lanes) {
+    int64_t all = 0;
+    for (int64_t g = 0; g < batch.graphs(); ++g) {
+      const int64_t n = batch.size(g);
+      first.push_back(all);
+      all += round_up(n, lanes) * (batch.wide() ? 2 * n : round_up(n, 4));
+    }
+    memory.resize(size_t(all));
+    at::parallel_for(0, batch.graphs(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; ++g) {
+        const int64_t n = batch.size(g), padded = round_up(n, lanes);
+        char* to = memory.data() + first[size_t(g)];
+        if (batch.wide()) {
+          const int16_t* from = batch.codes.const_data_ptr<int16_t>() + batch.pairs[size_t(g)];
+          for (int64_t i = 0; i < n; ++i, from += n) {
+            for (int64_t j = 0; j < n; ++j) std::memcpy(to + (j * padded + i) * 2, from + j, 2);
+          }
+        } else {
+          const uint8_t* from = batch.codes.const_data_ptr<uint8_t>() + batch.pairs[size_t(g)];
+          for (int64_t i = 0; i < n; ++i, from += n) {
+            int64_t j = 0;
+            for (; j + 4 <= n; j += 4) std::memcpy(to + j * padded + i * 4, from + j, 4);
+            if (j < n) std::memcpy(to + j * padded + i * 4, from + j, size_t(n - j));
+          }
+        }
+      }
+    });
+  }
+};
+
+// One head of one graph as the forward pass reads it, with memory of its own.
+struct Queries {
+  AttentionQueries head;
+  std::vector<float> query, key, value, bias;
+
+  Queries(const Batch& batch, const QueryCodes& codes, int64_t g, int64_t h, int lanes) {
+    const int64_t n = batch.size(g), d = batch.width, part = batch.heads * d;
+    const int64_t padded = round_up(n, lanes);
+    query.assign(size_t(d * padded), 0.0f);
+    constexpr int64_t keys = AttentionQueries::kKeys;
+    key.assign(size_t(round_up(n, keys) * d), 0.0f);
+    value.resize(size_t(n * d));
+    bias.assign(size_t(std::max(batch.rows, AttentionQueries::kTable)), 0.0f);
+    const float* table = batch.table.const_data_ptr<float>() + h * batch.rows;
+    std::copy(table, table + batch.rows, bias.begin());
+    const float scale = 1.0f / std::sqrt(float(d));
+    const float* from = batch.qkv.const_data_ptr<float>() + batch.first[size_t(g)] * batch.stride() +
+                        h * d;
+    for (int64_t i = 0; i < n; ++i, from += batch.stride()) {
+      float* to = key.data() + i / keys * keys * d + i % keys;
+      for (int64_t k = 0; k < d; ++k) {
+        query[size_t(k * padded + i)] = from[k] * scale;
+        to[k * keys] = from[part + k];
+      }
+      std::copy(from + 2 * part, from + 2 * part + d, value.begin() + i * d);
+    }
+    head = {n,
+            d,
+            padded,
+            query.data(),
+            key.data(),
+            value.data(),
+            codes.memory.data() + codes.first[size_t(g)],
+            batch.wide(),
+            batch.rows,
+            bias.data()};
+  }
+};
+
+// One head of one graph as the backward pass reads it, with memory of its own.
 struct Head {
   AttentionHead head;
   std::vector<float> query, key, value;
 
   Head(const Batch& batch, int64_t g, int64_t h, int lanes) {
     const int64_t n = batch.size(g), d = batch.width;
-    const int64_t padded = (n + lanes - 1) / lanes * lanes;
+    const int64_t padded = round_up(n, lanes);
     key.assign(size_t(d * padded), 0.0f);
     value.assign(size_t(d * padded), 0.0f);
     query.resize(size_t(n * d));
@@ -152,12 +230,13 @@ std::tuple<at::Tensor, at::Tensor> graph_attention_cpu(const at::Tensor& qkv,
   at::Tensor out = at::empty({nodes, batch.heads * d}, batch.qkv.options());
   at::Tensor logsum = at::empty({nodes, batch.heads}, batch.qkv.options());
   float *to = out.data_ptr<float>(), *sums = logsum.data_ptr<float>();
+  const QueryCodes by_query(batch, kernels.lanes);
   each_head(batch, [&](int64_t g, int64_t h) {
-    const Head made(batch, g, h, kernels.lanes);
-    std::vector<float> rows(size_t(4 * made.head.padded));
+    const Queries made(batch, by_query, g, h, kernels.lanes);
+    std::vector<float> logits(made.key.size() / size_t(d) * size_t(kernels.lanes));
     const int64_t first = batch.first[size_t(g)];
     kernels.forward(made.head, to + first * batch.heads * d + h * d, batch.heads * d,
-                    sums + first * batch.heads + h, batch.heads, rows.data());
+                    sums + first * batch.heads + h, batch.heads, logits.data());
   });
   return {out, logsum};
 }
