@@ -56,6 +56,15 @@ def test_regression_finds_a_smooth_function() -> None:
         Regression().fit(x[:6], np.full(6, np.nan))
 
 
+def test_operations_of_networks_for_tiny_images_are_counted() -> None:
+    """Their last features are one value per channel, which BatchNorm does not take of one image."""
+    (network,) = find_networks(["deepnets:val:1"], channels=8)
+    model = network.build(10, 8)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model.eval()(torch.zeros(1, 3, 8, 8))
+    assert count_flops(model, 8) < count_flops(model, 16)
+
+
 def test_operations_are_counted() -> None:
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(256, 2)
