@@ -52,7 +52,7 @@ TermList<T> list_of(const at::Tensor* tensors, size_t count) {
 }
 
 at::Tensor sum_of_rows(const at::Tensor* plain, size_t num_plain, const at::Tensor* masked,
-                       size_t num_masked, const at::Tensor& mask) {
+                       size_t num_masked, const at::Tensor& mask, bool relu = false) {
   const at::Tensor& like = num_plain > 0 ? plain[0] : masked[0];
   const at::Tensor out = channels_last(like.sizes(), like);
   with_type(like.scalar_type(), [&](auto type) {
@@ -84,7 +84,7 @@ at::Tensor sum_of_rows(const at::Tensor* plain, size_t num_plain, const at::Tens
     const GradientSumKernel<T> kernel = gradient_sum_kernel<T>();
     at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / width),
                      [&](int64_t begin, int64_t end) {
-                       kernel(terms, begin, end, width, out.data_ptr<T>());
+                       kernel(terms, begin, end, width, relu, out.data_ptr<T>(), width);
                      });
   });
   return out;
@@ -105,7 +105,48 @@ at::Tensor sum_by_torch(const std::vector<at::Tensor>& terms) {
   return sum;
 }
 
+bool typed(const at::Tensor& x) {
+  return x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16;
+}
+
 }  // namespace
+
+at::Tensor add_relu(const at::Tensor& a, const at::Tensor& b) {
+  if (!typed(a) || a.numel() == 0 || !is_rows(a, a) || !is_rows(b, a)) return {};
+  const at::Tensor both[] = {a, b};
+  return sum_of_rows(both, 2, nullptr, 0, at::Tensor(), true);
+}
+
+at::Tensor cat_relu(const std::vector<at::Tensor>& parts) {
+  const at::Tensor& like = parts[0];
+  int64_t channels = 0;
+  for (const at::Tensor& part : parts) {
+    if (!typed(part) || part.scalar_type() != like.scalar_type() || part.numel() == 0 ||
+        row_stride(part) == 0 || part.size(0) != like.size(0) ||
+        part.sizes().slice(2) != like.sizes().slice(2)) {
+      return {};
+    }
+    channels += part.size(1);
+  }
+  const at::Tensor out =
+      channels_last({like.size(0), channels, like.size(2), like.size(3)}, like);
+  with_type(like.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const GradientSumKernel<T> kernel = gradient_sum_kernel<T>();
+    const int64_t rows = out.numel() / channels;
+    at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / channels),
+                     [&](int64_t begin, int64_t end) {
+                       T* to = out.data_ptr<T>();
+                       for (const at::Tensor& part : parts) {
+                         GradientTerms<T> terms;
+                         terms.plain = list_of<T>(&part, 1);
+                         kernel(terms, begin, end, part.size(1), true, to, channels);
+                         to += part.size(1);
+                       }
+                     });
+  });
+  return out;
+}
 
 void GradientSum::add_through_relu(GradientSum gradients, const at::Tensor& relu) {
   if (gradients.empty()) return;
@@ -132,11 +173,10 @@ at::Tensor GradientSum::take() {
     }
   }
   const at::Tensor like = plain.empty() ? masked[0] : plain[0];
-  const bool typed = like.scalar_type() == at::kFloat || like.scalar_type() == at::kBFloat16;
   if (plain.size() == 1 && masked.empty()) {
     return like.dim() == 4 ? like.contiguous(at::MemoryFormat::ChannelsLast) : like;
   }
-  const bool rows = typed && like.numel() > 0 && are_rows(plain, like) && are_rows(masked, like) &&
+  const bool rows = typed(like) && like.numel() > 0 && are_rows(plain, like) && are_rows(masked, like) &&
                     (!mask.defined() || is_rows(mask, like));
   if (!rows) {
     if (!masked.empty()) plain.push_back(at::threshold_backward(sum_by_torch(masked), mask, 0));

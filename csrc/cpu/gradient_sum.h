@@ -1,4 +1,4 @@
-// The gradient of a value that several instructions read.
+// Sums of images: the gradient of a value that several instructions read, and of activations.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -23,5 +23,10 @@ class GradientSum {
   std::vector<at::Tensor> plain_, masked_;
   at::Tensor mask_;
 };
+
+// max(0, a + b), and max(0, .) of images side by side, in one pass; undefined where the images are
+// not stored alike in channels_last.
+at::Tensor add_relu(const at::Tensor& a, const at::Tensor& b);
+at::Tensor cat_relu(const std::vector<at::Tensor>& parts);
 
 }  // namespace ghn

@@ -23,20 +23,29 @@ struct GradientSum {
     return sum;
   }
 
-  static void sum(const GradientTerms<T>& t, int64_t begin, int64_t end, int64_t width, T* out) {
+  template <bool RELU>
+  static void rows(const GradientTerms<T>& t, int64_t begin, int64_t end, int64_t width, T* out,
+                   int64_t out_stride) {
+    const auto rectified = [](V sum) { return RELU ? (sum <= 0.0f ? V{} : sum) : sum; };
     const int rest = int(width % W);
     for (int64_t row = begin; row < end; ++row) {
-      T* to = out + row * width;
+      T* to = out + row * out_stride;
       int64_t column = 0;
       for (; column + W <= width; column += W) {
-        Memory::store(to + column, at(t, row, column, &Memory::load));
+        Memory::store(to + column, rectified(at(t, row, column, &Memory::load)));
       }
       if (rest == 0) continue;
       T values[W];
       const auto some = [rest](const T* from) { return Memory::load_some(from, rest); };
-      Memory::store(values, at(t, row, column, some));
+      Memory::store(values, rectified(at(t, row, column, some)));
       Memory::copy_some(to + column, values, rest);
     }
+  }
+
+  static void sum(const GradientTerms<T>& t, int64_t begin, int64_t end, int64_t width, bool relu,
+                  T* out, int64_t out_stride) {
+    relu ? rows<true>(t, begin, end, width, out, out_stride)
+         : rows<false>(t, begin, end, width, out, out_stride);
   }
 };
 

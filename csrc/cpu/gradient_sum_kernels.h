@@ -24,10 +24,10 @@ struct GradientTerms {
   int64_t mask_stride = 0;
 };
 
-// The rows from begin to end, into rows of `width` numbers side by side.
+// The rows from begin to end, of `width` numbers, into rows at a distance; max(0, .) with `relu`.
 template <class T>
 using GradientSumKernel = void (*)(const GradientTerms<T>& terms, int64_t begin, int64_t end,
-                                   int64_t width, T* out);
+                                   int64_t width, bool relu, T* out, int64_t out_stride);
 
 template <class T>
 GradientSumKernel<T> gradient_sum_kernel();

@@ -24,7 +24,18 @@ bool typed(const at::Tensor& x) {
 
 ProgramTape::ProgramTape(const std::vector<Instruction>& program, const Tensors& parameters,
                          std::optional<at::Generator> generator)
-    : program_(program), parameters_(parameters), generator_(std::move(generator)) {}
+    : program_(program), parameters_(parameters), generator_(std::move(generator)) {
+  std::vector<int64_t> readers(program.size() + 1, 0);
+  for (const Instruction& step : program) {
+    for (const int64_t source : step.sources) ++readers[size_t(source)];
+  }
+  for_relu_.assign(program.size(), false);
+  for (const Instruction& step : program) {
+    if (step.code != Code::kRelu) continue;
+    const int64_t source = step.sources[0];
+    if (source > 0 && readers[size_t(source)] == 1) for_relu_[size_t(source - 1)] = true;
+  }
+}
 
 at::Tensor ProgramTape::forward(const at::Tensor& images) {
   const at::NoGradGuard without;
@@ -50,31 +61,38 @@ at::Tensor ProgramTape::forward(const at::Tensor& images) {
 
 at::Tensor ProgramTape::run(size_t step, const Tensors& x, const Tensors& w) {
   const Instruction& instruction = program_[step];
-  Tensors& kept = records_[step].kept;
+  Record& record = records_[step];
   switch (instruction.code) {
     case Code::kConv:
-      records_[step].convolution.emplace(x[0], w[0], instruction.numbers);
-      return records_[step].convolution->forward();
+      record.convolution.emplace(x[0], w[0], instruction.numbers);
+      return record.convolution->forward();
     case Code::kNorm: {
       if (!is_channels_last(x[0]) || !typed(x[0])) break;
-      const bool relu = instruction.numbers[0] != 0;
+      record.rectified = for_relu_[step];
+      const bool relu = instruction.numbers[0] != 0 || record.rectified;
       auto [out, mean, invstd] = batch_norm_act_cpu(x[0], w[0], w[1], kNormEps, relu);
-      kept = {x[0], mean, invstd};
+      record.kept = {x[0], mean, invstd};
       return out;
     }
     case Code::kRelu: {
+      const int64_t source = instruction.sources[0];
+      record.nothing = source > 0 && records_[size_t(source - 1)].rectified;
+      if (record.nothing) return x[0];
       const at::Tensor out = at::relu(x[0]);
-      kept = {out};
+      record.kept = {out};
       return out;
     }
-    case Code::kAdd:
+    case Code::kAdd: {
       if (x[0].sizes() != x[1].sizes() || x[0].scalar_type() != x[1].scalar_type()) break;
-      return run_instruction(instruction, x, w, generator_);
+      const at::Tensor out = for_relu_[step] ? add_relu(x[0], x[1]) : at::Tensor();
+      return rectified(step, out) ? out : run_instruction(instruction, x, w, generator_);
+    }
     case Code::kCat: {
       const auto alike = [&](const at::Tensor& t) { return t.scalar_type() == x[0].scalar_type(); };
       if (!std::all_of(x.begin(), x.end(), alike)) break;
-      for (const at::Tensor& part : x) records_[step].channels.push_back(part.size(1));
-      return run_instruction(instruction, x, w, generator_);
+      for (const at::Tensor& part : x) record.channels.push_back(part.size(1));
+      const at::Tensor out = for_relu_[step] ? cat_relu(x) : at::Tensor();
+      return rectified(step, out) ? out : run_instruction(instruction, x, w, generator_);
     }
     case Code::kZeros:
       return run_instruction(instruction, x, w, generator_);
@@ -82,6 +100,14 @@ at::Tensor ProgramTape::run(size_t step, const Tensors& x, const Tensors& w) {
       break;
   }
   return run_by_autograd(step, x, w);
+}
+
+// Takes note of a value with its ReLU, if there is one.
+bool ProgramTape::rectified(size_t step, const at::Tensor& value) {
+  if (!value.defined()) return false;
+  records_[step].rectified = true;
+  records_[step].kept = {value};
+  return true;
 }
 
 at::Tensor ProgramTape::run_by_autograd(size_t step, const Tensors& sources,
@@ -139,7 +165,7 @@ void ProgramTape::differentiate(size_t step, GradientSum sum,
       return;
     }
     case Code::kNorm: {
-      const bool relu = instruction.numbers[0] != 0;
+      const bool relu = instruction.numbers[0] != 0 || records_[step].rectified;
       const std::optional<at::Tensor> bias = relu ? std::optional(weight(1)) : std::nullopt;
       auto [x, scale, shift] =
           batch_norm_act_backward_cpu(sum.take(), kept[0], weight(0), bias, kept[1], kept[2], relu);
@@ -149,17 +175,21 @@ void ProgramTape::differentiate(size_t step, GradientSum sum,
       return;
     }
     case Code::kRelu:
-      gradient_of(sources[0]).add_through_relu(std::move(sum), kept[0]);
+      if (records_[step].nothing) {
+        gradient_of(sources[0]) = std::move(sum);
+      } else {
+        gradient_of(sources[0]).add_through_relu(std::move(sum), kept[0]);
+      }
       return;
     case Code::kAdd: {
-      const at::Tensor gradient = sum.take();
+      const at::Tensor gradient = through_relu(step, std::move(sum));
       for (const int64_t source : sources) {
         if (needs(source)) gradient_of(source).add(gradient);
       }
       return;
     }
     case Code::kCat: {
-      const at::Tensor gradient = sum.take();
+      const at::Tensor gradient = through_relu(step, std::move(sum));
       int64_t first = 0;
       for (size_t i = 0; i < sources.size(); ++i) {
         const int64_t channels = records_[step].channels[i];
@@ -171,6 +201,14 @@ void ProgramTape::differentiate(size_t step, GradientSum sum,
     default:  // zeros depend on nothing
       return;
   }
+}
+
+// The gradient of a value before the ReLU that was applied to it, if one was.
+at::Tensor ProgramTape::through_relu(size_t step, GradientSum sum) {
+  if (!records_[step].rectified) return sum.take();
+  GradientSum before;
+  before.add_through_relu(std::move(sum), records_[step].kept[0]);
+  return before.take();
 }
 
 void ProgramTape::differentiate_by_autograd(

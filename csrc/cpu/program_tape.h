@@ -34,6 +34,8 @@ class ProgramTape {
   typedef std::vector<at::Tensor> Tensors;
   struct Record {
     bool by_autograd = false;
+    bool rectified = false;  // the ReLU that alone reads the value has been applied to it
+    bool nothing = false;    // a ReLU of such a value
     Tensors kept;
     std::optional<Convolution> convolution;
     std::vector<int64_t> channels;  // of each part of a concatenation
@@ -41,6 +43,8 @@ class ProgramTape {
 
   at::Tensor run(size_t step, const Tensors& sources, const Tensors& weights);
   at::Tensor run_by_autograd(size_t step, const Tensors& sources, const Tensors& weights);
+  bool rectified(size_t step, const at::Tensor& value);
+  at::Tensor through_relu(size_t step, GradientSum sum);
   void differentiate(size_t step, GradientSum sum,
                      const std::function<void(int64_t, const at::Tensor&)>& store);
   void differentiate_by_autograd(size_t step, const at::Tensor& gradient,
@@ -52,7 +56,8 @@ class ProgramTape {
   const Tensors& parameters_;
   const std::optional<at::Generator> generator_;
   std::vector<Record> records_;
-  std::vector<bool> needs_;  // per value: whether it depends on a parameter
+  std::vector<bool> for_relu_;  // per instruction: whether a ReLU alone reads its value
+  std::vector<bool> needs_;     // per value: whether it depends on a parameter
   std::vector<GradientSum> gradients_;
 };
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,27 +14,65 @@ from ghn_fast.commands.output import make_console, say_written
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import Tensor
 
-    from ghn_fast.vision import ArchitectureResult
+    from ghn_fast.commands.evaluation import FittedItem
+    from ghn_fast.hypernet import GHN
+    from ghn_fast.vision import ArchitectureResult, EvaluationReport, ImageSplits
 
 # Meta-training never draws from this stream of test architectures.
 _TEST_SEED = 0
 
+# Bundled hypernetworks, natural images first, and the images that each knows.
+_BUNDLED = {"ghn2-cifar10": "cifar10-sample", "ghn2-digits": "digits"}
+
+# Of the images that are drawn with the classes that a network gives them.
+_SHOWN = 18
+
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the picture.")] = Path("demo-out"),
-    ckpt: Annotated[str, typer.Option("--ckpt")] = "ghn2-digits",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("demo-out"),
+    ckpt: Annotated[
+        str | None,
+        typer.Option("--ckpt", help="A hypernetwork; by default those that come with the package."),
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="Images for it: digits or cifar10-sample.")
+    ] = "digits",
     count: Annotated[int, typer.Option(min=1, help="Unseen test architectures.")] = 8,
 ) -> dict[str, Any]:
-    """Predict ResNet-50 and unseen architectures, and evaluate them on held-out digits."""
+    """Predict ResNet-50 and unseen architectures, and evaluate them on held-out images."""
+    check_out(out)
+    chosen = _BUNDLED if ckpt is None else {ckpt: dataset}
+    found = {name: _evaluate(name, images, count) for name, images in chosen.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    written = [
+        path for name, shown in found.items() for path in _write(shown, out, Path(name).name)
+    ]
+    say_written(written)
+    reports = {name: asdict(shown.report) for name, shown in found.items()}
+    return {"hypernetworks": reports, "written": written}
+
+
+class _Shown(NamedTuple):
+    """What is shown of a hypernetwork."""
+
+    report: EvaluationReport
+    title: str
+    images: Tensor  # (n, 3, S, S) uint8
+    names: list[str]
+    targets: list[int]
+    classes: list[int]  # that the predicted ResNet-50 gives them
+
+
+def _evaluate(ckpt: str, dataset: str, count: int) -> _Shown:
     from ghn_fast.commands.evaluation import FittedItem, fill
     from ghn_fast.deepnets import DeepNets, SampledNets
     from ghn_fast.hypernet import from_pretrained
     from ghn_fast.vision import evaluate_networks, load_images
 
-    check_out(out)
     ghn = from_pretrained(ckpt)
-    splits = load_images("digits")
+    splits = load_images(dataset)
     edges, rules = ghn.config.virtual_edges, ghn.config.graph_rules
     resnet = DeepNets(None, "predefined", edges, rules=rules)[0]
     nets = [resnet, *SampledNets("test", count, _TEST_SEED, edges, rules=rules)]
@@ -42,7 +80,7 @@ def demo(
     console = make_console()
     console.print(
         f"{ckpt}: predicting {len(items)} networks that it has not seen, evaluating them on "
-        f"{len(splits.test)} held-out digits"
+        f"{len(splits.test)} held-out images ({dataset})"
     )
     report = evaluate_networks(items, lambda model, graph: fill(ghn, model, graph), splits)
     console.print(_table(report.records, nets))
@@ -51,12 +89,59 @@ def demo(
             console.print(
                 f"{name} parameters: {summary.mean:.1f} ± {summary.standard_error:.1f} % top-1"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    report.to_json(out / "demo.json")
-    drawn = picture(type(report).histogram, report, out / "demo.png")
-    written = [out / "demo.json", *drawn]
-    say_written(written)
-    return {**asdict(report), "written": written}
+    return _classify(ghn, items[0], splits, report, f"ResNet-50, predicted by {ckpt}")
+
+
+def _classify(
+    ghn: GHN, item: FittedItem, splits: ImageSplits, report: EvaluationReport, title: str
+) -> _Shown:
+    """Classes that a predicted network gives to some images, by the statistics of their batch."""
+    import torch
+
+    from ghn_fast.commands.evaluation import fill
+    from ghn_fast.hypernet.batch_statistics import use_batch_statistics
+    from ghn_fast.vision import eval_batches
+
+    network = item.build(num_classes=splits.num_classes, image_size=splits.image_size)
+    fill(ghn, network, item.graph)
+    use_batch_statistics(network.eval())
+    images, targets = next(iter(eval_batches(splits.test, splits, 64)))
+    with torch.inference_mode():
+        classes = network(images).argmax(1)[:_SHOWN].tolist()
+    shape = (-1, 1, 1)
+    pixels = images[:_SHOWN] * torch.tensor(splits.std).view(shape)
+    pixels = (pixels + torch.tensor(splits.mean).view(shape)).clamp(0, 1)
+    return _Shown(report, title, pixels, list(splits.class_names), targets.tolist(), classes)
+
+
+def _write(shown: _Shown, out: Path, name: str) -> list[Path]:
+    """The report and the pictures, as files that begin with the hypernetwork's name."""
+    report = shown.report
+    report.to_json(out / f"{name}.json")
+    drawn = picture(type(report).histogram, report, out / f"{name}.png")
+    return [out / f"{name}.json", *drawn, *picture(_draw, shown, out / f"{name}-images.png")]
+
+
+def _draw(shown: _Shown, path: Path) -> None:
+    """Images with the classes that they are given; wrong ones in another colour."""
+    from matplotlib.figure import Figure
+
+    from ghn_fast.vision.results import PREDICTED_COLOUR, RANDOM_COLOUR
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure.suptitle(f"{shown.title}; no training, batch statistics", fontsize=10)
+    axes = figure.subplots(3, _SHOWN // 3).ravel()
+    for axis, image, target, found in zip(
+        axes, shown.images, shown.targets, shown.classes, strict=False
+    ):
+        axis.imshow(image.permute(1, 2, 0).numpy())
+        right = found == target
+        words = shown.names[found] if right else f"{shown.names[found]}\n({shown.names[target]})"
+        axis.set_xlabel(words, fontsize=8, color=PREDICTED_COLOUR if right else RANDOM_COLOUR)
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.savefig(path, dpi=160)
 
 
 def _table(records: Sequence[ArchitectureResult], nets: Sequence[Any]) -> Table:
