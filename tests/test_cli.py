@@ -43,6 +43,26 @@ def test_generate_and_info(run: Run, tmp_path: Path) -> None:
     assert "val" in out
 
 
+def test_demo_shows_what_networks_see(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ghn_fast.commands import demo
+
+    ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(16, 16, 5, 5)))
+    ghn_fast.save_pretrained(ghn, tmp_path / "tiny")
+    arguments = ("--count", "1", "--out", tmp_path / "out")
+    status, out, _ = run("demo", "--ckpt", tmp_path / "tiny", "--dataset", "digits", *arguments)
+    assert status == 0
+    assert "resnet50" in out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"tiny.json", "tiny.png", "tiny-images.png"}
+    report = json.loads((tmp_path / "out" / "tiny.json").read_text())
+    assert (report["dataset"], len(report["records"])) == ("digits", 2)
+    # Without arguments: those that come with the package, natural images first.
+    assert set(demo._BUNDLED) >= set(ghn_fast.hypernet.checkpoint.bundled())
+    assert next(iter(demo._BUNDLED.values())) == "cifar10-sample"
+
+
 def test_formats_and_conversion(run: Run, tmp_path: Path) -> None:
     arguments = ("--count", "5", "--seed", "2")
     for split, option in (("train", ()), ("val", ("--format", "packed"))):

@@ -42,8 +42,11 @@ def demo(
     count: Annotated[int, typer.Option(min=1, help="Unseen test architectures.")] = 8,
 ) -> dict[str, Any]:
     """Predict ResNet-50 and unseen architectures, and evaluate them on held-out images."""
+    from ghn_fast.hypernet.checkpoint import bundled
+
     check_out(out)
-    chosen = _BUNDLED if ckpt is None else {ckpt: dataset}
+    here = {name: images for name, images in _BUNDLED.items() if name in bundled()}
+    chosen = here if ckpt is None else {ckpt: dataset}
     found = {name: _evaluate(name, images, count) for name, images in chosen.items()}
     out.mkdir(parents=True, exist_ok=True)
     written = [
