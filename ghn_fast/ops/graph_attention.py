@@ -18,19 +18,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ghn_fast.ops import graph_attention_triton
 from ghn_fast.ops.backend import extension_problem, register_op, resolve
 
 
 def graph_attention(qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: Tensor) -> Tensor:
     """Attention within each graph of a batch.
 
-    Runs on the back ends ``reference`` and ``cpu`` (see :mod:`ghn_fast.ops.backend`); other types
-    than float32 go to the reference, whichever is asked for.
+    Runs on the back ends ``reference``, ``cpu`` and ``triton`` (see :mod:`ghn_fast.ops.backend`);
+    other types than float32 go to the reference, whichever is asked for, and so do heads and tables
+    that ``triton`` has no kernel for, those wider than 32 and those of more than 1,024 codes.
 
     Args:
         qkv: Queries, keys and values (N, 3, H, d) of all nodes, floating point.
         codes: For each graph the matrix (n, n) of codes, row by row, all in one tensor; uint8 or
-            int16, from 0 to R - 1.
+            int16, from 0 to R - 1. Others are refused on ``cpu``, and make nodes NaN on ``triton``.
         offsets: Number of the first node of each graph, and N at the end.
         table: Bias (R, H) of each code, of the type of ``qkv``.
 
@@ -48,6 +50,10 @@ def graph_attention(qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: T
     backend = resolve("graph_attention", qkv.device.type)
     if backend == "reference" or qkv.dtype != torch.float32:
         return reference(qkv, codes, offsets, table)
+    if backend == "triton":
+        if not graph_attention_triton.has_instance(qkv.shape[3], len(table)):
+            return reference(qkv, codes, offsets, table)
+        return torch.ops.ghn_fast.graph_attention_triton(qkv, codes, list(offsets), table)[0]
     return torch.ops.ghn_fast.graph_attention_forward(qkv, codes, list(offsets), table)[0]
 
 
@@ -146,4 +152,4 @@ if _problem() is None:
         "ghn_fast::graph_attention_forward", _backward, setup_context=_setup_context
     )
 
-register_op("graph_attention", {"cpu": _problem})
+register_op("graph_attention", {"cpu": _problem, "triton": graph_attention_triton.problem})
