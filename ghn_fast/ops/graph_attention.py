@@ -19,20 +19,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ghn_fast.ops import graph_attention_triton
-from ghn_fast.ops.backend import extension_problem, register_op, resolve
+from ghn_fast.ops.backend import cuda_problem, extension_problem, register_op, resolve
+
+# Widest head of the CUDA kernels, and most codes, whose sums lie in the memory of a block.
+_WIDEST = 32
+_MOST_CODES = 256
 
 
 def graph_attention(qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: Tensor) -> Tensor:
     """Attention within each graph of a batch.
 
-    Runs on the back ends ``reference``, ``cpu`` and ``triton`` (see :mod:`ghn_fast.ops.backend`);
-    other types than float32 go to the reference, whichever is asked for, and so do heads and tables
-    that ``triton`` has no kernel for, those wider than 32 and those of more than 1,024 codes.
+    Runs on the back ends ``reference``, ``cpu``, ``cuda`` and ``triton`` (see
+    :mod:`ghn_fast.ops.backend`). Other types than float32 go to the reference, whichever is asked
+    for, and so does what there are no kernels for: heads wider than 32, tables of more than 256
+    codes on ``cuda`` and of more than 1,024 on ``triton``.
 
     Args:
         qkv: Queries, keys and values (N, 3, H, d) of all nodes, floating point.
         codes: For each graph the matrix (n, n) of codes, row by row, all in one tensor; uint8 or
-            int16, from 0 to R - 1. Others are refused on ``cpu``, and make nodes NaN on ``triton``.
+            int16, from 0 to R - 1. Others are refused on ``cpu``; on a GPU they make
+            outputs NaN.
         offsets: Number of the first node of each graph, and N at the end.
         table: Bias (R, H) of each code, of the type of ``qkv``.
 
@@ -54,6 +60,10 @@ def graph_attention(qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: T
         if not graph_attention_triton.has_instance(qkv.shape[3], len(table)):
             return reference(qkv, codes, offsets, table)
         return torch.ops.ghn_fast.graph_attention_triton(qkv, codes, list(offsets), table)[0]
+    if backend == "cuda" and not (
+        0 < qkv.shape[3] <= _WIDEST and 0 < len(table) <= _MOST_CODES and qkv.shape[2] > 0
+    ):
+        return reference(qkv, codes, offsets, table)
     return torch.ops.ghn_fast.graph_attention_forward(qkv, codes, list(offsets), table)[0]
 
 
@@ -145,6 +155,15 @@ def _problem() -> str | None:
     return problem
 
 
+def _cuda_problem() -> str | None:
+    """Why the compiled op cannot be used on a GPU, ``None`` where it can."""
+    problem = cuda_problem()
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    if problem is None and not has("ghn_fast::graph_attention_forward", "CUDA"):
+        return "the extension was compiled before it had this op; compile it again"
+    return problem
+
+
 if _problem() is None:
     torch.library.register_fake("ghn_fast::graph_attention_forward", _fake)
     torch.library.register_fake("ghn_fast::graph_attention_backward", _backward_fake)
@@ -152,4 +171,7 @@ if _problem() is None:
         "ghn_fast::graph_attention_forward", _backward, setup_context=_setup_context
     )
 
-register_op("graph_attention", {"cpu": _problem, "triton": graph_attention_triton.problem})
+register_op(
+    "graph_attention",
+    {"cpu": _problem, "cuda": _cuda_problem, "triton": graph_attention_triton.problem},
+)

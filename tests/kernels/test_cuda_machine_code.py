@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("source", ["gated_gnn.cu", "expand_params.cu"])
+@pytest.mark.parametrize("source", ["gated_gnn.cu", "expand_params.cu", "graph_attention.cu"])
 def test_kernels_compile_without_warnings_and_spills(
     source: str, tmp_path: Path, record_property: Any
 ) -> None:

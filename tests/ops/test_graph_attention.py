@@ -10,7 +10,7 @@ from torch import Tensor
 
 import ghn_fast
 from ghn_fast.ops.backend import problem_of
-from ghn_fast.ops.graph_attention import graph_attention
+from ghn_fast.ops.graph_attention import graph_attention, reference
 from tolerances import assert_close
 
 
@@ -68,6 +68,25 @@ def test_numbers_and_gradients(heads: int, width: int, rows: int) -> None:
     wanted = torch.autograd.grad(expected, (given[0], given[3]), weight)
     for got, want in zip(grads, wanted, strict=True):
         assert_close(got, want, context="gradient")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("heads", "width", "rows"), [(1, 5, 3), (8, 8, 101), (2, 24, 256)])
+def test_on_a_gpu(heads: int, width: int, rows: int) -> None:
+    qkv, codes, offsets, table = inputs([5, 1, 0, 70], heads, width, rows)
+    leaves = [t.detach().cuda().requires_grad_() for t in (qkv, table)]
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    with ghn_fast.backend("cuda"):
+        out = graph_attention(leaves[0], codes.cuda(), offsets, leaves[1])
+        again = graph_attention(leaves[0], codes.cuda(), offsets, leaves[1])
+    assert torch.equal(out, again)
+    expected = reference(wide[0], codes.cuda(), offsets, wide[1])
+    assert_close(out, expected.float())
+    weight = torch.randn_like(out)
+    grads = torch.autograd.grad(out, leaves, weight)
+    wanted = torch.autograd.grad(expected, wide, weight.double())
+    for got, want in zip(grads, wanted, strict=True):
+        assert_close(got, want.float(), context="gradient")
 
 
 def test_gradcheck() -> None:

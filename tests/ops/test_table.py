@@ -43,7 +43,6 @@ MISSING = {
     ("deepnets_graph", "reference"): "deepnets/graphs/build.py, for it is built in a room above",
     ("deepnets_graph", "csrc/cuda"): ON_HOST,
     ("deepnets_graph", "kernels"): ON_HOST,
-    ("graph_attention", "csrc/cuda"): UNWRITTEN,
     ("graph_attention", "benchmark"): UNWRITTEN,
     ("program_gradient", "reference"): "metatrain/candidate_run.py, in a room above",
     ("program_gradient", "fake kernel"): "no traced function calls it",
