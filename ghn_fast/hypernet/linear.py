@@ -149,7 +149,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """A whole linear layer (n, in) -> (n, out) on the fastest library, differentiable."""
-    if torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad):
+    grads = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
+    if grads or layer.weight.numel() < _LEAST_WEIGHT:
         return F.linear(x, layer.weight, layer.bias)
     return _linear(x, layer.weight, layer.bias, relu=False)
 
