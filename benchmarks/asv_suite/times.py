@@ -148,6 +148,14 @@ class DecodeBackward(_Timed, path="decode", part="backward"):
     """The backward pass alone, of embeddings and weights."""
 
 
+class GraphAttentionForward(_Timed, path="graph_attention", part="forward"):
+    """Attention within the graphs of a meta-batch."""
+
+
+class GraphAttentionBackward(_Timed, path="graph_attention", part="backward"):
+    """The backward pass alone, of nodes and of the table of biases."""
+
+
 class DepthwiseConv2dForward(_Timed, path="depthwise_conv2d", part="forward"):
     """One channel per group."""
 

@@ -121,6 +121,8 @@ GRIDS = (
          guard=(_COMPILED,)),
     Grid("decode", _GRADIENT, (AUTO, AUTO_CUDA), hid=(32, 64), graphs=("train",),
          meta_batches=(1, 8), guard=(("hid", (32,)), ("meta_batch", (1,)))),
+    Grid("graph_attention", _GRADIENT, (CPU, REFERENCE, CUDA), hid=(64,), graphs=("train",),
+         meta_batches=(8,), guard=(_COMPILED,)),
     Grid("depthwise_conv2d", _GRADIENT, (CPU, REFERENCE), hid=(64,), graphs=("3x3", "5x5"),
          dtypes=("float32", "bfloat16"),
          guard=(_COMPILED, ("graph", ("5x5",)), ("dtype", ("float32",)))),

@@ -20,6 +20,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "decode": ("ghn_fast.hypernet.decode", "ghn_fast.hypernet.expand"),
     "collate_edges": ("ghn_fast.ops.collate_edges",),
     "expand_params": ("ghn_fast.ops.expand_params",),
+    "graph_attention": ("ghn_fast.ops.graph_attention",),
     "depthwise_conv2d": ("ghn_fast.ops.depthwise_conv2d",),
     "batch_norm_act": ("ghn_fast.ops.batch_norm_act",),
     "shortest_distances": ("ghn_fast.ops.shortest_distances",),

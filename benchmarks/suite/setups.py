@@ -189,6 +189,19 @@ def hypernetwork(case: Case) -> ghn_fast.GHN:
     return ghn_fast.GHN(ghn_fast.GHNConfig(hid=case.hid, num_classes=CLASSES)).to(case.device)
 
 
+def _graph_attention(case: Case) -> Run:
+    graph_attention = find("graph_attention")
+    batch = find("GraphBatch")(graphs_of(case.graph, case.meta_batch)).to(case.device)
+    pairs, heads = batch.pairs, 8  # those of GHN-3-T
+    shape = (batch.num_nodes, 3, heads, case.hid // heads)
+    qkv = torch.randn(shape).to(case.device).requires_grad_()
+    table = torch.randn(2 * pairs.cutoff + 1, heads).to(case.device).requires_grad_()
+    given = (qkv, pairs.codes, pairs.offsets, table)
+    if case.part == "backward":
+        return _gradient(graph_attention(*given), [qkv, table])
+    return lambda: graph_attention(*given)
+
+
 def _activation(case: Case) -> Tensor:
     """Activations of a candidate network at 16 pixels, as they are stored."""
     x = torch.randn(IMAGES, case.hid, 16, 16, dtype=getattr(torch, case.dtype))
@@ -317,6 +330,7 @@ SETUPS: dict[str, Callable[[Case], Run]] = {
     "shortest_distances": _shortest_distances,
     "collate_edges": _collate_edges,
     "decode": _decode,
+    "graph_attention": _graph_attention,
     "depthwise_conv2d": _depthwise_conv2d,
     "batch_norm_act": _batch_norm_act,
     "capture": _capture,

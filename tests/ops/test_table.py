@@ -28,7 +28,6 @@ MAKE_PLANS = {"pack", "plan", "plan_to", "plan_edges", "join"}
 CASES = {"decode_blocks": "decode", "deepnets_graph": "loader", "program_gradient": "meta_step"}
 
 ON_HOST = "it runs on the host"
-UNWRITTEN = "nobody has written it"
 CUDNN = "GPUs run what PyTorch has"
 # Back ends that an op does not have, and why; nothing else may be missing.
 MISSING = {
@@ -43,7 +42,6 @@ MISSING = {
     ("deepnets_graph", "reference"): "deepnets/graphs/build.py, for it is built in a room above",
     ("deepnets_graph", "csrc/cuda"): ON_HOST,
     ("deepnets_graph", "kernels"): ON_HOST,
-    ("graph_attention", "benchmark"): UNWRITTEN,
     ("program_gradient", "reference"): "metatrain/candidate_run.py, in a room above",
     ("program_gradient", "fake kernel"): "no traced function calls it",
     ("program_gradient", "csrc/cuda"): CUDNN,
