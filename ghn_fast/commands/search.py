@@ -131,7 +131,8 @@ def search(
     if report.failed:
         first = report.failed[0]
         say(f"{len(report.failed)} not evaluated, the first one: {first.name}: {first.error}")
-    say_written([out / "search.json", *drawn, *files])
+    say(f"genotypes of the best {len(files)}: {out}/best-*.json")
+    say_written([out / "search.json", *drawn])
     if not report.finished:
         typer.echo(f"interrupted after {report.seen} of {count} architectures", err=True)
         raise UnfinishedError(result, INTERRUPTED)
