@@ -12,6 +12,11 @@
 #include <c10/core/impl/alloc_cpu.h>
 #include <c10/util/Exception.h>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define GHN_FORKS
+#endif
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -59,6 +64,10 @@ class CachingAllocator final : public c10::Allocator {
   void copy_data(void* to, const void* from, size_t count) const override {
     default_copy_data(to, from, count);
   }
+
+  // A process that is forked while another thread holds the lock would wait for it for ever.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
 
   CachedMemory memory() {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -141,6 +150,10 @@ void CachingAllocator::give_back(void* data) {
 void cache_cpu_memory() {
   std::call_once(once, [] {
     the_allocator = new CachingAllocator();
+#ifdef GHN_FORKS
+    const auto unlock = [] { the_allocator->unlock(); };
+    pthread_atfork([] { the_allocator->lock(); }, unlock, unlock);
+#endif
     c10::SetCPUAllocator(the_allocator);
   });
 }

@@ -382,7 +382,9 @@ def networks_run_in(config: TrainConfig, out: Path) -> str:
     words = f"candidate networks: {precision} on {device.type}{why}"
     if device.type != "cpu":
         return words
-    ops = {op: resolve(op, "cpu") for op in ("batch_norm_act", "depthwise_conv2d")}
+    ops = {
+        op: resolve(op, "cpu") for op in ("program_gradient", "batch_norm_act", "depthwise_conv2d")
+    }
     path = ", ".join(f"{op} by {backend}" for op, backend in ops.items())
     return f"{words}, {torch.backends.cpu.get_cpu_capability()}, {path}"
 

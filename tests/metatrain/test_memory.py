@@ -17,7 +17,7 @@ needs_extension = pytest.mark.skipif(
 
 
 def run(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
@@ -81,6 +81,33 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert not wrong
 assert extension.module.cached_cpu_memory()[0] == 0
+"""
+    )
+
+
+@needs_extension
+def test_a_fork_while_other_threads_allocate() -> None:
+    run(
+        """
+import os, threading, torch
+from ghn_fast.metatrain.memory import keep_freed_memory
+keep_freed_memory()
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        torch.empty(2000)
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads: thread.start()
+children = []
+for _ in range(40):
+    child = os.fork()
+    if child == 0:
+        ok = bool((torch.full((3000,), 2.0) == 2).all())
+        os._exit(0 if ok else 1)
+    children.append(child)
+stop.set()
+for thread in threads: thread.join()
+assert all(os.waitpid(child, 0)[1] == 0 for child in children)
 """
     )
 

@@ -1,0 +1,46 @@
+"""Draw loss and accuracy of several training runs over one another, from their metrics.jsonl.
+
+python examples/compare_runs.py docs/digits-precisions.png runs/float32 runs/bf16
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ghn_fast.metatrain.metrics import read_metrics
+
+# Points of a curve are medians over windows: single architectures can have huge losses.
+_WINDOWS = 20
+# Colour-blind safe (Okabe and Ito).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+def main(picture: Path, runs: list[Path]) -> None:
+    """Draw a panel for the loss and one for the accuracy."""
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for run, colour in zip(runs, _COLOURS, strict=False):
+        lines = [line for line in read_metrics(run) if line["loss"] is not None]
+        width = max(len(lines) // _WINDOWS, 1)
+        windows = [lines[i : i + width] for i in range(0, len(lines) - width + 1, width)]
+        steps = [window[-1]["step"] for window in windows]
+        for axes, name in zip(panels, ("loss", "top1"), strict=True):
+            values = [statistics.median(line[name] for line in window) for window in windows]
+            axes.plot(steps, values, color=colour, linewidth=1.6, label=run.name)
+    for axes, label in zip(panels, ("loss", "training top-1 (%)"), strict=True):
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.92", linewidth=0.8)
+    panels[0].legend(frameon=False)
+    figure.savefig(picture, dpi=140)
+
+
+if __name__ == "__main__":
+    if not 3 <= len(sys.argv) <= 2 + len(_COLOURS):
+        sys.exit(f"usage: {sys.argv[0]} PICTURE RUN [RUN ...], at most {len(_COLOURS)} runs")
+    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
