@@ -27,12 +27,14 @@ struct GradientSum {
   static void rows(const GradientTerms<T>& t, int64_t begin, int64_t end, int64_t width, T* out,
                    int64_t out_stride) {
     const auto rectified = [](V sum) { return RELU ? (sum <= 0.0f ? V{} : sum) : sum; };
+    // No pointer to the function, which would be called by the conventions of another set.
+    const auto all = [](const T* from) { return Memory::load(from); };
     const int rest = int(width % W);
     for (int64_t row = begin; row < end; ++row) {
       T* to = out + row * out_stride;
       int64_t column = 0;
       for (; column + W <= width; column += W) {
-        Memory::store(to + column, rectified(at(t, row, column, &Memory::load)));
+        Memory::store(to + column, rectified(at(t, row, column, all)));
       }
       if (rest == 0) continue;
       T values[W];
