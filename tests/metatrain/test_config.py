@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,16 @@ def test_settings_as_text() -> None:
             parse_settings([text])
     with pytest.raises(ValueError, match="setting: got 'lr=2', needs it once"):
         parse_settings(["lr=1", "lr=2"])
+
+
+def test_the_page_lists_every_recipe_and_setting() -> None:
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs" / "training.md").read_text()
+    recipes, settings = (
+        page.partition(f"| {head} |")[2].partition("\n\n")[0] for head in ("recipe", "section")
+    )
+    named = set(re.findall(r"`([\w-]+\.yaml)`", recipes))
+    assert named == {path.name for path in (root / "configs").glob("*.yaml")}
+    listed = set(re.findall(r"`(\w+)`", settings))
+    wanted = set(TrainConfig().to_dict())
+    assert wanted <= listed, sorted(wanted - listed)
