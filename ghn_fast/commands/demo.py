@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -25,6 +25,9 @@ _TEST_SEED = 0
 
 # Bundled hypernetworks, natural images first, and the images that each knows.
 _BUNDLED = {"ghn2-cifar10": "cifar10-sample", "ghn2-digits": "digits"}
+
+# Held-out images that networks are evaluated on, at most: the demo is over within a minute or so.
+_MOST_IMAGES = 300
 
 # Of the images that are drawn with the classes that a network gives them.
 _SHOWN = 18
@@ -75,7 +78,7 @@ def _evaluate(ckpt: str, dataset: str, count: int) -> _Shown:
     from ghn_fast.vision import evaluate_networks, load_images
 
     ghn = from_pretrained(ckpt)
-    splits = load_images(dataset)
+    splits = _fewer(load_images(dataset))
     edges, rules = ghn.config.virtual_edges, ghn.config.graph_rules
     resnet = DeepNets(None, "predefined", edges, rules=rules)[0]
     nets = [resnet, *SampledNets("test", count, _TEST_SEED, edges, rules=rules)]
@@ -93,6 +96,19 @@ def _evaluate(ckpt: str, dataset: str, count: int) -> _Shown:
                 f"{name} parameters: {summary.mean:.1f} ± {summary.standard_error:.1f} % top-1"
             )
     return _classify(ghn, items[0], splits, report, f"ResNet-50, predicted by {ckpt}")
+
+
+def _fewer(splits: ImageSplits) -> ImageSplits:
+    """The data set with some of its test images, as many of each class as there are."""
+    import torch
+
+    total = len(splits.test)
+    if total <= 2 * _MOST_IMAGES:
+        return splits
+    # In order of their classes, so that steps through them take as many of each.
+    order = splits.test.targets.argsort(stable=True)
+    chosen = order[torch.arange(_MOST_IMAGES) * total // _MOST_IMAGES]
+    return replace(splits, test=splits.test.subset(chosen))
 
 
 def _classify(
