@@ -10,10 +10,12 @@ from ghn_fast.deepnets import ArchItem, DeepNets, SampledNets, held_out_keys, me
 from ghn_fast.metatrain.config import TrainConfig
 from ghn_fast.metatrain.language import ARCHITECTURES, gpt_batches
 from ghn_fast.metatrain.pool import pooled_batches
+from ghn_fast.metatrain.vision_transformers import ARCHITECTURES as VITS
+from ghn_fast.metatrain.vision_transformers import vit_batches
 
 
-def training_architectures(config: TrainConfig) -> DeepNets | SampledNets:
-    """The architectures of ``config.deepnets``: from files, or sampled.
+def training_architectures(config: TrainConfig) -> DeepNets | SampledNets | None:
+    """The architectures of ``config.deepnets``: from files, or sampled; ``None`` for ``vits``.
 
     Raises:
         ValueError: If it is a number below 1.
@@ -21,6 +23,8 @@ def training_architectures(config: TrainConfig) -> DeepNets | SampledNets:
     """
     source = config.architectures.deepnets
     virtual_edges, rules = config.ghn.virtual_edges, config.ghn.graph_rules
+    if source == VITS:
+        return None
     if source.lstrip("+-").isdigit():
         if int(source) < 1:
             raise ValueError(f"deepnets: got {source}, needs at least 1 architecture")
@@ -38,7 +42,7 @@ def _held_out() -> frozenset[str]:
 
 def training_batches(
     config: TrainConfig,
-    nets: DeepNets | SampledNets,
+    nets: DeepNets | SampledNets | None,
     *,
     start_step: int,
     image_size: int,
@@ -46,11 +50,28 @@ def training_batches(
 ) -> Iterator[list[ArchItem]]:
     """Meta-batches from a step on: of all architectures, or from a pool of them.
 
+    Args:
+        config: The settings.
+        nets: The architectures; vision transformers for ``None``.
+        start_step: The step.
+        image_size, num_classes: Of the data.
+
     Raises:
         ValueError: If a setting is not valid.
     """
-
     settings = config.architectures
+    if nets is None:
+        _refuse_pools(config, "vision transformers")
+        return vit_batches(
+            settings.meta_batch,
+            seed=config.seed,
+            start_step=start_step,
+            num_classes=num_classes,
+            image_size=image_size,
+            widths=(settings.min_channels, settings.max_channels),
+            virtual_edges=config.ghn.virtual_edges,
+            rules=config.ghn.graph_rules,
+        )
 
     def batches(size: int, first: int) -> Iterator[list[ArchItem]]:
         return meta_batches(
@@ -114,12 +135,7 @@ def language_architectures(config: TrainConfig, start_step: int, context: int) -
             f"eval_every: got {config.evaluation.eval_every}, needs 0 for text: evaluation is for "
             "images"
         )
-    for name in ("pool_size", "graph_workers"):
-        if getattr(settings, name):
-            raise ValueError(
-                f"{name}: got {getattr(settings, name)}, needs 0 for text: language models are "
-                "drawn one by one"
-            )
+    _refuse_pools(config, "text")
     return gpt_batches(
         settings.meta_batch,
         seed=config.seed,
@@ -129,3 +145,12 @@ def language_architectures(config: TrainConfig, start_step: int, context: int) -
         virtual_edges=config.ghn.virtual_edges,
         rules=config.ghn.graph_rules,
     )
+
+
+def _refuse_pools(config: TrainConfig, source: str) -> None:
+    for name in ("pool_size", "graph_workers"):
+        value = getattr(config.architectures, name)
+        if value:
+            raise ValueError(
+                f"{name}: got {value}, needs 0 for {source}: networks are drawn one by one"
+            )

@@ -71,8 +71,9 @@ class ModuleNetwork:
     casts = False
     program: Program | None = None
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, fixed: Mapping[str, Tensor] | None = None) -> None:
         self._module = module.train()
+        self._fixed = dict(fixed or {})
         self._names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         use_batch_statistics(module)
         for layer in module.modules():
@@ -91,7 +92,7 @@ class ModuleNetwork:
                     f"names: got {name!r}, which {type(self._module).__name__} does not have; was "
                     "the graph made for another network?"
                 )
-        logits: Tensor = functional_call(self._module, dict(parameters), (images,))
+        logits: Tensor = functional_call(self._module, self._fixed | dict(parameters), (images,))
         return logits
 
 
@@ -104,7 +105,11 @@ def candidate(
         return FunctionalNetwork(config, num_classes, image_size, device)
     with torch.device("meta"):
         module = architecture.build(num_classes=num_classes, image_size=image_size)
-    return ModuleNetwork(module)
+    fixed: dict[str, Tensor] = {}
+    if hasattr(architecture, "fixed"):
+        values = architecture.fixed(num_classes=num_classes, image_size=image_size)
+        fixed = {name: value.to(device) for name, value in values.items()}
+    return ModuleNetwork(module, fixed)
 
 
 def candidate_key(architecture: Any, *, num_classes: int, image_size: int) -> Hashable | None:

@@ -51,7 +51,7 @@ class ArchitecturesConfig(Section):
 
     Attributes:
         deepnets: Folder of generated architectures, or how many to sample on the fly; ``gpts`` for
-            text.
+            text, ``vits`` for vision transformers of the sizes of ViTs-1K.
         meta_batch: Architectures per step.
         max_nodes: Meta-batches with more nodes are left out.
         min_channels, max_channels: Range of widths that architectures are given.

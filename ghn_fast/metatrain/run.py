@@ -102,7 +102,8 @@ def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
     data = config.data
     splits: Any = None
     nets: Any = None
-    if is_text(data.dataset):
+    text = is_text(data.dataset)
+    if text:
         splits = load_text(data.dataset, data.data_root, data.image_size)
     else:
         splits = load_images(data.dataset, data.data_root, image_size=data.image_size)
@@ -116,7 +117,7 @@ def _train(config: TrainConfig, out: Path, on_step: OnStep | None) -> RunResult:
         return RunResult(step, total, False, newest)
     sizes = {"image_size": splits.image_size, "num_classes": splits.num_classes}
     images: Any = None
-    if nets is None:
+    if text:
         images = text_batches(
             splits, data.batch_size, seed=config.seed, start_step=step, device=device
         )

@@ -1,0 +1,158 @@
+"""Vision transformers to train on, of the sizes of ViTs-1K (arXiv 2405.16287).
+
+DeepNets-1M has few networks of attention. Here a meta-batch is drawn anew for each step; a graph is
+captured once for each size, of which there are about a hundred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghn_fast.capturing.capture import capture
+from ghn_fast.graph.arch_graph import ArchGraph
+from ghn_fast.graph.rules import GraphRules
+from ghn_fast.utils.cache import BoundedCache
+from ghn_fast.utils.optional import require
+from ghn_fast.utils.seeds import derive_seed
+
+ARCHITECTURES = "vits"
+# Smallest and largest width by the number of layers, in steps.
+_WIDTHS = {
+    3: (384, 512),
+    **dict.fromkeys((4, 5), (256, 384)),
+    **dict.fromkeys(range(6, 10), (128, 256)),
+}
+_STEP = 32
+# Images from this size on have patches as for ImageNet.
+_LARGE_IMAGE, _PATCH, _LARGE_PATCH = 64, 2, 16
+
+_graphs: BoundedCache[tuple[object, ...], ArchGraph] = BoundedCache(256)
+
+
+@dataclass(frozen=True)
+class ViTItem:
+    """A vision transformer; what a step needs of an architecture.
+
+    Attributes:
+        index: Its number.
+        layers, width, heads: Its size.
+        num_classes, image_size: Of the data.
+        virtual_edges, rules: Of its graph.
+    """
+
+    index: int
+    layers: int
+    width: int
+    heads: int
+    num_classes: int
+    image_size: int
+    virtual_edges: int
+    rules: GraphRules
+
+    @property
+    def name(self) -> str:
+        """Its name, for example ``vit-5-3x384``."""
+        return f"vit-{self.index}-{self.layers}x{self.width}"
+
+    def build(self, num_classes: int, image_size: int) -> Any:
+        """The network, without dropout.
+
+        Raises:
+            ValueError: If the side of the images is no multiple of that of a patch.
+        """
+        torchvision = require("torchvision", "vision", "vision transformers")
+        patch = _LARGE_PATCH if image_size >= _LARGE_IMAGE else _PATCH
+        if image_size % patch:
+            raise ValueError(
+                f"image_size: got {image_size}, needs a multiple of {patch} for vision transformers"
+            )
+        return torchvision.models.VisionTransformer(
+            image_size=image_size,
+            patch_size=patch,
+            num_layers=self.layers,
+            num_heads=self.heads,
+            hidden_dim=self.width,
+            mlp_dim=4 * self.width,
+            num_classes=num_classes,
+        )
+
+    def fixed(self, num_classes: int, image_size: int) -> dict[str, Tensor]:
+        """Values of what rules may leave unpredicted, drawn as in torchvision; always the same."""
+        with torch.device("meta"):
+            table = self.build(num_classes, image_size).encoder.pos_embedding
+        generator = torch.Generator().manual_seed(derive_seed("vits", *table.shape))
+        positions = torch.empty(table.shape).normal_(std=0.02, generator=generator)
+        return {
+            "class_token": torch.zeros(1, 1, self.width),
+            "encoder.pos_embedding": positions,
+        }
+
+    @cached_property
+    def graph(self) -> ArchGraph:
+        """Its architecture graph."""
+        return self.graph_for(self.num_classes, self.image_size)
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes of its graph."""
+        return self.graph.num_nodes
+
+    def graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
+        """Its architecture graph."""
+        size = (self.layers, self.width, self.heads, num_classes, image_size)
+        key = (*size, self.virtual_edges, self.rules)
+        graph = _graphs.get(key)
+        if graph is not None:
+            return graph
+        with torch.device("meta"):
+            network = self.build(num_classes, image_size)
+        shape = (3, image_size, image_size)
+        graph = capture(network, shape, self.virtual_edges, rules=self.rules)
+        return _graphs.keep(key, graph)
+
+
+def vit_batches(
+    meta_batch: int,
+    *,
+    seed: int,
+    start_step: int,
+    num_classes: int,
+    image_size: int,
+    widths: tuple[int, int],
+    virtual_edges: int,
+    rules: GraphRules,
+) -> Iterator[list[Any]]:
+    """Meta-batches of vision transformers without end; step k depends on (seed, k) alone.
+
+    Layers are drawn from 3 to 9, widths from those of ViTs-1K for the number of layers, as far as
+    they are within ``widths``, and heads as there: 3, 6 or 12 where they divide the width, else 4
+    or 8.
+    """
+    step = start_step
+    while True:
+        generator = torch.Generator().manual_seed(derive_seed("vits", seed, step))
+
+        def draw(least: int, most: int, source: torch.Generator = generator) -> int:
+            return int(torch.randint(least, most + 1, (), generator=source))
+
+        items = []
+        for place in range(meta_batch):
+            layers = draw(3, 9)
+            least, most = (
+                min(max(width, widths[0], _STEP), max(widths[1], _STEP)) // _STEP
+                for width in _WIDTHS[layers]
+            )
+            width = _STEP * draw(least, most)
+            choices = [heads for heads in (3, 6, 12) if width % heads == 0] or [4, 8]
+            heads = choices[draw(0, len(choices) - 1)]
+            number = step * meta_batch + place
+            sizes = (layers, width, heads, num_classes, image_size)
+            items.append(ViTItem(number, *sizes, virtual_edges, rules))
+        yield items
+        step += 1
