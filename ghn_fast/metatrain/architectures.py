@@ -83,6 +83,7 @@ def training_batches(
             num_classes=num_classes,
             max_nodes=settings.max_nodes,
             num_ch=(settings.min_channels, settings.max_channels),
+            wider=settings.wider,
             workers=settings.graph_workers,
         )
 

@@ -55,6 +55,7 @@ class ArchitecturesConfig(Section):
         meta_batch: Architectures per step.
         max_nodes: Meta-batches with more nodes are left out.
         min_channels, max_channels: Range of widths that architectures are given.
+        wider: Whether large architectures draw from more of them, as GHN-3's for ImageNet.
         pool_size: Architectures in a pool from which meta-batches are drawn; 0 draws them from all
             architectures. Architectures of a pool come again, which is what makes CUDA graphs pay.
         pool_refresh: Steps after which the oldest architecture of the pool gives way to another.
@@ -68,6 +69,7 @@ class ArchitecturesConfig(Section):
     max_nodes: int = setting(2200, least=1)
     min_channels: int = 32
     max_channels: int = 128
+    wider: bool = False
     pool_size: int = 0
     pool_refresh: int = setting(1, least=1)
     graph_workers: int = setting(0, least=0, may_change=True)

@@ -280,3 +280,16 @@ def test_errors_come_at_their_step(packed: DeepNets, monkeypatch: pytest.MonkeyP
     assert [content(next(batches)) for _ in range(2)] == [content(batch) for batch in good[:2]]
     with pytest.raises(ValueError, match="unreadable"):
         next(batches)
+
+
+@pytest.mark.parametrize(
+    ("params", "cells", "largest"),
+    [
+        (2_100_000, 4, 32), (100, 15, 32), (2_000_000, 4, 80), (100, 11, 80), (300_000, 4, 96),
+        (100, 9, 96), (100, 8, 128),
+    ],
+)  # fmt: skip
+def test_wider_networks_for_imagenet(params: int, cells: int, largest: int) -> None:
+    rng = np.random.default_rng(0)
+    drawn = {sample_width(config(cells=cells), params, rng, wider=True).C for _ in range(300)}
+    assert drawn == set(range(32, largest + 1, 16))

@@ -25,6 +25,9 @@ MAX_NODES: Final = 2200
 _CHANNEL_STEP = 16
 _FC_STEP = 64
 _SMALL_FC = 4
+# Parameters and cells above which a network gets the least width, and numbers of widths that large
+# and middling ones draw from.
+_AS_FOR_GHN2, _WIDER = (800_000, 12, 2, 3), (2_000_000, 14, 4, 5)
 # Draws that replace a meta-batch with too many nodes before giving up.
 _ATTEMPTS = 1000
 # How many meta-batches each worker is ahead.
@@ -43,6 +46,7 @@ def meta_batches(
     max_nodes: int = MAX_NODES,
     num_classes: int = 10,
     num_ch: tuple[int, int] = (32, 128),
+    wider: bool = False,
     workers: int = 0,
 ) -> Iterator[list[ArchItem]]:
     """Meta-batches of architectures with sampled widths, without end.
@@ -70,6 +74,7 @@ def meta_batches(
         max_nodes: Largest number of nodes of a meta-batch.
         num_classes: Number of classes that the networks are for.
         num_ch: Least and largest number of channels, see :func:`sample_width`.
+        wider: Whether large networks draw from more widths, likewise.
         workers: Number of threads that prepare meta-batches ahead; 0 makes each when it is asked
             for, and its graphs when they are.
 
@@ -90,7 +95,9 @@ def meta_batches(
     if len(nets) == 0:
         raise ValueError("nets: got no architectures, needs at least one")
     _check_limit(nets, min(meta_batch, len(nets)), max_nodes)
-    batches = _MetaBatches(nets, meta_batch, seed, max_nodes, image_size, num_classes, num_ch)
+    batches = _MetaBatches(
+        nets, meta_batch, seed, max_nodes, image_size, num_classes, num_ch, wider
+    )
     if workers:
         return batches.run_ahead(start_step, workers)
     return batches.run(start_step)
@@ -102,6 +109,7 @@ def sample_width(
     rng: np.random.Generator,
     num_ch: tuple[int, int] = (32, 128),
     fc_dim: tuple[int, int] = (64, 512),
+    wider: bool = False,
 ) -> NetworkConfig:
     """Draw the widths of a network for training, as published.
 
@@ -113,12 +121,17 @@ def sample_width(
     cells. All others draw from all values, and where that gives at most 64 channels, also
     ``fc_dim``.
 
+    ``wider`` are the widths that GHN-3 was trained with on ImageNet (arXiv 2303.04143): the first
+    limits are 2,000,000 parameters and 14 cells, and below them it is the first four and five
+    values instead of two and three. Sizes count at the resolution of CIFAR-10 then.
+
     Args:
         config: The network.
         num_params: Its number of parameters at 32 channels; see :attr:`ArchItem.base_params`.
         rng: Source of the random choices.
         num_ch: Least and largest ``C``.
         fc_dim: Least and largest ``fc_dim``.
+        wider: See above.
 
     Raises:
         ValueError: If a range is empty or not positive.
@@ -130,12 +143,13 @@ def sample_width(
     dims = range(fc_dim[0], fc_dim[1] + 1, _FC_STEP)
     dense = not {"conv_5x5", "conv_7x7"}.isdisjoint(config.genotype.primitives())
     width = _draw(rng, dims[:_SMALL_FC])
-    if num_params > 800_000 or not config.glob_avg or dense or config.n_cells > 12:
+    most_params, most_cells, large, middle = _WIDER if wider else _AS_FOR_GHN2
+    if num_params > most_params or not config.glob_avg or dense or config.n_cells > most_cells:
         count = channels[0]
     elif num_params > 400_000 or config.n_cells > 10:
-        count = _draw(rng, channels[:2])
+        count = _draw(rng, channels[:large])
     elif num_params > 200_000 or config.n_cells > 8:
-        count = _draw(rng, channels[:3])
+        count = _draw(rng, channels[:middle])
     else:
         count = _draw(rng, channels)
         if count <= 64:
@@ -153,14 +167,15 @@ class _MetaBatches:
         image_size: int,
         num_classes: int,
         num_ch: tuple[int, int],
+        wider: bool,
     ) -> None:
         self._nets = nets
         self._meta_batch = meta_batch
         self._seed = seed
         self._max_nodes = max_nodes
-        self._num_ch = num_ch
+        self._num_ch, self._wider = num_ch, wider
         self._settings = {"image_size": image_size, "num_classes": num_classes}
-        self._size = "imagenet" if image_size >= LARGE_IMAGE else "cifar10"
+        self._size = "imagenet" if image_size >= LARGE_IMAGE and not wider else "cifar10"
         # The order of the last two epochs: workers are ahead in the next one.
         self._orders: dict[int, npt.NDArray[np.intp]] = {}
         self._lock = threading.Lock()
@@ -201,7 +216,7 @@ class _MetaBatches:
             if item.config is None:
                 raise ValueError(f"nets: {item.name} is not made of cells, so it has no widths")
             params = item.base_params[self._size]
-            config = sample_width(item.config, params, rng, self._num_ch)
+            config = sample_width(item.config, params, rng, self._num_ch, wider=self._wider)
             result.append(item.with_config(config, **self._settings))
         return result
 
