@@ -14,16 +14,23 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 
+import ghn_fast
+from ghn_fast.ops import backend
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "ghn_fast_kernels_under_test"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
+# Marks of a test that runs kernels.
+RUNS_KERNELS = [] if INTERPRETED else [pytest.mark.cuda]
 only_once = pytest.mark.skipif(INTERPRETED, reason="runs no kernel")
 
 
@@ -35,6 +42,18 @@ def kernels(name: str) -> ModuleType:
         assert spec is not None
         sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
     return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+@contextmanager
+def on_triton(op: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside, an op runs on the back end ``triton``, on the CPU in the interpreter."""
+    module = importlib.import_module(f"ghn_fast.ops.{op}_triton")
+    monkeypatch.setattr(module, "_kernels", lambda: kernels(op))
+    monkeypatch.setitem(backend._implementations[op], "triton", lambda: None)
+    if INTERPRETED:
+        monkeypatch.setitem(backend._PREFERENCE, "cpu", ("cpu", "triton"))
+    with ghn_fast.backend("triton"):
+        yield
 
 
 def run_in_interpreter(file: str, least: int) -> None:

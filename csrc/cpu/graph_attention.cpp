@@ -2,9 +2,9 @@
 // ghn_fast/ops/graph_attention.py for the formula.
 //
 // A task is one head of one graph, whose logits of some queries at a time stay in the cache. Of the
-// size of all pairs there are only the codes, transposed for the forward pass. Tasks know nothing of each other, and the
-// gradient of the table is summed over the graphs in their order, so that all numbers are the same
-// with every number of threads, and those of a graph in every batch.
+// size of all pairs there are only the codes, transposed for the forward pass. Tasks know nothing of
+// each other, and the gradient of the table is summed over the graphs in their order, so that all
+// numbers are the same with every number of threads, and those of a graph in every batch.
 //
 // Floor: 2 d multiplications and one exp a pair and head, and for small d the look-up of its bias.
 #include <ATen/Parallel.h>

@@ -55,15 +55,6 @@ cudaError_t launch(Kernel kernel, int64_t floats, const AttentionArgs& args, con
   return cudaGetLastError();
 }
 
-// Calls run with the width of heads, rounded up, as a constant.
-template <class Run>
-cudaError_t with_width(int64_t width, const Run& run) {
-  if (width <= 8) return run.template operator()<8>();
-  if (width <= 16) return run.template operator()<16>();
-  if (width <= 24) return run.template operator()<24>();
-  return width <= kWidestHead ? run.template operator()<32>() : cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 cudaError_t launch_attention(const AttentionArgs& args, const Graphs& graphs, int64_t tiles,

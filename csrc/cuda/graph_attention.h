@@ -10,7 +10,15 @@ namespace ghn::cuda {
 // Threads of a block, one for each query or key of a tile; and what they go through at a time.
 constexpr int kAttentionThreads = 64, kAttentionStep = 64;
 // Widest head; elements are kept in registers.
-constexpr int64_t kWidestHead = 32;
+constexpr int kWidestHead = 32;
+// Calls run with the width of heads, up to that, rounded up, as a constant.
+template <class Run>
+auto with_width(int64_t width, const Run& run) {
+  if (width <= 8) return run.template operator()<8>();
+  if (width <= 16) return run.template operator()<16>();
+  if (width <= 24) return run.template operator()<24>();
+  return run.template operator()<kWidestHead>();
+}
 // Graphs of one launch: where they begin travels with it, so that nothing is copied.
 constexpr int kMostGraphs = 240;
 

@@ -116,6 +116,19 @@ GHN_DEVICE void place_codes(const Block& block, const AttentionPlace& place, int
   }
 }
 
+// Keys and values from `begin` on, and the codes of the tile's queries with them.
+template <int D, class Block>
+GHN_DEVICE void place_keys(const Block& block, const AttentionPlace& place, int64_t begin,
+                           float* key, float* value, int16_t* codes) {
+  const AttentionArgs& args = place.args;
+  const int64_t nodes = place.tile.nodes;
+  place_rows<D>(block, begin, nodes, args.width,
+                [&](int64_t j) { return args.qkv + place.qkv(j, 1); }, 1.0f, key);
+  place_rows<D>(block, begin, nodes, args.width,
+                [&](int64_t j) { return args.qkv + place.qkv(j, 2); }, 1.0f, value);
+  place_codes(block, place, begin, codes);
+}
+
 // A code that the table does not have yields NaN: checking them all first would have to wait.
 GHN_DEVICE float bias_of(const float* bias, int code, int64_t rows) {
   return code >= 0 && code < rows ? bias[code] : NAN;
@@ -137,11 +150,7 @@ GHN_DEVICE void attention_forward(const Block& block, const AttentionArgs& args,
   float most = -INFINITY, total = 0.0f;
   for (int64_t begin = 0; begin < nodes; begin += kAttentionStep) {
     block.sync();
-    place_rows<D>(block, begin, nodes, args.width,
-                  [&](int64_t j) { return args.qkv + place.qkv(j, 1); }, 1.0f, key);
-    place_rows<D>(block, begin, nodes, args.width,
-                  [&](int64_t j) { return args.qkv + place.qkv(j, 2); }, 1.0f, value);
-    place_codes(block, place, begin, codes);
+    place_keys<D>(block, place, begin, key, value, codes);
     block.sync();
     const int count = int(nodes - begin < kAttentionStep ? nodes - begin : kAttentionStep);
     for (int j = 0; is_query && j < count; ++j) {
@@ -185,11 +194,7 @@ GHN_DEVICE void attention_queries(const Block& block, const AttentionArgs& args,
   AttentionRow<D> sums{};
   for (int64_t begin = 0; begin < nodes; begin += kAttentionStep) {
     block.sync();
-    place_rows<D>(block, begin, nodes, args.width,
-                  [&](int64_t j) { return args.qkv + place.qkv(j, 1); }, 1.0f, key);
-    place_rows<D>(block, begin, nodes, args.width,
-                  [&](int64_t j) { return args.qkv + place.qkv(j, 2); }, 1.0f, value);
-    place_codes(block, place, begin, codes);
+    place_keys<D>(block, place, begin, key, value, codes);
     block.sync();
     const int count = int(nodes - begin < kAttentionStep ? nodes - begin : kAttentionStep);
     for (int j = 0; is_query && j < count; ++j) {

@@ -7,7 +7,8 @@
 
 namespace ghn::cuda {
 
-// Outputs of some graphs of a batch. `tiles` of all of them together, at least 1.
+// Outputs of some graphs of a batch. `tiles` of all of them together, at least 1; heads are not wider
+// than kWidestHead.
 cudaError_t launch_attention(const AttentionArgs& args, const Graphs& graphs, int64_t tiles,
                              cudaStream_t stream);
 

@@ -9,17 +9,7 @@
 #include "../cuda/graph_attention_run.h"
 #include "checks.h"
 #include "emulated_block.h"
-
-namespace ghn {
-std::tuple<at::Tensor, at::Tensor> graph_attention_cpu(const at::Tensor& qkv,
-                                                       const at::Tensor& codes,
-                                                       at::IntArrayRef offsets,
-                                                       const at::Tensor& table);
-std::tuple<at::Tensor, at::Tensor> graph_attention_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& qkv, const at::Tensor& codes,
-    at::IntArrayRef offsets, const at::Tensor& table, const at::Tensor& out,
-    const at::Tensor& logsum);
-}  // namespace ghn
+#include "graph_attention_ops.h"
 
 namespace {
 
@@ -54,16 +44,8 @@ struct EmulatedLaunches {
     }
   }
 
-  template <class Run>
-  static void with_width(int64_t width, const Run& run) {
-    if (width <= 8) return run.template operator()<8>();
-    if (width <= 16) return run.template operator()<16>();
-    if (width <= 24) return run.template operator()<24>();
-    run.template operator()<32>();
-  }
-
   void forward(const cuda::AttentionArgs& args, const cuda::Graphs& graphs, int64_t tiles) const {
-    with_width(args.width, [&]<int D>() {
+    cuda::with_width(args.width, [&]<int D>() {
       launch(args, tiles, cuda::AttentionShared::forward(args.rows, D),
              [&](const Block& block, float* shared) {
                cuda::attention_forward<D>(block, args, graphs, shared);
@@ -72,7 +54,7 @@ struct EmulatedLaunches {
   }
 
   void backward(const cuda::AttentionArgs& args, const cuda::Graphs& graphs, int64_t tiles) const {
-    with_width(args.width, [&]<int D>() {
+    cuda::with_width(args.width, [&]<int D>() {
       launch(args, tiles, cuda::AttentionShared::queries(args.rows, D),
              [&](const Block& block, float* shared) {
                cuda::attention_queries<D>(block, args, graphs, shared);

@@ -76,25 +76,19 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 # The blocks are joined before, where autograd knows how: an op has one gradient then, which is not
-# a list of parts of one tensor. The schemas are here, since the back end is for those who have no
-# extension. On the CPU the kernels run in Triton's interpreter alone, in tests.
-for _name, _schema, _implementation, _shape in (
-    (
-        "ghn_fast::expand_params_triton",
-        "(Tensor blocks, Tensor[] work, bool large, int numel) -> Tensor",
-        _expand,
-        _fake,
-    ),
-    (
-        "ghn_fast::expand_params_triton_backward",
-        "(Tensor grad, Tensor blocks, Tensor[] work, bool large) -> Tensor",
-        _expand_backward,
-        _backward_fake,
-    ),
-):
-    torch.library.define(_name, _schema)
-    torch.library.impl(_name, ("cpu", "cuda"))(_implementation)
-    torch.library.register_fake(_name, _shape)
+# a list of parts of one tensor.
+triton_kernels.define(
+    "expand_params_triton",
+    "(Tensor blocks, Tensor[] work, bool large, int numel) -> Tensor",
+    _expand,
+    _fake,
+)
+triton_kernels.define(
+    "expand_params_triton_backward",
+    "(Tensor grad, Tensor blocks, Tensor[] work, bool large) -> Tensor",
+    _expand_backward,
+    _backward_fake,
+)
 torch.library.register_autograd(
     "ghn_fast::expand_params_triton", _backward, setup_context=_setup_context
 )

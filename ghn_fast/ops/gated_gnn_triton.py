@@ -233,25 +233,20 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any
     return grad_x, None, None, grad_weights, None, None
 
 
-for _name, _schema, _implementation, _shape in (
-    (
-        "ghn_fast::gated_gnn_triton",
-        "(Tensor x, Tensor plan, int graphs, Tensor[] weights, int steps, bool save)"
-        " -> (Tensor, Tensor)",
-        _forward,
-        _forward_fake,
-    ),
-    (
-        "ghn_fast::gated_gnn_triton_backward",
-        "(Tensor grad, Tensor x, Tensor plan, int graphs, Tensor[] weights, Tensor saved,"
-        " int steps) -> (Tensor, Tensor[])",
-        _backward,
-        _backward_fake,
-    ),
-):
-    torch.library.define(_name, _schema)
-    torch.library.impl(_name, ("cpu", "cuda"))(_implementation)
-    torch.library.register_fake(_name, _shape)
+triton_kernels.define(
+    "gated_gnn_triton",
+    "(Tensor x, Tensor plan, int graphs, Tensor[] weights, int steps, bool save)"
+    " -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+triton_kernels.define(
+    "gated_gnn_triton_backward",
+    "(Tensor grad, Tensor x, Tensor plan, int graphs, Tensor[] weights, Tensor saved,"
+    " int steps) -> (Tensor, Tensor[])",
+    _backward,
+    _backward_fake,
+)
 torch.library.register_autograd(
     "ghn_fast::gated_gnn_triton", _differentiate, setup_context=_setup_context
 )

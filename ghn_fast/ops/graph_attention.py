@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 
 from ghn_fast.ops import graph_attention_triton
 from ghn_fast.ops.backend import cuda_problem, extension_problem, register_op, resolve
+from ghn_fast.ops.graph_attention_gradient import backward_fake, differentiate, forward_fake
 
 # Widest head of the CUDA kernels, and most codes, whose sums lie in the memory of a block.
 _WIDEST = 32
@@ -111,42 +111,6 @@ def _check(qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: Tensor) ->
         raise ValueError(f"codes: got shape {list(codes.shape)}, needs ({pairs},)")
 
 
-def _fake(
-    qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: Tensor
-) -> tuple[Tensor, Tensor]:
-    nodes, _, heads, width = qkv.shape
-    return qkv.new_empty(nodes, heads * width), qkv.new_empty(nodes, heads)
-
-
-def _backward_fake(
-    grad: Tensor,
-    qkv: Tensor,
-    codes: Tensor,
-    offsets: Sequence[int],
-    table: Tensor,
-    out: Tensor,
-    logsum: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return qkv.new_empty(qkv.shape), table.new_empty(table.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, codes, ctx.offsets, table = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(qkv, codes, table, *output)
-
-
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    if grad is None:
-        return None, None, None, None
-    qkv, codes, table, out, logsum = ctx.saved_tensors
-    grad_qkv, grad_table = torch.ops.ghn_fast.graph_attention_backward(
-        grad, qkv, codes, ctx.offsets, table, out, logsum
-    )
-    return grad_qkv, None, None, grad_table
-
-
 def _problem() -> str | None:
     """Why the compiled op cannot be used, ``None`` where it can."""
     problem = extension_problem()
@@ -165,11 +129,9 @@ def _cuda_problem() -> str | None:
 
 
 if _problem() is None:
-    torch.library.register_fake("ghn_fast::graph_attention_forward", _fake)
-    torch.library.register_fake("ghn_fast::graph_attention_backward", _backward_fake)
-    torch.library.register_autograd(
-        "ghn_fast::graph_attention_forward", _backward, setup_context=_setup_context
-    )
+    torch.library.register_fake("ghn_fast::graph_attention_forward", forward_fake)
+    torch.library.register_fake("ghn_fast::graph_attention_backward", backward_fake)
+    differentiate("graph_attention_forward", "graph_attention_backward")
 
 register_op(
     "graph_attention",

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ghn_fast.ops import triton_kernels
+from ghn_fast.ops.graph_attention_gradient import backward_fake, differentiate, forward_fake
 from ghn_fast.utils.cache import BoundedCache
 
 # Widest head that there is an instance of the kernels for (LARGEST in kernels/graph_attention.py),
@@ -80,60 +80,17 @@ def _backward(
     return result
 
 
-def _forward_fake(
-    qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: Tensor
-) -> tuple[Tensor, Tensor]:
-    nodes, _, heads, width = qkv.shape
-    return qkv.new_empty(nodes, heads * width), qkv.new_empty(nodes, heads)
-
-
-def _backward_fake(
-    grad: Tensor,
-    qkv: Tensor,
-    codes: Tensor,
-    offsets: Sequence[int],
-    table: Tensor,
-    out: Tensor,
-    logsum: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return qkv.new_empty(qkv.shape), table.new_empty(table.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, codes, ctx.offsets, table = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(qkv, codes, table, *output)
-
-
-def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    if grad is None:
-        return None, None, None, None
-    qkv, codes, table, out, logsum = ctx.saved_tensors
-    grad_qkv, grad_table = torch.ops.ghn_fast.graph_attention_triton_backward(
-        grad, qkv, codes, ctx.offsets, table, out, logsum
-    )
-    return grad_qkv, None, None, grad_table
-
-
-for _name, _schema, _implementation, _shape in (
-    (
-        "ghn_fast::graph_attention_triton",
-        "(Tensor qkv, Tensor codes, int[] offsets, Tensor table) -> (Tensor, Tensor)",
-        _forward,
-        _forward_fake,
-    ),
-    (
-        "ghn_fast::graph_attention_triton_backward",
-        "(Tensor grad, Tensor qkv, Tensor codes, int[] offsets, Tensor table, Tensor out,"
-        " Tensor logsum) -> (Tensor, Tensor)",
-        _backward,
-        _backward_fake,
-    ),
-):
-    torch.library.define(_name, _schema)
-    torch.library.impl(_name, ("cpu", "cuda"))(_implementation)
-    torch.library.register_fake(_name, _shape)
-torch.library.register_autograd(
-    "ghn_fast::graph_attention_triton", _differentiate, setup_context=_setup_context
+triton_kernels.define(
+    "graph_attention_triton",
+    "(Tensor qkv, Tensor codes, int[] offsets, Tensor table) -> (Tensor, Tensor)",
+    _forward,
+    forward_fake,
 )
+triton_kernels.define(
+    "graph_attention_triton_backward",
+    "(Tensor grad, Tensor qkv, Tensor codes, int[] offsets, Tensor table, Tensor out,"
+    " Tensor logsum) -> (Tensor, Tensor)",
+    _backward,
+    backward_fake,
+)
+differentiate("graph_attention_triton", "graph_attention_triton_backward")

@@ -8,8 +8,10 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -31,6 +33,24 @@ def load(name: str) -> ModuleType:
 def problem(name: str) -> str | None:
     """Why a kernel cannot be used, or ``None`` where it can."""
     return _missing(name) if torch.cuda.is_available() else "CUDA finds no device"
+
+
+def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define a custom op that runs Triton kernels.
+
+    Its schema is here, since the back end is for those who have no extension. On the CPU kernels
+    run in Triton's interpreter alone, in tests.
+
+    Args:
+        name: Its name, without ``ghn_fast::``.
+        schema: Its arguments and results.
+        run: What it does.
+        fake: The same for tensors without data.
+    """
+    name = f"ghn_fast::{name}"
+    torch.library.define(name, schema)
+    torch.library.impl(name, ("cpu", "cuda"))(run)
+    torch.library.register_fake(name, fake)
 
 
 def _find_package() -> bool:

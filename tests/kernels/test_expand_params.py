@@ -1,21 +1,11 @@
-"""The Triton kernels of expand_params against the reference.
-
-Without a GPU the same tests run in Triton's interpreter. It has to be chosen before Triton is
-imported, and for a whole process: one test starts that process.
-"""
+"""The Triton kernels of expand_params against the reference."""
 
 from __future__ import annotations
 
-import functools
-import importlib
 import importlib.util
 import math
-import os
-import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -32,17 +22,19 @@ from ghn_fast.ops.expand_params import (
     expand_params_into,
 )
 from tolerances import assert_close
+from triton_runs import (
+    DEVICE,
+    RUNS_KERNELS,
+    kernels,
+    machine_code,
+    on_triton,
+    only_once,
+    run_in_interpreter,
+)
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "ghn_fast_kernels_under_test"
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-runs_kernels = [pytest.mark.usefixtures("triton_backend")]
-if not INTERPRETED:
-    runs_kernels.append(pytest.mark.cuda)
-only_once = pytest.mark.skipif(INTERPRETED, reason="runs no kernel")
+runs_kernels = [pytest.mark.usefixtures("triton_backend"), *RUNS_KERNELS]
 
 # Block and parameter: equal, sliced, repeated, both; linear or not; more than one tile of each
 # pass, with many copies and with few; no elements.
@@ -59,23 +51,9 @@ SHAPES = [
 ]
 
 
-@functools.cache
-def kernels() -> ModuleType:
-    """The kernels of this repository, whatever is installed."""
-    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "kernels" / "__init__.py")
-    assert spec is not None
-    sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
-    return importlib.import_module(f"{PACKAGE}.expand_params")
-
-
 @pytest.fixture
-def triton_backend(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Everything inside runs on the back end ``triton``, on the CPU in the interpreter."""
-    monkeypatch.setattr(expand_params_triton, "_kernels", kernels)
-    monkeypatch.setitem(backend._implementations["expand_params"], "triton", lambda: None)
-    if INTERPRETED:
-        monkeypatch.setitem(backend._PREFERENCE, "cpu", ("cpu", "triton"))
-    with ghn_fast.backend("triton"):
+def triton_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with on_triton("expand_params", monkeypatch):
         yield
 
 
@@ -124,7 +102,7 @@ class TestValues:
     def test_places_in_large_parameters(
         self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(f"{PACKAGE}.expand_params_plan.LARGE", 1)
+        monkeypatch.setattr(kernels("expand_params_plan"), "LARGE", 1)
         blocks, plan = make_plan(dtype, shapes=SHAPES[2:6], gap=0)
         assert plan.work(blocks)[1]
         compare(blocks, plan)
@@ -274,14 +252,7 @@ class TestCalls:
 @only_once
 def test_the_kernels_run_in_the_interpreter() -> None:
     """All tests above that a machine without a GPU can run."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not cuda"]
-    result = subprocess.run(
-        [*command, __file__], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
-    )
-    passed = re.search(r"^(\d+) passed", result.stdout, re.M)
-    assert result.returncode == 0 and passed and int(passed[1]) > 10, result.stdout + result.stderr
+    run_in_interpreter(__file__, 11)
 
 
 @only_once
@@ -290,34 +261,20 @@ def test_the_kernels_compile_for_a_gpu(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Down to machine code for sm_90, which needs no GPU."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    if "nvidia" not in triton.backends.backends:
-        pytest.skip("this Triton does not compile for GPUs of NVIDIA")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    module = kernels()
+    module = kernels("expand_params")
     types = {torch.float32: "*fp32", torch.float64: "*fp64", torch.float16: "*fp16"}
-    index = triton.language.int64 if dtype == torch.bfloat16 else triton.language.int32
+    signature = dict.fromkeys(("blocks_ptr", "out_ptr", "grad_ptr"), types.get(dtype, "*bf16"))
     constants = {
         **{name: getattr(module, name) for name in ("TILE", "PARTS", "NARROW", "WIDE")},
-        "INDEX": index,
+        "INDEX": module.tl.int64 if dtype == torch.bfloat16 else module.tl.int32,
         "COMPUTE": module._TYPES[dtype],
     }
     for kernel, warps in ((module._expand_kernel, 4), (module._expand_backward_kernel, 8)):
-        signature = {}
-        for name in kernel.arg_names:
-            is_value = name in ("blocks_ptr", "out_ptr", "grad_ptr")
-            pointer = types.get(dtype, "*bf16") if is_value else "*i64"
-            signature[name] = "constexpr" if name in constants else pointer
-        used = {name: value for name, value in constants.items() if name in signature}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=used)
-        target = GPUTarget("cuda", 90, 32)
-        compiled = triton.compile(source, target=target, options={"num_warps": warps})
-        assert ".target sm_90" in compiled.asm["ptx"]
-        assert "st.global" in compiled.asm["ptx"]
-        assert len(compiled.asm["cubin"]) > 0
+        pointers = dict.fromkeys(kernel.arg_names, "*i64") | signature
+        code = machine_code(kernel, pointers, constants, warps)
+        assert ".target sm_90" in code.ptx
+        assert "st.global" in code.ptx
 
 
 @only_once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +10,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import ghn_fast
 import naive
 from ghn_fast.ops import backend, gated_gnn_triton
 from ghn_fast.ops.gated_gnn import GRUWeights, MLPWeights, gated_gnn, reference
 from ghn_fast.ops.gated_gnn_plan import GraphPlan
 from tolerances import assert_close
-from triton_runs import DEVICE, INTERPRETED, kernels, machine_code, only_once, run_in_interpreter
+from triton_runs import (
+    DEVICE,
+    RUNS_KERNELS,
+    kernels,
+    machine_code,
+    on_triton,
+    only_once,
+    run_in_interpreter,
+)
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-runs_kernels = [pytest.mark.usefixtures("triton_backend")]
-if not INTERPRETED:
-    runs_kernels.append(pytest.mark.cuda)
+runs_kernels = [pytest.mark.usefixtures("triton_backend"), *RUNS_KERNELS]
 
 
 @pytest.fixture
-def triton_backend(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Everything inside runs on the back end ``triton``, on the CPU in the interpreter."""
-    monkeypatch.setattr(gated_gnn_triton, "_kernels", lambda: kernels("gated_gnn"))
-    monkeypatch.setitem(backend._implementations["gated_gnn"], "triton", lambda: None)
-    if INTERPRETED:
-        monkeypatch.setitem(backend._PREFERENCE, "cpu", ("cpu", "triton"))
-    with ghn_fast.backend("triton"):
+def triton_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with on_triton("gated_gnn", monkeypatch):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,27 +11,27 @@ import pytest
 import torch
 from torch import Tensor
 
-import ghn_fast
-from ghn_fast.ops import backend, graph_attention_triton
+from ghn_fast.ops import graph_attention_triton
 from ghn_fast.ops.graph_attention import graph_attention, reference
 from tolerances import assert_close
-from triton_runs import DEVICE, INTERPRETED, kernels, machine_code, only_once, run_in_interpreter
+from triton_runs import (
+    DEVICE,
+    RUNS_KERNELS,
+    kernels,
+    machine_code,
+    on_triton,
+    only_once,
+    run_in_interpreter,
+)
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-runs_kernels = [pytest.mark.usefixtures("triton_backend")]
-if not INTERPRETED:
-    runs_kernels.append(pytest.mark.cuda)
+runs_kernels = [pytest.mark.usefixtures("triton_backend"), *RUNS_KERNELS]
 
 
 @pytest.fixture
-def triton_backend(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Everything inside runs on the back end ``triton``, on the CPU in the interpreter."""
-    monkeypatch.setattr(graph_attention_triton, "_kernels", lambda: kernels("graph_attention"))
-    monkeypatch.setitem(backend._implementations["graph_attention"], "triton", lambda: None)
-    if INTERPRETED:
-        monkeypatch.setitem(backend._PREFERENCE, "cpu", ("cpu", "triton"))
-    with ghn_fast.backend("triton"):
+def triton_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with on_triton("graph_attention", monkeypatch):
         yield
 
 

@@ -14,13 +14,11 @@ import ghn_fast
 from ghn_fast.hypernet import linear
 from ghn_fast.ops import sliced_linears_triton
 from tolerances import assert_close
-from triton_runs import DEVICE, INTERPRETED, kernels, machine_code, only_once, run_in_interpreter
+from triton_runs import DEVICE, RUNS_KERNELS, kernels, machine_code, only_once, run_in_interpreter
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-runs_kernels = [pytest.mark.usefixtures("triton_kernels_here")]
-if not INTERPRETED:
-    runs_kernels.append(pytest.mark.cuda)
+runs_kernels = [pytest.mark.usefixtures("triton_kernels_here"), *RUNS_KERNELS]
 
 
 @pytest.fixture
