@@ -105,14 +105,10 @@ at::Tensor sum_by_torch(const std::vector<at::Tensor>& terms) {
   return sum;
 }
 
-bool typed(const at::Tensor& x) {
-  return x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16;
-}
-
 }  // namespace
 
 at::Tensor add_relu(const at::Tensor& a, const at::Tensor& b) {
-  if (!typed(a) || a.numel() == 0 || !is_rows(a, a) || !is_rows(b, a)) return {};
+  if (!has_image_type(a) || a.numel() == 0 || !is_rows(a, a) || !is_rows(b, a)) return {};
   const at::Tensor both[] = {a, b};
   return sum_of_rows(both, 2, nullptr, 0, at::Tensor(), true);
 }
@@ -121,7 +117,7 @@ at::Tensor cat_relu(const std::vector<at::Tensor>& parts) {
   const at::Tensor& like = parts[0];
   int64_t channels = 0;
   for (const at::Tensor& part : parts) {
-    if (!typed(part) || part.scalar_type() != like.scalar_type() || part.numel() == 0 ||
+    if (!has_image_type(part) || part.scalar_type() != like.scalar_type() || part.numel() == 0 ||
         row_stride(part) == 0 || part.size(0) != like.size(0) ||
         part.sizes().slice(2) != like.sizes().slice(2)) {
       return {};
@@ -176,8 +172,8 @@ at::Tensor GradientSum::take() {
   if (plain.size() == 1 && masked.empty()) {
     return like.dim() == 4 ? like.contiguous(at::MemoryFormat::ChannelsLast) : like;
   }
-  const bool rows = typed(like) && like.numel() > 0 && are_rows(plain, like) && are_rows(masked, like) &&
-                    (!mask.defined() || is_rows(mask, like));
+  const bool rows = has_image_type(like) && like.numel() > 0 && are_rows(plain, like) &&
+                    are_rows(masked, like) && (!mask.defined() || is_rows(mask, like));
   if (!rows) {
     if (!masked.empty()) plain.push_back(at::threshold_backward(sum_by_torch(masked), mask, 0));
     return sum_by_torch(plain);

@@ -1,13 +1,13 @@
 #include "network_program.h"
 
 #include <ATen/Functions.h>
-#include <ATen/TensorIndexing.h>
 
 #include <array>
 #include <cmath>
 #include <map>
 
 #include "image_ops.h"
+#include "images.h"
 
 namespace ghn {
 namespace {
@@ -63,10 +63,6 @@ bool sensible(Code code, const std::vector<int64_t>& n) {
 
 bool fits(const std::vector<int64_t>& items, int64_t length) {
   return length < 0 ? !items.empty() : int64_t(items.size()) == length;
-}
-
-bool is_channels_last(const at::Tensor& x) {
-  return x.is_contiguous(at::MemoryFormat::ChannelsLast);
 }
 
 at::Tensor norm(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift, bool relu) {

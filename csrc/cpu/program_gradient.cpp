@@ -7,8 +7,8 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "../common/checks.h"
 #include "network_program.h"
@@ -55,7 +55,7 @@ std::vector<Place> places_of(at::IntArrayRef packed, int64_t numel) {
 
 // Gradients are few numbers each: a loop takes less time than the dispatch of a copy.
 void copy_to(const at::Tensor& from, const Place& place, const at::Tensor& flat) {
-  if (from.is_contiguous() && flat.scalar_type() == at::kFloat) {
+  if (from.is_contiguous() && from.numel() == place.numel) {
     float* to = flat.data_ptr<float>() + place.offset;
     if (from.scalar_type() == at::kFloat) {
       std::copy_n(from.const_data_ptr<float>(), place.numel, to);

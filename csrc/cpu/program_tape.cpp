@@ -7,20 +7,9 @@
 #include <utility>
 
 #include "image_ops.h"
+#include "images.h"
 
 namespace ghn {
-namespace {
-
-bool is_channels_last(const at::Tensor& x) {
-  return x.is_contiguous(at::MemoryFormat::ChannelsLast);
-}
-
-// Types that the ops for images compute in.
-bool typed(const at::Tensor& x) {
-  return x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16;
-}
-
-}  // namespace
 
 ProgramTape::ProgramTape(const std::vector<Instruction>& program, const Tensors& parameters,
                          std::optional<at::Generator> generator)
@@ -67,7 +56,7 @@ at::Tensor ProgramTape::run(size_t step, const Tensors& x, const Tensors& w) {
       record.convolution.emplace(x[0], w[0], instruction.numbers);
       return record.convolution->forward();
     case Code::kNorm: {
-      if (!is_channels_last(x[0]) || !typed(x[0])) break;
+      if (!is_channels_last(x[0]) || !has_image_type(x[0])) break;
       record.rectified = for_relu_[step];
       const bool relu = instruction.numbers[0] != 0 || record.rectified;
       auto [out, mean, invstd] = batch_norm_act_cpu(x[0], w[0], w[1], kNormEps, relu);
@@ -158,8 +147,8 @@ void ProgramTape::differentiate(size_t step, GradientSum sum,
   }
   switch (instruction.code) {
     case Code::kConv: {
-      const auto [x, w] =
-          records_[step].convolution->gradients(sum.take(), needs(sources[0]));
+      const Convolution& convolution = *records_[step].convolution;
+      const auto [x, w] = convolution.gradients(sum.take(), needs(sources[0]));
       if (x.defined()) gradient_of(sources[0]).add(x);
       store(instruction.parameters[0], w);
       return;

@@ -6,17 +6,8 @@
 #include <tuple>
 #include <vector>
 
+#include "../cpu/image_ops.h"
 #include "checks.h"
-
-namespace ghn {
-std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_cpu(
-    const at::Tensor& x, const std::optional<at::Tensor>& weight,
-    const std::optional<at::Tensor>& bias, double eps, bool relu);
-std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& weight,
-    const std::optional<at::Tensor>& bias, const at::Tensor& mean, const at::Tensor& invstd,
-    bool relu);
-}  // namespace ghn
 
 namespace {
 

@@ -4,19 +4,8 @@
 
 #include <vector>
 
+#include "../cpu/image_ops.h"
 #include "checks.h"
-
-namespace ghn {
-at::Tensor depthwise_conv2d_cpu(const at::Tensor& x, const at::Tensor& weight,
-                                at::IntArrayRef stride, at::IntArrayRef padding,
-                                at::IntArrayRef dilation);
-at::Tensor depthwise_conv2d_grad_input_cpu(const at::Tensor& grad, const at::Tensor& weight,
-                                           int64_t height, int64_t width, at::IntArrayRef stride,
-                                           at::IntArrayRef padding, at::IntArrayRef dilation);
-at::Tensor depthwise_conv2d_grad_weight_cpu(const at::Tensor& grad, const at::Tensor& x,
-                                            int64_t height, int64_t width, at::IntArrayRef stride,
-                                            at::IntArrayRef padding, at::IntArrayRef dilation);
-}  // namespace ghn
 
 namespace {
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, NamedTuple
 
 import torch
@@ -185,7 +186,11 @@ class Executor:
         sizes = costs if costs is not None else [job.numel for job in jobs]
         # The largest first, so that no thread is left with it at the end.
         order = sorted(range(len(jobs)), key=lambda i: -sizes[i])
-        futures = {i: self._pool.submit(_run, jobs[i], work, seeds[i], each) for i in order}
+        # The back end that is chosen here holds in the threads, too.
+        futures = {
+            i: self._pool.submit(copy_context().run, _run, jobs[i], work, seeds[i], each)
+            for i in order
+        }
         try:
             return [futures[i].result() for i in range(len(jobs))]
         finally:

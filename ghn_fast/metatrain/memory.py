@@ -54,8 +54,12 @@ def keep_freed_memory() -> bool:
 def settled() -> Iterator[None]:
     """Spare the collector of Python what is there when training begins: modules, for the most part.
 
-    Otherwise it walks through some hundred thousand objects again and again.
+    Otherwise it walks through some hundred thousand objects again and again. Whoever has frozen
+    objects before, this or the process's owner, keeps them so.
     """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.collect()
     gc.freeze()
     try:

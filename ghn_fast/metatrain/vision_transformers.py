@@ -67,7 +67,7 @@ class ViTItem:
             ValueError: If the side of the images is no multiple of that of a patch.
         """
         torchvision = require("torchvision", "vision", "vision transformers")
-        patch = _LARGE_PATCH if image_size >= _LARGE_IMAGE else _PATCH
+        patch = _patch(image_size)
         if image_size % patch:
             raise ValueError(
                 f"image_size: got {image_size}, needs a multiple of {patch} for vision transformers"
@@ -84,10 +84,9 @@ class ViTItem:
 
     def fixed(self, num_classes: int, image_size: int) -> dict[str, Tensor]:
         """Values of what rules may leave unpredicted, drawn as in torchvision; always the same."""
-        with torch.device("meta"):
-            table = self.build(num_classes, image_size).encoder.pos_embedding
-        generator = torch.Generator().manual_seed(derive_seed("vits", *table.shape))
-        positions = torch.empty(table.shape).normal_(std=0.02, generator=generator)
+        tokens = (image_size // _patch(image_size)) ** 2 + 1
+        generator = torch.Generator().manual_seed(derive_seed("vits", tokens, self.width))
+        positions = torch.empty(1, tokens, self.width).normal_(std=0.02, generator=generator)
         return {
             "class_token": torch.zeros(1, 1, self.width),
             "encoder.pos_embedding": positions,
@@ -115,6 +114,11 @@ class ViTItem:
         shape = (3, image_size, image_size)
         graph = capture(network, shape, self.virtual_edges, rules=self.rules)
         return _graphs.keep(key, graph)
+
+
+def _patch(image_size: int) -> int:
+    """Side of a patch."""
+    return _LARGE_PATCH if image_size >= _LARGE_IMAGE else _PATCH
 
 
 def vit_batches(

@@ -133,6 +133,18 @@ def test_compiled_networks_are_those_of_autograd_bit_for_bit_but_for_sums(
     assert_close(have.gradient, want.gradient, context="gradient")
 
 
+def test_a_back_end_that_is_asked_for_holds_in_the_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("the compiled op was called")
+
+    monkeypatch.setattr(candidate_run, "program_gradient", fail)
+    with ghn_fast.backend("reference"):
+        outcome = run(Executor(parallel=2), sorted(ARCHITECTURES))
+    assert not outcome.stats[:, 0].any()
+
+
 def test_networks_side_by_side_give_what_they_give_alone() -> None:
     names = sorted(ARCHITECTURES)
     alone = run(Executor(parallel=1), names, seeds=[5, 6, 7, 8])

@@ -137,5 +137,8 @@ def test_the_collector_is_as_before_when_training_ends() -> None:
     frozen = gc.get_freeze_count()
     with pytest.raises(RuntimeError), settled():
         assert gc.get_freeze_count() > frozen
+        with settled():
+            pass
+        assert gc.get_freeze_count() > frozen
         raise RuntimeError
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() == frozen == 0
