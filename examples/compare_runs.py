@@ -5,16 +5,12 @@ python examples/compare_runs.py docs/digits-precisions.png runs/float32 runs/bf1
 
 from __future__ import annotations
 
-import statistics
 import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from plot_metrics import medians, read_steps, style, windows
 
-from ghn_fast.metatrain.metrics import read_metrics
-
-# Points of a curve are medians over windows: single architectures can have huge losses.
-_WINDOWS = 20
 # Colour-blind safe (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
@@ -24,18 +20,14 @@ def main(picture: Path, runs: list[Path]) -> None:
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     panels = figure.subplots(1, 2)
     for run, colour in zip(runs, _COLOURS, strict=False):
-        lines = [line for line in read_metrics(run) if line["loss"] is not None]
-        width = max(len(lines) // _WINDOWS, 1)
-        windows = [lines[i : i + width] for i in range(0, len(lines) - width + 1, width)]
-        steps = [window[-1]["step"] for window in windows]
+        groups = windows(read_steps(run))
+        steps = [group[-1]["step"] for group in groups]
         for axes, name in zip(panels, ("loss", "top1"), strict=True):
-            values = [statistics.median(line[name] for line in window) for window in windows]
-            axes.plot(steps, values, color=colour, linewidth=1.6, label=run.name)
+            axes.plot(steps, medians(groups, name), color=colour, linewidth=1.6, label=run.name)
     for axes, label in zip(panels, ("loss", "training top-1 (%)"), strict=True):
         axes.set_xlabel("step")
         axes.set_ylabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="0.92", linewidth=0.8)
+        style(axes)
     panels[0].legend(frameon=False)
     figure.savefig(picture, dpi=140)
 

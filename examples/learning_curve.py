@@ -8,13 +8,11 @@ candidate networks, three passes, images times architectures.
 
 from __future__ import annotations
 
-import statistics
 import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
-
-from ghn_fast.metatrain.metrics import read_metrics
+from plot_metrics import medians, read_steps, style, windows
 
 # Mean training cross-entropy of the published run (arXiv 2110.13100) in epochs of 704 steps of
 # 8 x 64, which take 75 petaFLOPs in all 300 epochs; the middle of each span.
@@ -31,14 +29,14 @@ def main(picture: Path, runs: list[tuple[Path, float]]) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     losses, steps, flops, first, spent = [], [], [], 0, 0.0
     for run, per_thousand in runs:
-        lines = [line for line in read_metrics(run) if line["loss"] is not None]
-        width = max(len(lines) // _WINDOWS, _LEAST)
-        for start in range(0, len(lines) - width + 1, width):
-            window = lines[start : start + width]
-            losses.append(statistics.median(line["loss"] for line in window))
-            steps.append(first + window[-1]["step"])
-            flops.append(spent + window[-1]["step"] * per_thousand / 1000)
-        first, spent = first + lines[-1]["step"], spent + lines[-1]["step"] * per_thousand / 1000
+        done = read_steps(run)
+        groups = windows(done, _WINDOWS, _LEAST)
+        ends = [group[-1]["step"] for group in groups]
+        losses += medians(groups, "loss")
+        steps += [first + end for end in ends]
+        flops += [spent + end * per_thousand / 1000 for end in ends]
+        last = done[-1]["step"]
+        first, spent = first + last, spent + last * per_thousand / 1000
     published = list(_PUBLISHED.values())
     panels[0].plot(
         [e * _EPOCH for e in _PUBLISHED], published, "o-", color="0.5", label="published"
@@ -49,8 +47,7 @@ def main(picture: Path, runs: list[tuple[Path, float]]) -> None:
     for axes, label in zip(panels, ("step", "petaFLOPs"), strict=True):
         axes.set_xscale("log")
         axes.set_xlabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="0.92", linewidth=0.8)
+        style(axes)
     panels[0].set_ylabel("training cross-entropy")
     panels[0].legend(frameon=False)
     figure.savefig(picture, dpi=140)

@@ -58,6 +58,9 @@ def test_demo_shows_what_networks_see(
     assert names == {"tiny.json", "tiny.png", "tiny-images.png"}
     report = json.loads((tmp_path / "out" / "tiny.json").read_text())
     assert (report["dataset"], len(report["records"])) == ("digits", 2)
+    status, _, error = run("demo", "--dataset", "digits", *arguments)
+    assert status == 2
+    assert "--dataset: got digits, needs --ckpt" in error
     # Without arguments: those that come with the package, natural images first.
     assert set(demo._BUNDLED) >= set(ghn_fast.hypernet.checkpoint.bundled())
     assert next(iter(demo._BUNDLED.values())) == "cifar10-sample"

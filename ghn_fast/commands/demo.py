@@ -14,10 +14,8 @@ from ghn_fast.commands.output import make_console, say_written
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from ghn_fast.commands.evaluation import FittedItem
-    from ghn_fast.hypernet import GHN
     from ghn_fast.vision import ArchitectureResult, EvaluationReport, ImageSplits
 
 # Meta-training never draws from this stream of test architectures.
@@ -26,11 +24,12 @@ _TEST_SEED = 0
 # Bundled hypernetworks, natural images first, and the images that each knows.
 _BUNDLED = {"ghn2-cifar10": "cifar10-sample", "ghn2-digits": "digits"}
 
-# Held-out images that networks are evaluated on, at most: the demo is over within a minute or so.
-_MOST_IMAGES = 300
+# Test images that are kept of more than twice as many: the demo is over within a minute or so.
+_KEPT_IMAGES = 300
 
-# Of the images that are drawn with the classes that a network gives them.
-_SHOWN = 18
+# Images a batch, whose statistics BatchNorm layers normalise by, as published; the first ones of
+# the first batch are drawn with the classes that a network gives them.
+_BATCH, _SHOWN = 64, 18
 
 
 def demo(
@@ -40,16 +39,23 @@ def demo(
         typer.Option("--ckpt", help="A hypernetwork; by default those that come with the package."),
     ] = None,
     dataset: Annotated[
-        str, typer.Option("--dataset", help="Images for it: digits or cifar10-sample.")
-    ] = "digits",
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="Images for it: digits or cifar10-sample.  "
+            "[default: what a bundled one knows, digits for others]",
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Unseen test architectures.")] = 8,
 ) -> dict[str, Any]:
     """Predict ResNet-50 and unseen architectures, and evaluate them on held-out images."""
     from ghn_fast.hypernet.checkpoint import bundled
 
     check_out(out)
+    if ckpt is None and dataset is not None:
+        raise ValueError(f"--dataset: got {dataset}, needs --ckpt with the hypernetwork for it")
     here = {name: images for name, images in _BUNDLED.items() if name in bundled()}
-    chosen = here if ckpt is None else {ckpt: dataset}
+    chosen = here if ckpt is None else {ckpt: dataset or _BUNDLED.get(ckpt, "digits")}
     found = {name: _evaluate(name, images, count) for name, images in chosen.items()}
     out.mkdir(parents=True, exist_ok=True)
     written = [
@@ -65,17 +71,19 @@ class _Shown(NamedTuple):
 
     report: EvaluationReport
     title: str
-    images: Tensor  # (n, 3, S, S) uint8
+    images: Tensor  # (B, 3, S, S), pixels of 0..1
     names: list[str]
     targets: list[int]
-    classes: list[int]  # that the predicted ResNet-50 gives them
+    classes: list[int]  # that the predicted ResNet-50 gives the first ones; none if it failed
 
 
 def _evaluate(ckpt: str, dataset: str, count: int) -> _Shown:
+    import torch
+
     from ghn_fast.commands.evaluation import FittedItem, fill
     from ghn_fast.deepnets import DeepNets, SampledNets
     from ghn_fast.hypernet import from_pretrained
-    from ghn_fast.vision import evaluate_networks, load_images
+    from ghn_fast.vision import eval_batches, evaluate_networks, load_images
 
     ghn = from_pretrained(ckpt)
     splits = _fewer(load_images(dataset))
@@ -88,14 +96,32 @@ def _evaluate(ckpt: str, dataset: str, count: int) -> _Shown:
         f"{ckpt}: predicting {len(items)} networks that it has not seen, evaluating them on "
         f"{len(splits.test)} held-out images ({dataset})"
     )
-    report = evaluate_networks(items, lambda model, graph: fill(ghn, model, graph), splits)
+    batch, _ = next(eval_batches(splits.test, splits, _BATCH))
+    classes: list[int] = []
+
+    def classify(model: nn.Module, record: ArchitectureResult) -> None:
+        if record.name == resnet.name:
+            with torch.inference_mode():
+                classes.extend(model.eval()(batch).argmax(1)[:_SHOWN].tolist())
+
+    report = evaluate_networks(
+        items,
+        lambda model, graph: fill(ghn, model, graph),
+        splits,
+        batch_size=_BATCH,
+        on_network=classify,
+    )
     console.print(_table(report.records, nets))
     for name, summary in (("predicted", report.predicted), ("random", report.random)):
         if summary is not None:
             console.print(
                 f"{name} parameters: {summary.mean:.1f} ± {summary.standard_error:.1f} % top-1"
             )
-    return _classify(ghn, items[0], splits, report, f"ResNet-50, predicted by {ckpt}")
+    # The same batch as pixels of 0..1.
+    plain = replace(splits, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    pixels, targets = next(eval_batches(splits.test, plain, _BATCH))
+    title = f"ResNet-50, predicted by {ckpt}"
+    return _Shown(report, title, pixels, list(splits.class_names), targets.tolist(), classes)
 
 
 def _fewer(splits: ImageSplits) -> ImageSplits:
@@ -103,42 +129,24 @@ def _fewer(splits: ImageSplits) -> ImageSplits:
     import torch
 
     total = len(splits.test)
-    if total <= 2 * _MOST_IMAGES:
+    if total <= 2 * _KEPT_IMAGES:
         return splits
     # In order of their classes, so that steps through them take as many of each.
     order = splits.test.targets.argsort(stable=True)
-    chosen = order[torch.arange(_MOST_IMAGES) * total // _MOST_IMAGES]
+    chosen = order[torch.arange(_KEPT_IMAGES) * total // _KEPT_IMAGES]
     return replace(splits, test=splits.test.subset(chosen))
-
-
-def _classify(
-    ghn: GHN, item: FittedItem, splits: ImageSplits, report: EvaluationReport, title: str
-) -> _Shown:
-    """Classes that a predicted network gives to some images, by the statistics of their batch."""
-    import torch
-
-    from ghn_fast.commands.evaluation import fill
-    from ghn_fast.hypernet.batch_statistics import use_batch_statistics
-    from ghn_fast.vision import eval_batches
-
-    network = item.build(num_classes=splits.num_classes, image_size=splits.image_size)
-    fill(ghn, network, item.graph)
-    use_batch_statistics(network.eval())
-    images, targets = next(iter(eval_batches(splits.test, splits, 64)))
-    with torch.inference_mode():
-        classes = network(images).argmax(1)[:_SHOWN].tolist()
-    shape = (-1, 1, 1)
-    pixels = images[:_SHOWN] * torch.tensor(splits.std).view(shape)
-    pixels = (pixels + torch.tensor(splits.mean).view(shape)).clamp(0, 1)
-    return _Shown(report, title, pixels, list(splits.class_names), targets.tolist(), classes)
 
 
 def _write(shown: _Shown, out: Path, name: str) -> list[Path]:
     """The report and the pictures, as files that begin with the hypernetwork's name."""
     report = shown.report
     report.to_json(out / f"{name}.json")
-    drawn = picture(type(report).histogram, report, out / f"{name}.png")
-    return [out / f"{name}.json", *drawn, *picture(_draw, shown, out / f"{name}-images.png")]
+    written = [out / f"{name}.json"]
+    if report.predicted is not None:
+        written += picture(type(report).histogram, report, out / f"{name}.png")
+    if shown.classes:
+        written += picture(_draw, shown, out / f"{name}-images.png")
+    return written
 
 
 def _draw(shown: _Shown, path: Path) -> None:

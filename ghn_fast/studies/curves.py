@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ghn_fast.utils.optional import require
-from ghn_fast.vision.results import PICTURE_SUFFIXES
+from ghn_fast.vision.results import check_picture_name
 
 _PANELS_IN_A_ROW = 3
 # Colour-blind safe (Okabe and Ito), dark enough for lines on white.
@@ -143,20 +143,6 @@ def plus_minus(values: Sequence[float], digits: int = 1) -> str:
     mean, deviation = mean_and_deviation(values)
     text = f"{mean:.{digits}f}"
     return text if math.isnan(deviation) else f"{text} ± {deviation:.{digits}f}"
-
-
-def check_picture_name(path: str | Path) -> Path:
-    """Refuse a picture of an unknown format.
-
-    Raises:
-        ValueError: If the suffix is none of .png, .svg, .pdf.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise ValueError(
-            f"the picture must end in one of {', '.join(PICTURE_SUFFIXES)}; got {path}"
-        )
-    return path
 
 
 def draw_curves(

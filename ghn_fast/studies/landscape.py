@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghn_fast.studies.curves import COLOURS, check_picture_name
+from ghn_fast.studies.curves import COLOURS
 from ghn_fast.studies.embeddings import frechet_distance, nearest, principal_components
 from ghn_fast.utils.optional import require
+from ghn_fast.vision.results import check_picture_name
 
 # To the training split, GHN-2 for CIFAR-10 (arXiv 2110.13100, appendix).
 PUBLISHED = {"test": 0.30, "wide": 0.80, "deep": 1.11, "dense": 0.59, "bnfree": 3.64}

@@ -29,6 +29,7 @@ from ghn_fast.utils.optional import require
 from ghn_fast.vision.batches import eval_batches
 from ghn_fast.vision.evaluate import accuracy
 from ghn_fast.vision.images import ImageSplits
+from ghn_fast.vision.results import check_picture_name
 
 CRITERIA = ("regression", "predicted", "both")
 
@@ -373,7 +374,7 @@ def draw_search(report: SearchReport, path: str | Path, label: str = "score") ->
     """
     Figure = require("matplotlib.figure", "drawing", "pictures").Figure
 
-    from ghn_fast.studies.curves import COLOURS, check_picture_name
+    from ghn_fast.studies.curves import COLOURS
 
     path = check_picture_name(path)
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")

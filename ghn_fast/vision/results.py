@@ -19,6 +19,20 @@ PREDICTED_COLOUR = "#0072B2"
 RANDOM_COLOUR = "#D55E00"
 
 
+def check_picture_name(path: str | Path) -> Path:
+    """Refuse a picture of an unknown format.
+
+    Raises:
+        ValueError: If the suffix is none of .png, .svg, .pdf.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(
+            f"the picture must end in one of {', '.join(PICTURE_SUFFIXES)}; got {path}"
+        )
+    return path
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a number of values have in common.
@@ -175,11 +189,7 @@ class EvaluationReport:
         Raises:
             ValueError: If the suffix is another, or no architecture was evaluated.
         """
-        path = Path(path)
-        if path.suffix.lower() not in PICTURE_SUFFIXES:
-            raise ValueError(
-                f"the picture must end in one of {', '.join(PICTURE_SUFFIXES)}; got {path}"
-            )
+        path = check_picture_name(path)
         if self.predicted is None:
             raise ValueError("there is nothing to draw: no architecture was evaluated")
         _draw(self).savefig(path, dpi=160)

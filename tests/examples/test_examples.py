@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,39 @@ def test_an_example_runs(tmp_path: Path, words: tuple[str, ...], expected: str) 
     done = run(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("example", "suffix"),
+    [("plot_metrics.py", ""), ("compare_runs.py", ""), ("learning_curve.py", ":0.5")],
+)
+def test_runs_are_drawn(tmp_path: Path, example: str, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        lines = [{"step": k, "loss": 2 / k if k % 9 else None, "top1": k} for k in range(1, 121)]
+        text = "\n".join(map(json.dumps, lines))
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+    done = run(tmp_path, example, "curve.png", f"first{suffix}", f"second{suffix}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_points_of_a_curve_are_medians_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from plot_metrics import medians, read_steps, windows
+
+    groups = windows([{"step": k, "loss": float(k)} for k in range(11)], count=3)
+    assert [[step["step"] for step in group] for group in groups] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7, 8],
+    ]
+    assert medians(groups, "loss") == [1.0, 4.0, 7.0]
+    assert windows([{"step": 0}, {"step": 1}], least=3) == []
+    with pytest.raises(SystemExit, match=r"nowhere: has no metrics\.jsonl"):
+        read_steps(Path("nowhere"))
 
 
 def test_a_hypernetwork_of_other_rules_searches(tmp_path: Path) -> None:
