@@ -195,11 +195,7 @@ def run_jobs(
         if on_result is not None:
             on_result(len(done), len(mine), record)
     gathered = distributed.gather_objects((done, finished))
-    parts = [part for part, _ in gathered]
-    # Job k was the (k // size)-th of process k % size.
-    records = [
-        parts[k % size][k // size] for k in range(len(jobs)) if k // size < len(parts[k % size])
-    ]
+    records = distributed.interleave([part for part, _ in gathered])
     return records, all(complete for _, complete in gathered)
 
 

@@ -6,13 +6,13 @@ environment variables. Without torchrun everything here works for one process, a
     with distributed.job("cpu") as here:
         for index in range(here.rank, 1000, here.size):
             ...
-        everything = distributed.gather_objects(results)
+        everything = distributed.interleave(distributed.gather_objects(results))
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -150,6 +150,15 @@ def gather_objects(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def interleave(parts: Sequence[Sequence[T]]) -> list[T]:
+    """Put in order what was shared out in turn: item k went to process k % :func:`world_size`.
+
+    A process that stopped early has fewer; what it lacks is left out.
+    """
+    longest = max(map(len, parts))
+    return [part[k] for k in range(longest) for part in parts if k < len(part)]
 
 
 def broadcast_object(value: T) -> T:

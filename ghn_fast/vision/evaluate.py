@@ -210,13 +210,9 @@ def evaluate_networks(
         raise ValueError(f"images must be 'test' or 'val', got {images!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be None or 1 or more, got {limit}")
-    if statistics_batches < 0 or not noise >= 0:
-        name, value = (
-            ("noise", noise)
-            if statistics_batches >= 0
-            else ("statistics_batches", statistics_batches)
-        )
-        raise ValueError(f"{name}: got {value}, needs a number of at least 0")
+    for name, value in (("statistics_batches", statistics_batches), ("noise", noise)):
+        if not value >= 0:
+            raise ValueError(f"{name}: got {value}, needs a number of at least 0")
     device = torch.device(device)
     image_bytes = 3 * splits.image_size**2 * 4
     image_set = splits.split(images)
@@ -252,9 +248,7 @@ def evaluate_networks(
         records.append(record)
         if on_result is not None:
             on_result(record)
-    gathered = distributed.gather_objects(records)
-    # Item k was the (k // size)-th of process k % size.
-    records = [part[k] for k in range(len(gathered[0])) for part in gathered if k < len(part)]
+    records = distributed.interleave(distributed.gather_objects(records))
     return EvaluationReport(
         dataset=splits.name,
         images=images,

@@ -83,6 +83,12 @@ def test_without_a_launcher_there_is_one_process() -> None:
         distributed.barrier()
 
 
+def test_what_is_shared_out_comes_back_in_order() -> None:
+    assert distributed.interleave([[0, 3, 6], [1, 4], [2, 5]]) == [*range(7)]
+    assert distributed.interleave([[0], [1, 4], []]) == [0, 1, 4]  # two stopped early
+    assert distributed.interleave([[], []]) == []
+
+
 def test_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
