@@ -50,6 +50,9 @@ struct ExpandMath {
   static GHN_INLINE T narrow(T x) { return x; }
 };
 
+// Copies of an element whose loads a thread of the backward pass has in flight at a time.
+constexpr int kInFlight = 4;
+
 struct ExpandRow {
   int64_t source;      // of the block in its tensor
   int64_t offset;      // of the parameter in the flat buffer
@@ -115,14 +118,23 @@ struct ExpandRow {
       const Int channel_step = parts / repeats, place_step = parts % repeats;
       Int channel = part / repeats, place = part % repeats;
       const Int count = Int((channels - row + rows - 1) / rows);
+      // Where they lie first, and the loads together: a load that waits for the one before it
+      // leaves a GPU's memory idle. They are added one by one, in the order of the copies.
       while (channel < count) {
-        const Int column = t + place * Int(period);
-        if (column < Int(row_length)) {
-          sum += ExpandMath<T>::widen(
-              values[(row + channel * Int(rows)) * Int(row_length) + column]);
+        Int at[kInFlight];
+        bool there[kInFlight];
+        for (int k = 0; k < kInFlight; ++k) {
+          const Int column = t + place * Int(period);
+          there[k] = channel < count && column < Int(row_length);
+          at[k] = (row + channel * Int(rows)) * Int(row_length) + column;
+          channel += channel_step, place += place_step;
+          if (place >= repeats) place -= repeats, ++channel;
         }
-        channel += channel_step, place += place_step;
-        if (place >= repeats) place -= repeats, ++channel;
+        typename ExpandMath<T>::type value[kInFlight] = {};
+        for (int k = 0; k < kInFlight; ++k) {
+          if (there[k]) value[k] = ExpandMath<T>::widen(values[at[k]]);
+        }
+        for (int k = 0; k < kInFlight; ++k) sum += value[k];
       }
       return sum;
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,21 @@ def test_the_kernels_compile_for_a_gpu(
         code = machine_code(kernel, pointers, constants, warps)
         assert ".target sm_90" in code.ptx
         assert "st.global" in code.ptx
+        assert code.spilled == 0
+        if kernel is module._expand_backward_kernel:
+            assert_loads_in_flight(code.ptx, 4)
+
+
+def assert_loads_in_flight(ptx: str, least: int) -> None:
+    """Each innermost loop issues so many loads of gradients before it branches."""
+    found = 0
+    for block in re.split(r"^\$L__BB.*$", ptx, flags=re.M):
+        loads = len(re.findall(r"^\s*@%p\d+ ld\.global", block, re.M))
+        if loads > 1:
+            found += 1
+            assert loads >= least, block
+    # Of many copies and of few, each in a linear parameter and in any.
+    assert found >= 4
 
 
 @only_once
