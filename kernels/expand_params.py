@@ -5,7 +5,8 @@ one, joined, and a plan is packed into what the programs of a launch look up.
 
 Forward: a program writes a tile of one parameter, and of the gap behind it. Backward: a program
 sums the copies of a tile of elements of the blocks, in a fixed order and without atomics, so that
-gradients are deterministic; each of its threads has four loads of gradients in flight. Float16 and bfloat16 are computed in float32.
+gradients are deterministic; each of its threads has four loads of gradients in flight. Float16 and
+bfloat16 are computed in float32.
 
 Tested in Triton's interpreter, and compiled for a GPU (sm_90); the compiled code has not run on one
 yet. The sizes of the tiles are not tuned.
