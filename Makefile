@@ -8,7 +8,7 @@ CANDIDATES := $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint docs format sanitize gpu-check test-oldest gpu-train clean \
-  bench bench-compare bench-bisect bench-noise bench-instructions bench-measure bench-docs \
+  bench bench-compare bench-bisect bench-noise bench-prove bench-instructions bench-measure bench-docs \
   bench-publish bench-track bench-quick
 
 help: ## Show this list
@@ -83,6 +83,9 @@ bench-bisect: $(if $(VENV_PYTHON),,$(STAMP)) ## Find the commit between GOOD=REV
 
 bench-noise: $(if $(VENV_PYTHON),,$(STAMP)) ## Measure this machine's noise, from which thresholds follow
 	@$(BENCH) benchmarks/bench.py noise $(NOISE)
+
+bench-prove: $(if $(VENV_PYTHON),,$(STAMP)) ## Count how often planted slow-downs are found here (hours; goes on where it was)
+	@$(BENCH) benchmarks/bench.py prove $(PROVE)
 
 bench-instructions: $(if $(VENV_PYTHON),,$(STAMP)) ## Show which functions execute more than in BASE=REV (valgrind)
 	@test -n "$(BASE)" || { echo "bench-instructions: name a revision, BASE=main" >&2; exit 2; }

@@ -181,6 +181,27 @@ def one_case(text: str) -> list[Case]:
     return exact or here
 
 
+def run_prove(arguments: Arguments) -> int:
+    """Count how often planted slow-downs are found, and alarms on unchanged trees (hours)."""
+    from suite.proof import CASES, PERCENTS, Proof
+
+    tiers = noise.read_tiers(arguments.results)
+    if not tiers:
+        say("bench-prove: the noise of this machine is not known; run `make bench-noise` first")
+        return 2
+    thresholds = {name: tier.threshold for name, tier in tiers.items()}
+    proof = Proof(tree_of(arguments.revision), thresholds, arguments.results, say)
+    try:
+        for path in arguments.plants or CASES:
+            for percent in PERCENTS:
+                proof.planted(path, percent, arguments.runs)
+        proof.unchanged(arguments.unchanged)
+    except KeyboardInterrupt:
+        say("bench-prove: interrupted; the same command goes on")
+    print("\n".join(proof.table()))
+    return 0
+
+
 def run_track(arguments: Arguments) -> int:
     """Record the counts of the guarded cases, or compare them with what is recorded."""
     from suite import tracked
@@ -287,6 +308,7 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "bisect": run_bisect,
     "noise": run_noise,
     "instructions": run_instructions,
+    "prove": run_prove,
     "track": run_track,
     "measure": run_measure,
     "docs": run_docs,
@@ -310,7 +332,7 @@ def parser() -> argparse.ArgumentParser:
         made[name].add_argument("--head-tree", type=Path, help="a folder in the place of one")
     for name in ("compare", "instructions", "noise", "measure"):
         made[name].add_argument("--only", nargs="+", help="cases whose name contains one of these")
-    for name in ("compare", "noise", "site"):
+    for name in ("compare", "noise", "prove", "site"):
         made[name].add_argument("--results", type=Path, default=RESULTS, help="folder of results")
     for name, rounds, seconds in (("compare", MOST_ROUNDS, 570.0), ("noise", 40, 3000.0)):
         made[name].add_argument("--rounds", type=int, default=rounds, help="at most so many")
@@ -325,6 +347,10 @@ def parser() -> argparse.ArgumentParser:
     add("--action-json", type=Path, help="where to write times for github-action-benchmark")
     add("--bencher-json", type=Path, help="where to write times and counts for Bencher")
     made["noise"].add_argument("revision", nargs="?", default="HEAD")
+    made["prove"].add_argument("revision", nargs="?", default="HEAD")
+    made["prove"].add_argument("--plants", nargs="+", help="these alone")
+    made["prove"].add_argument("--runs", type=int, default=10, help="of each plant")
+    made["prove"].add_argument("--unchanged", type=int, default=20, help="runs of unchanged trees")
     for name in ("case", "good", "bad"):
         made["bisect"].add_argument(name)
     made["bisect"].add_argument("--seconds", type=float, default=840.0)

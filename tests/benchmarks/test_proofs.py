@@ -1,6 +1,6 @@
 """Planted slow-downs are found, an unchanged tree passes, a planted commit is named (slow).
 
-Each test is one run; a rate takes several.
+Each test is one run; a rate takes several: `make bench-prove`.
 """
 
 from __future__ import annotations
@@ -11,24 +11,12 @@ from pathlib import Path
 
 import pytest
 from suite import culprit, noise, plants, trees
-from suite.cases import Case, guarded_cases
 from suite.decide import Verdict
+from suite.proof import CASES, case_of, cpu_cases
 from suite.rounds import compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.extension]
 ROOT = Path(__file__).resolve().parent.parent.parent
-# What a plant slows down: the ops, and prediction in Python.
-CASES = {
-    "gated_gnn": "gated_gnn.forward(cpu",
-    "expand_params": "expand_params.forward(cpu, cpu, hid=32, train",
-    "shortest_distances": "shortest_distances.call(cpu, cpu, hid=32, deep",
-    "predict": "predict_warm.call(auto, cpu",
-}
-
-
-def case_of(path: str) -> Case:
-    (case,) = [case for case in guarded_cases() if case.name.startswith(CASES[path])]
-    return case
 
 
 def thresholds() -> dict[str, float]:
@@ -55,8 +43,7 @@ def test_a_planted_slow_down_is_found(base: Path, tmp_path: Path, path: str, per
 def test_an_unchanged_tree_passes(base: Path, tmp_path: Path) -> None:
     head = tmp_path / "head"
     shutil.copytree(base, head, symlinks=True)
-    cases = [case for case in guarded_cases() if case.device == "cpu"]
-    outcomes = compare(base, head, cases, thresholds=thresholds())
+    outcomes = compare(base, head, cpu_cases(), thresholds=thresholds())
     assert [outcome.case.name for outcome in outcomes if outcome.failed] == []
 
 
