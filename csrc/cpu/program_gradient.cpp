@@ -4,6 +4,7 @@
 // Floor: that of the operations themselves. No lock of Python is held: networks of a meta-batch run
 // side by side in threads of their own.
 #include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
