@@ -24,6 +24,13 @@ Dataset = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="Of the networks: float32, tf32, bf16, fp16 or auto (the fastest).",
+    ),
+]
 DataRoot = Annotated[str | None, typer.Option("--data-root", help="Folder of the image data.")]
 Pixels = Annotated[
     int | None, typer.Option("--image-size", min=8, help="Side of the images in pixels.")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ghn_fast._version import __version__
-from ghn_fast.metatrain.precision import choose
 from ghn_fast.ops import backend, load_all
+from ghn_fast.vision.precision import choose
 
 
 def facts() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ghn_fast.commands.common import (
     DeepNetsFolder,
     Device,
     Pixels,
+    Precision,
     check_device,
     check_out,
     make_progress,
@@ -69,6 +70,7 @@ def evaluate(
         float,
         typer.Option(min=0, help="Noise on pixels of 0..1 in a further evaluation; 0: none."),
     ] = 0.0,
+    precision: Precision = "float32",
     out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("evaluation"),
     device: Device = "cpu",
 ) -> dict[str, Any]:
@@ -108,6 +110,7 @@ def evaluate(
             on_result=on_result,
             statistics_batches=statistics_batches,
             noise=noise,
+            precision=precision,
         )
     if not main_process:
         return {"main_process": False}
@@ -142,6 +145,7 @@ def evaluate_split(
     statistics_batches: int = 0,
     noise: float = 0.0,
     on_network: Callable[[nn.Module, ArchitectureResult], None] | None = None,
+    precision: str = "float32",
 ) -> EvaluationReport:
     """Evaluate predicted networks of a split on held-out images.
 
@@ -158,7 +162,8 @@ def evaluate_split(
         baseline: Whether to evaluate random initialisation, too.
         device: Where to run the networks.
         on_result: Called with (done, total, record) after each architecture.
-        statistics_batches, noise, on_network: As in :func:`ghn_fast.vision.evaluate_networks`.
+        statistics_batches, noise, on_network, precision: As in
+            :func:`ghn_fast.vision.evaluate_networks`.
 
     Raises:
         ValueError: If the data set has another number of classes than the hypernetwork.
@@ -203,6 +208,7 @@ def evaluate_split(
         statistics_batches=statistics_batches,
         noise=noise,
         on_network=on_network,
+        precision=precision,
     )
 
 
@@ -248,7 +254,10 @@ def print_evaluation(report: EvaluationReport, title: str) -> None:
     """Print the summary of an evaluation."""
     from rich.table import Table
 
-    table = Table(title=f"{title}, {report.num_images} {report.images} images of {report.dataset}")
+    title += f", {report.num_images} {report.images} images of {report.dataset}"
+    if report.precision != "float32":
+        title += f", networks in {report.precision}"
+    table = Table(title=title)
     table.add_column("parameters")
     table.add_column("BatchNorm")
     for column in ("top-1 average %", "standard error", "best", "worst", "networks"):

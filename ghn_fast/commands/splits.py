@@ -14,6 +14,7 @@ from ghn_fast.commands.common import (
     DeepNetsFolder,
     Device,
     Pixels,
+    Precision,
     check_device,
     check_out,
     make_progress,
@@ -46,6 +47,7 @@ def evaluate_splits(
     ] = 200,
     noise: Annotated[float, typer.Option(min=0, help="Noise on pixels of 0..1.")] = 0.08,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampled architectures.")] = 0,
+    precision: Precision = "float32",
     out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("evaluation"),
     device: Device = "cpu",
 ) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def evaluate_splits(
     interrupted = False
     told: dict[str, Any] = {"ckpt": ckpt, "dataset": dataset, "noise": noise, "seed": seed}
     told |= {"statistics_batches": statistics_batches, "batch_size": batch_size}
-    told["image_size"] = splits.image_size
+    told |= {"image_size": splits.image_size, "precision": precision}
     with make_progress() as progress:
 
         def evaluate(name: str, on_network: Any) -> EvaluationReport:
@@ -99,6 +101,7 @@ def evaluate_splits(
                 statistics_batches=statistics_batches,
                 noise=noise,
                 on_network=on_network,
+                precision=precision,
             )
 
         def keep(done: list[SplitRow]) -> None:
@@ -110,7 +113,8 @@ def evaluate_splits(
             all_splits.evaluate_splits(evaluate, chosen, keep)
         except KeyboardInterrupt:
             interrupted = True
-    print_table(splits_table(rows, f"{ckpt}, {dataset}", noise))
+    narrow = "" if precision == "float32" else f", networks in {precision}"
+    print_table(splits_table(rows, f"{ckpt}, {dataset}{narrow}", noise))
     written = []
     if rows:
         written = [out / "splits.json", *picture(draw_splits, rows, out / "splits.png")]

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ghn_fast.metatrain.candidates import Candidate, candidate, candidate_key
-from ghn_fast.metatrain.precision import PRECISIONS, autocast
 from ghn_fast.ops.backend import resolve
 from ghn_fast.ops.program_gradient import program_gradient
+from ghn_fast.vision.precision import PRECISIONS, autocast
 
 # Per parameter (offset, shape) in the flat buffer, in the order of the buffer.
 Ranges = dict[str, tuple[int, tuple[int, ...]]]
@@ -46,7 +46,7 @@ class Work(NamedTuple):
         images: Images (B, 3, S, S).
         targets: Class of each image (B,).
         factor: Factor on the loss, a number or a tensor () on the device.
-        precision: See :mod:`ghn_fast.metatrain.precision`.
+        precision: See :mod:`ghn_fast.vision.precision`.
         device: Where they run.
         num_classes: Number of classes.
         label_smoothing: Of the cross-entropy.

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, get_type_hints
 from ghn_fast.deepnets.architectures.spec import LARGE_IMAGE
 from ghn_fast.hypernet.config import GHNConfig
 from ghn_fast.metatrain.network_gradients import RULES
-from ghn_fast.metatrain.precision import AUTO, PRECISIONS
 from ghn_fast.metatrain.trackers import check_trackers
 from ghn_fast.utils.settings import Section, checked, setting
+from ghn_fast.vision.precision import AUTO, PRECISIONS
 
 # Steps over which `max_skip_rate` is taken.
 SKIP_WINDOW = 100
@@ -150,7 +150,7 @@ class ExecutionConfig(Section):
         precision: Of the candidate networks: ``float32``; ``tf32``, float32 whose products a GPU
             computes in TF32; ``bf16`` or ``fp16`` (the latter with a scaled loss). ``auto`` is the
             faster one of float32 and bf16 where the run is started
-            (:func:`ghn_fast.metatrain.precision.choose`); it is continued in the same.
+            (:func:`ghn_fast.vision.precision.choose`); it is continued in the same.
         channels_last: Whether candidate networks compute with channels last.
         parallel_networks: Candidate networks that run at a time: threads on a CPU, streams on a
             GPU. One per thread of torch, and four streams, by default.

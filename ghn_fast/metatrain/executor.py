@@ -23,7 +23,7 @@ from torch import Tensor
 from ghn_fast.metatrain.candidate_run import Job, Ranges, Work, attempt
 from ghn_fast.metatrain.cuda_device import CudaDevice
 from ghn_fast.metatrain.cuda_networks import CudaNetworks
-from ghn_fast.metatrain.precision import AUTO, PRECISIONS, casts, choose, tensor_cores
+from ghn_fast.vision.precision import AUTO, PRECISIONS, casts, choose, tensor_cores
 
 
 class Outcome(NamedTuple):
@@ -49,7 +49,7 @@ class Executor:
 
     Args:
         device: Where.
-        precision: One of :data:`ghn_fast.metatrain.precision.PRECISIONS`.
+        precision: One of :data:`ghn_fast.vision.precision.PRECISIONS`.
         channels_last: Whether images and activations are stored with channels last.
         parallel: Networks at a time: threads on a CPU, streams on a GPU. By default one per CPU
             thread of torch, and four streams.

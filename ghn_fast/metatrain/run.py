@@ -29,7 +29,6 @@ from ghn_fast.metatrain.language import is_text, load_text, text_batches
 from ghn_fast.metatrain.memory import keep_freed_memory, keep_primitives, settled
 from ghn_fast.metatrain.metrics import RunLog, read_metrics
 from ghn_fast.metatrain.network_gradients import NetworkGradients
-from ghn_fast.metatrain.precision import AUTO, choose
 from ghn_fast.metatrain.resume import Saver, list_checkpoints, read_checkpoint, restore
 from ghn_fast.metatrain.step import MetaTrainer, StepResult
 from ghn_fast.ops.backend import resolve
@@ -38,6 +37,7 @@ from ghn_fast.utils.files import write_atomically
 from ghn_fast.utils.locks import FolderLock
 from ghn_fast.utils.signals import stop_requests
 from ghn_fast.vision import ImageSplits, load_images, train_batches
+from ghn_fast.vision.precision import AUTO, choose
 
 SETTINGS_FILE = "train.json"
 

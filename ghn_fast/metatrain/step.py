@@ -24,9 +24,9 @@ from ghn_fast.metatrain.candidate_run import (
 from ghn_fast.metatrain.costs import CostModel, features, spread
 from ghn_fast.metatrain.executor import Executor, Outcome
 from ghn_fast.metatrain.gradients import GradientBuffer
+from ghn_fast.metatrain.loss_scale import LossScale
 from ghn_fast.metatrain.network_gradients import NetworkGradients
 from ghn_fast.metatrain.norm_penalty import add_norm_penalty
-from ghn_fast.metatrain.precision import LossScale
 from ghn_fast.utils import distributed
 from ghn_fast.utils.seeds import derive_seed
 

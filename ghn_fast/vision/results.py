@@ -135,6 +135,7 @@ class EvaluationReport:
         batch_norm: How BatchNorm layers normalised, but for ``running``.
         statistics_batches: Batches of training images behind the statistics of ``running``.
         noise: Standard deviation of the noise of ``noisy``, for pixels of 0..1.
+        precision: What the networks computed in.
         ckpt: The hypernetwork that was evaluated, if the caller says so.
         split: The split of architectures, likewise.
     """
@@ -155,6 +156,7 @@ class EvaluationReport:
     batch_norm: str = "batch statistics"
     statistics_batches: int = 0
     noise: float = 0.0
+    precision: str = "float32"
     ckpt: str | None = None
     split: str | None = None
 

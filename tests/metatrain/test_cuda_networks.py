@@ -290,7 +290,7 @@ def test_gradients_in_any_layout_are_copied() -> None:
 
 
 def test_reduced_precision_of_products_is_on_request() -> None:
-    from ghn_fast.metatrain.precision import tensor_cores
+    from ghn_fast.vision.precision import tensor_cores
 
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     for precision, allowed in (("float32", False), ("tf32", True), ("bf16", False)):

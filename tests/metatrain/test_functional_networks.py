@@ -18,9 +18,9 @@ from ghn_fast.deepnets.architectures.network import Network
 from ghn_fast.deepnets.architectures.spec import is_connected
 from ghn_fast.metatrain.candidates import FunctionalNetwork, ModuleNetwork, candidate_key
 from ghn_fast.metatrain.functional_networks import NetworkProgram, primitive
-from ghn_fast.metatrain.precision import autocast
 from ghn_fast.ops import network_program
 from ghn_fast.ops.network_program import attention, dropout
+from ghn_fast.vision.precision import autocast
 from networks import Tied
 from random_configs import random_config
 from tolerances import assert_close

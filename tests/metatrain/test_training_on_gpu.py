@@ -20,8 +20,8 @@ from ghn_fast.deepnets import ArchItem, Genotype, NetworkConfig
 from ghn_fast.metatrain import TrainConfig, train
 from ghn_fast.metatrain.executor import Executor, Outcome
 from ghn_fast.metatrain.metrics import read_metrics
-from ghn_fast.metatrain.precision import tensor_cores
 from ghn_fast.metatrain.step import MetaTrainer
+from ghn_fast.vision.precision import tensor_cores
 from tolerances import assert_close
 
 pytestmark = pytest.mark.cuda

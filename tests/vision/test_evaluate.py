@@ -23,6 +23,7 @@ from ghn_fast.vision import (
     evaluate_networks,
     summarise,
 )
+from ghn_fast.vision.precision import PRECISIONS, choose
 from tolerances import assert_close
 
 
@@ -272,6 +273,38 @@ def test_predicted_numbers_equal_a_separate_evaluation() -> None:
     assert report.num_images == 26
     assert_close(report.records[0].top1, 100 * right / 26)
     assert_close(report.records[0].loss, loss / 26, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "auto"])
+def test_networks_run_in_the_precision_that_is_asked_for(precision: str) -> None:
+    types: list[torch.dtype] = []
+
+    @dataclass
+    class Watched(Item):
+        def build(self, *, num_classes: int, image_size: int) -> nn.Module:
+            model = super().build(num_classes=num_classes, image_size=image_size)
+            assert isinstance(model, nn.Sequential)
+            model[3].register_forward_hook(lambda _m, _i, out: types.append(out.dtype))
+            return model
+
+    splits = bright_splits()
+    report = evaluate_networks(
+        [Watched(0)], predict, splits, batch_size=16, statistics_batches=2, precision=precision
+    )
+    chosen = choose(torch.device("cpu"))[0] if precision == "auto" else precision
+    assert report.precision == chosen
+    wanted = PRECISIONS[chosen] or torch.float32
+    # Random, predicted, and with training statistics, for which two batches go before.
+    assert types == [wanted] * (4 + 4 + 2 + 4)
+    exact = evaluate_networks([Item(0)], predict, splits, batch_size=16).records[0]
+    assert report.records[0].top1 == 100
+    # compared by hand: logits in bfloat16 have 8 bits.
+    assert report.records[0].loss == pytest.approx(exact.loss, rel=2**-7)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision: got 'bf8', needs one of auto, float32"):
+        evaluate_networks([Item(0)], predict, bright_splits(), precision="bf8")
 
 
 def test_baseline_is_reproducible_and_optional() -> None:

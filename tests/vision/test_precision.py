@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ghn_fast.metatrain import precision
 from ghn_fast.metatrain.executor import Executor
+from ghn_fast.vision import precision
 
 CPU = torch.device("cpu")
 

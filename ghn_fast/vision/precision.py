@@ -1,10 +1,9 @@
-"""Precision of candidate networks, and the scale of the loss that half precision needs."""
+"""Precision that networks run in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 
 import torch
 
@@ -69,7 +68,7 @@ def tensor_cores(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """Context in which candidate networks run."""
+    """Context in which networks run."""
     dtype = PRECISIONS[precision]
     if dtype is None:
         return nullcontext()
@@ -83,40 +82,3 @@ def casts(precision: str, device: torch.device) -> bool:
     On a CPU: activations then keep the type, and no operation casts a weight of its own.
     """
     return precision == "bf16" and device.type == "cpu"
-
-
-@dataclass
-class LossScale:
-    """Factor on the loss that keeps half-precision gradients in range (arXiv 1710.03740, 3.2).
-
-    It is halved after a step in which gradients overflowed, and doubled after
-    ``growth_interval`` steps in which none did.
-
-    Attributes:
-        value: The factor.
-        good_steps: Steps since the last change.
-        growth_interval: See above.
-    """
-
-    value: float = 65536.0
-    good_steps: int = 0
-    growth_interval: int = 2000
-
-    def update(self, overflowed: bool) -> None:
-        """Take note of a step."""
-        if overflowed:
-            self.value = max(self.value / 2, 1.0)
-            self.good_steps = 0
-            return
-        self.good_steps += 1
-        if self.good_steps >= self.growth_interval:
-            self.value = min(self.value * 2, 2.0**24)
-            self.good_steps = 0
-
-    def state_dict(self) -> dict[str, float]:
-        """For a checkpoint."""
-        return {"value": self.value, "good_steps": self.good_steps}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """From a checkpoint."""
-        self.value, self.good_steps = float(state["value"]), int(state["good_steps"])
