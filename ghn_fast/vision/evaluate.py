@@ -362,8 +362,11 @@ def _evaluate_item(
         initial = seeded_generator("initialise", seed, record.index).initial_seed()
         torch.default_generator.manual_seed(initial)
         model = item.build(num_classes=splits.num_classes, image_size=splits.image_size)
+    model.to(device)
     # Convolutions read and write images with channels last faster, on CPUs and on GPUs.
-    model.to(device).to(memory_format=torch.channels_last)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     record.num_params = sum(parameter.numel() for parameter in model.parameters())
     use_batch_statistics(model)
     if baseline:
