@@ -7,10 +7,9 @@
 
 namespace ghn {
 
-template <class T, int W>
+template <class T, int W, class F = Functions<T, W>>
 struct NodeUpdate {
   typedef typename Vector<T, W>::type V;
-  typedef Functions<T, W> F;
 
   static GHN_INLINE V relu(V x) { return x > T(0) ? x : V{}; }
 
@@ -24,8 +23,8 @@ struct NodeUpdate {
   // r = sigmoid(ir + hr), z = sigmoid(iz + hz), n = tanh(in + r * hn), out = (1 - z) n + z h
   static GHN_INLINE Gates gru(V ir, V iz, V in, V hr, V hz, V hn, V h) {
     Gates g;
-    g.r = T(1) / (T(1) + F::exp(-(ir + hr)));
-    g.z = T(1) / (T(1) + F::exp(-(iz + hz)));
+    g.r = F::sigmoid(ir + hr);
+    g.z = F::sigmoid(iz + hz);
     g.n = F::tanh(in + g.r * hn);
     g.out = g.n + g.z * (h - g.n);
     return g;

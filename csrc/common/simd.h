@@ -31,7 +31,7 @@ GHN_INLINE To bit_cast(const From& from) {
   return to;
 }
 
-// tanh and the logistic function, at double precision by the C library, lane by lane.
+// exp, tanh and the logistic function, at double precision by the C library, lane by lane.
 template <class T, int W>
 struct Functions {
   typedef typename Vector<T, W>::type V;
@@ -49,6 +49,8 @@ struct Functions {
     for (int i = 0; i < W; ++i) lanes[i] = ::tanh(lanes[i]);
     return bit_cast<V>(lanes);
   }
+
+  static GHN_INLINE V sigmoid(V x) { return T(1) / (T(1) + exp(-x)); }
 };
 
 // At single precision by polynomials (the minimax coefficients of the Cephes library), which keep
@@ -82,14 +84,22 @@ struct Functions<float, W> {
   static GHN_INLINE V tanh(V x) {
     const V size = x < 0.0f ? -x : x;
     const V large = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+    const V small = tanh_near_zero(x);
+    return size < kNearZero ? small : (x < 0.0f ? -large : large);
+  }
+
+  static constexpr float kNearZero = 0.625f;
+
+  static GHN_INLINE V tanh_near_zero(V x) {
     const V z = x * x;
     V p = z * -5.70498872745e-3f + 2.06390887954e-2f;
     p = p * z + -5.37397155531e-2f;
     p = p * z + 1.33314422036e-1f;
     p = p * z + -3.33332819422e-1f;
-    const V small = p * z * x + x;
-    return size < 0.625f ? small : (x < 0.0f ? -large : large);
+    return p * z * x + x;
   }
+
+  static GHN_INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
 };
 
 }  // namespace ghn

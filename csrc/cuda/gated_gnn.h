@@ -8,6 +8,7 @@
 namespace ghn::cuda {
 
 constexpr int kThreads = 256;
+constexpr int kWarp = 32;
 // Distances whose inverses are at hand: of GHN-2 the largest is 50. A power of two.
 constexpr int kDistances = 64;
 
@@ -30,7 +31,8 @@ struct ForwardArgs {
   T* start;         // (N, C), padded
   T* record;        // of all sweeps, or of two that take turns
   int32_t records;
-  void* out;  // (N, C)
+  void* out;       // (N, C)
+  void* schedule;  // scratch of the kernels that sum edges ahead
 };
 
 template <class T>
@@ -43,6 +45,10 @@ struct BackwardArgs {
   T* factors;                      // of all sweeps
   T *start, *d_state, *d_message;  // (N, C), padded
   void* grad_x;                    // (N, C)
+  T* partial;                      // PackedWeights of the gradients, so many times
+  int64_t chunks;
+  void* grads[12];  // of the weights, in the order of the schema
+  void* schedule;   // as in ForwardArgs
 };
 
 // Shared memory of a block, in elements: what it cannot do without, for a tile of so many nodes of

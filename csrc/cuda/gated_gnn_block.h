@@ -61,6 +61,14 @@ struct Spread {
   }
 };
 
+GHN_DEVICE int bits_of(unsigned bits) {
+#if defined(__CUDA_ARCH__)
+  return __popc(bits);
+#else
+  return __builtin_popcount(bits);
+#endif
+}
+
 template <class T>
 struct alignas(16) Quad {
   T at[4];
@@ -154,6 +162,16 @@ GHN_DEVICE void fill_nan(const Block& block, void* to, int64_t size) {
   const int64_t stride = int64_t(block.count()) * kThreads;
   for (int64_t i = int64_t(block.index()) * kThreads + block.thread(); i < size; i += stride) {
     static_cast<In*>(to)[i] = static_cast<In>(T(NAN));
+  }
+}
+
+// The rows of a graph.
+template <class In, class T, class Block>
+GHN_DEVICE void fill_nan_rows(const Block& block, void* to, int64_t channels, int64_t first,
+                              int64_t n) {
+  In* const rows = static_cast<In*>(to) + first * channels;
+  for (int64_t i = block.thread(); i < n * channels; i += kThreads) {
+    rows[i] = static_cast<In>(T(NAN));
   }
 }
 

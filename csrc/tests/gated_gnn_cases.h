@@ -3,6 +3,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <cmath>
+#include <random>
 #include <tuple>
 #include <vector>
 
@@ -33,19 +36,11 @@ struct Case {
   }
 };
 
-inline Case make_case(const std::vector<int64_t>& sizes, int64_t c, int64_t h, bool virtual_edges) {
-  std::vector<int64_t> rows, offsets = {0};
-  for (const int64_t size : sizes) {
-    const int64_t first = offsets.back();
-    for (int64_t u = 0; u < size; ++u) {
-      for (int64_t v = u + 1; v < size; ++v) {
-        if ((u * 7 + v * 3) % 4 == 0) {
-          rows.insert(rows.end(), {first + u, first + v, 1 + (v - u) / 3});
-        }
-      }
-    }
-    offsets.push_back(first + size);
-  }
+// Graphs of these sizes with these rows of edges (from, to, distance), states and weights.
+inline Case with_edges(const std::vector<int64_t>& sizes, const std::vector<int64_t>& rows,
+                       int64_t c, int64_t h, bool virtual_edges) {
+  std::vector<int64_t> offsets = {0};
+  for (const int64_t size : sizes) offsets.push_back(offsets.back() + size);
   Case result;
   result.edges = at::tensor(rows, at::kLong).view({-1, 3});
   result.offsets = at::tensor(offsets, at::kLong);
@@ -59,6 +54,51 @@ inline Case make_case(const std::vector<int64_t>& sizes, int64_t c, int64_t h, b
   }
   weight({3 * c, c}), weight({3 * c, c}), weight({3 * c}), weight({3 * c});
   return result;
+}
+
+inline Case make_case(const std::vector<int64_t>& sizes, int64_t c, int64_t h, bool virtual_edges) {
+  std::vector<int64_t> rows;
+  int64_t first = 0;
+  for (const int64_t size : sizes) {
+    for (int64_t u = 0; u < size; ++u) {
+      for (int64_t v = u + 1; v < size; ++v) {
+        if ((u * 7 + v * 3) % 4 == 0) {
+          rows.insert(rows.end(), {first + u, first + v, 1 + (v - u) / 3});
+        }
+      }
+    }
+    first += size;
+  }
+  return with_edges(sizes, rows, c, h, virtual_edges);
+}
+
+// Graphs whose levels have so many nodes: each node has an edge from one of the level before, and
+// edges and virtual edges from others before it, `often` of a hundred.
+inline Case layered_case(const std::vector<std::vector<int64_t>>& levels, int often, int64_t c,
+                         int64_t h, bool virtual_edges) {
+  std::mt19937 random(1);
+  std::vector<int64_t> rows, sizes;
+  int64_t first = 0;
+  for (const std::vector<int64_t>& widths : levels) {
+    int64_t begin = first, before = first;  // of a level, and of the one before it
+    for (const int64_t width : widths) {
+      for (int64_t v = begin; v < begin + width; ++v) {
+        const int64_t sure = begin > before ? before + int64_t(random() % (begin - before)) : -1;
+        for (int64_t u = first; u < begin; ++u) {
+          const bool drawn = int(random() % 100) < often;
+          if (u == sure || drawn) {
+            const int64_t most = std::min<int64_t>(v - u, 50);
+            rows.insert(rows.end(), {u, v, u == sure ? 1 : 1 + int64_t(random() % most)});
+          }
+        }
+      }
+      before = begin;
+      begin += width;
+    }
+    sizes.push_back(begin - first);
+    first = begin;
+  }
+  return with_edges(sizes, rows, c, h, virtual_edges);
 }
 
 inline at::Tensor perceptron(const at::Tensor& x, const std::vector<at::Tensor>& w, size_t first) {
