@@ -3,9 +3,10 @@
 //
 // There are two pairs of kernels. Those of gated_gnn_ahead_forward.h and gated_gnn_ahead_backward.h
 // are for what models have: rows of 32 elements with 32 elements of hidden layers (hid 32, with and
-// without virtual edges), float, half or bfloat16, and graphs that fit into shared memory (where a
-// block can have 227 KB of it, 774 nodes forward with virtual edges, and 1,378 backward). Those of
-// gated_gnn_forward.h and gated_gnn_backward.h are for everything else.
+// without virtual edges), float, half or bfloat16, and graphs that fit into shared memory: where a
+// block can have 227 KB of it, 1,378 nodes; with virtual edges the forward has 774 there, and takes
+// more from global memory. Those of gated_gnn_forward.h and gated_gnn_backward.h are for everything
+// else.
 //
 // A forward is 4 launches and a backward 6 (weights, the schedule in two, the walk; the gradients
 // of the weights in two), 2 and 4 without a schedule, and a fill before where weights are padded.
@@ -17,20 +18,20 @@
 // floor is latency: a node waits for the ones before it, so a sweep takes the time of its levels
 // one after the other.
 //
-// Estimates, from the machine code and the latencies of the instructions; nothing of this has run
-// on a GPU. A level of up to four nodes takes the one way from barrier to barrier that a warp goes:
-// forward some 75 cycles for the late edges and the sums of the early ones, 145 for the gates, 130
-// for their functions, 95 for the hidden layers, 80 for what is sent, 35 for the barrier, 560
-// together; backward about the same. The other warps have that long to sum the early edges of the
+// Estimates, for nothing of this has run on a GPU: the machine code of the way from barrier to
+// barrier that a warp goes with a node, counted with an instruction a cycle, in order, and assumed
+// latencies of 4 to 5 cycles for arithmetic, 29 to 33 for shared memory, 40 for what is in the
+// nearest cache, 23 for exp2 and reciprocals, 30 for a barrier. A level of up to four nodes then
+// takes 670 cycles forward and 810 backward. Meanwhile the other warps sum the early edges of the
 // next nodes: 200 of them are 6 to 7 rounds of 32 edges, and 128 bytes of shared memory each, 200
-// cycles of its bandwidth. A graph of 443 nodes, 90,314 edges and 364 levels then takes 2 x 364 x
-// 560 cycles, 0.2 ms at 1.98 GHz, in either direction, and its edges 2 x 46 us of bandwidth, which
-// lie beneath.
+// cycles of its bandwidth. A graph of 443 nodes, 90,314 edges and 364 levels takes 2 x 364 levels,
+// 0.25 ms forward and 0.30 ms backward at 1.98 GHz, and its edges 2 x 46 us of bandwidth, which lie
+// beneath.
 //
-// nvcc 13.0 for sm_90, registers a thread: 252 and 254 forward (two messages, one), 254 and 250
-// backward; of the others at single precision 201 and 181, at double 240 and 228. No spills, no
-// stack (tests/kernels/test_cuda_machine_code.py). A multiprocessor holds one block, as it would
-// for the shared memory of a large graph.
+// nvcc 13.0 for sm_90, registers a thread: 253 and 250 forward (two messages, one; 254 with rows in
+// global memory), 254 backward; of the others at single precision 201 and 181, at double 240 and
+// 228. No spills, no stack (tests/kernels/test_cuda_machine_code.py). A multiprocessor holds one
+// block, as it would for the shared memory of a large graph.
 
 // torch's builder takes the conversions of the narrow types away; the kernels' are explicit.
 #undef __CUDA_NO_HALF_CONVERSIONS__
@@ -98,11 +99,11 @@ __global__ void __launch_bounds__(kThreads)
   visits_block<T>(DeviceBlock{}, problem, plan, backward, schedule);
 }
 
-template <class In, int kMessages>
+template <class In, int kMessages, bool kFar>
 __global__ void __launch_bounds__(kThreads, 1)
     ahead_forward_kernel(ForwardArgs<float> args, int most_nodes) {
-  ahead_forward_block<In, float, kMessages>(DeviceBlock{}, args, most_nodes,
-                                            shared_arena<float>(0));
+  ahead_forward_block<In, float, kMessages, kFar>(DeviceBlock{}, args, most_nodes,
+                                                  shared_arena<float>(0));
 }
 
 template <class In, int kMessages>
@@ -169,7 +170,7 @@ cudaError_t launch(const Args& args, bool backward, const LaunchPlace& place) {
 
 // Launch a kernel that sums edges ahead, behind those that find out which.
 template <auto kKernel, class Args>
-cudaError_t launch_ahead(const Args& args, bool backward, const LaunchPlace& place) {
+cudaError_t launch_ahead(const Args& args, bool backward, bool far, const LaunchPlace& place) {
   const Problem& problem = args.problem;
   const int64_t most_nodes = place.largest_graph;
   int most = 0;
@@ -185,17 +186,18 @@ cudaError_t launch_ahead(const Args& args, bool backward, const LaunchPlace& pla
   visits_kernel<float><<<blocks(visits, warps), kThreads, 0, place.stream>>>(
       problem, args.plan, backward, args.schedule);
   const int64_t bytes =
-      AheadFootprint<float>::of(problem.shape.record, backward).bytes(most_nodes);
+      AheadFootprint<float>::of(problem.shape.record, backward, far).bytes(most_nodes);
   kKernel<<<place.blocks, kThreads, size_t(bytes), place.stream>>>(args, int(most_nodes));
   return cudaGetLastError();
 }
 
-// Whether the kernels that sum edges ahead are for these weights and graphs.
-bool launches_ahead(const Problem& problem, bool backward, const LaunchPlace& place) {
+// Whether the kernels that sum edges ahead are for these weights and graphs, with the rows in
+// shared memory or `far`.
+bool launches_ahead(const Problem& problem, bool backward, bool far, const LaunchPlace& place) {
   const Record& r = problem.shape.record;
   int most = 0;
   return runs_ahead(r) && shared_memory(place.device, &most) == cudaSuccess &&
-         place.largest_graph <= AheadFootprint<float>::of(r, backward).nodes(most);
+         place.largest_graph <= AheadFootprint<float>::of(r, backward, far).nodes(most);
 }
 
 // Call run(messages) with their number as a constant.
@@ -256,9 +258,15 @@ cudaError_t launch_forward(const ForwardArgs<T>& args, const LaunchPlace& place)
     typedef decltype(in) In;
     if constexpr (sizeof(T) == sizeof(float)) {
       const auto ahead = [&](auto messages) {
-        return launch_ahead<&ahead_forward_kernel<In, messages>>(args, false, place);
+        return launch_ahead<&ahead_forward_kernel<In, messages, false>>(args, false, false, place);
       };
-      if (launches_ahead(args.problem, false, place)) return with_messages(args.problem, ahead);
+      if (launches_ahead(args.problem, false, false, place)) {
+        return with_messages(args.problem, ahead);
+      }
+      // Twice as many rows as one message and the backward have.
+      if (args.problem.shape.messages == 2 && launches_ahead(args.problem, false, true, place)) {
+        return launch_ahead<&ahead_forward_kernel<In, 2, true>>(args, false, true, place);
+      }
     }
     return launch<&forward_kernel<In, T>, T>(args, false, place);
   });
@@ -271,9 +279,11 @@ cudaError_t launch_backward(const BackwardArgs<T>& args, const LaunchPlace& plac
     const auto walk = [&] {
       if constexpr (sizeof(T) == sizeof(float)) {
         const auto ahead = [&](auto messages) {
-          return launch_ahead<&ahead_backward_kernel<In, messages>>(args, true, place);
+          return launch_ahead<&ahead_backward_kernel<In, messages>>(args, true, false, place);
         };
-        if (launches_ahead(args.problem, true, place)) return with_messages(args.problem, ahead);
+        if (launches_ahead(args.problem, true, false, place)) {
+          return with_messages(args.problem, ahead);
+        }
       }
       return launch<&backward_kernel<In, T>, T>(args, true, place);
     };

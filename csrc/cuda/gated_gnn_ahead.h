@@ -1,5 +1,5 @@
 // What the kernels of the gated GNN share that sum edges ahead: for rows of 32 elements and 32
-// elements of hidden layers, float, and graphs that shared memory has room for.
+// elements of hidden layers.
 //
 // A sweep is a walk over levels, and takes as long as the longest way through one of them times
 // their number. So on that way lies as little as can be: a warp updates a node alone, with its
@@ -34,9 +34,10 @@ template <class T>
 struct AheadFootprint {
   int64_t fixed, node;
 
-  static GHN_INLINE AheadFootprint of(const Record& r, bool backward) {
+  // With the rows in shared memory, or `far`.
+  static GHN_INLINE AheadFootprint of(const Record& r, bool backward, bool far) {
     // Per node: a row (two in forward, if there are two messages), a visit, the bound of a level.
-    const int64_t rows = backward ? 1 : r.messages, sums = backward ? r.messages : 1;
+    const int64_t rows = far ? 0 : backward ? 1 : r.messages, sums = backward ? r.messages : 1;
     const int64_t table = (int64_t(sizeof(Visit)) + 4) / int64_t(sizeof(T));
     const int64_t partial = 2 * kUpdaters * kWorkers * sums * kWide;
     const int64_t held = 2 * kUpdaters * 5 * kWide, swap = kUpdaters * 4 * kWide;
@@ -118,7 +119,7 @@ class Steps {
   bool wide_, apart_;  // the level before; whether a step without nodes is between it and the next
 };
 
-// Rows of the nodes of a graph, which edges are summed over; in shared memory.
+// Rows of the nodes of a graph, which edges are summed over.
 template <class T>
 struct AheadRows {
   const T* at;
@@ -141,10 +142,12 @@ struct LateEdges {
   Edge<T> first[kFirst];
   int begin, end;
 
-  static GHN_DEVICE LateEdges read(const Edge<T>* edges, const Visit& visit, const Step& step) {
+  // Of a node of a step if it is `there`. No branch: a warp would wait at its end.
+  static GHN_DEVICE LateEdges read(const Edge<T>* edges, const Visit& visit, const Step& step,
+                                   bool there) {
     LateEdges late;
     late.begin = visit.late;
-    late.end = step.kind == Step::early ? visit.end : visit.late;
+    late.end = there && step.kind == Step::early ? visit.end : visit.late;
     GHN_UNROLL
     for (int k = 0; k < kFirst; ++k) {
       if (late.begin + k < late.end) late.first[k] = edges[late.begin + k];
@@ -167,10 +170,10 @@ struct LateEdges {
 };
 
 // Sums over edges, a share each for warps of a block. kSums 2 keeps apart those at distance 1, of
-// which the weight is 1: sum 0 is over all edges, sum 1 over them.
-template <class T, int kSums>
+// which the weight is 1: sum 0 is over all edges, sum 1 over them. kBatch times kRowsAtOnce edges
+// are under way together.
+template <class T, int kSums, int kBatch = 8>
 struct EdgeShare {
-  static constexpr int kBatch = 8;  // times kRowsAtOnce edges are under way together
 
   // The sums over the edges in [begin, end) from every stride-th group of kRowsAtOnce on, to `to`,
   // (kSums, kWide).
@@ -272,24 +275,13 @@ GHN_DEVICE T product_in_chains(const T (&weight)[kWide], const T* x, T start) {
   return sum[0];
 }
 
-// Likewise for the three gates; what they multiply lies kStep elements apart.
+// Likewise for the three gates; what they multiply lies kStep elements apart. The first one has more
+// chains: what follows waits for it, and the others fill that time.
 template <int kStep, class T>
 GHN_DEVICE void products_of_gates(const T (&weight)[3][kWide], const T* x, T (&sum)[3]) {
-  T other[3] = {T(0), T(0), T(0)};
-  GHN_UNROLL
-  for (int i = 0; i < kWide; i += 4) {
-    GHN_UNROLL
-    for (int g = 0; g < 3; ++g) {
-      const Quad<T> value = *reinterpret_cast<const Quad<T>*>(x + g * kStep + i);
-      GHN_UNROLL
-      for (int k = 0; k < 4; k += 2) {
-        sum[g] += weight[g][i + k] * value.at[k];
-        other[g] += weight[g][i + k + 1] * value.at[k + 1];
-      }
-    }
-  }
-  GHN_UNROLL
-  for (int g = 0; g < 3; ++g) sum[g] += other[g];
+  sum[0] = product_in_chains<4, 0, kWide>(weight[0], x, sum[0]);
+  sum[1] = product_in_chains<2, 0, kWide>(weight[1], x + kStep, sum[1]);
+  sum[2] = product_in_chains<2, 0, kWide>(weight[2], x + 2 * kStep, sum[2]);
 }
 
 // What a thread has of the weights: of its element, the rows or columns that are multiplied by what
@@ -348,28 +340,39 @@ struct SweepTable {
 };
 
 // As Functions of simd.h, where the GPU has instructions for it: a node waits for two of them one
-// after the other. CUDA's documentation has __expf off by at most 2 + 1.173 |x| units in the last
-// place, so a gate by 1e-6 of itself at x = -6, where it is 0.0025. Not measured on a GPU.
+// after the other. PTX has ex2.approx off by at most 2^-22 of its value, besides what its argument
+// was rounded by, and rcp.approx by one unit in the last place: of a gate 1e-6 at x = -6, where it
+// is 0.0025, and less towards 0. Not measured on a GPU.
 template <class T>
 struct GateFunctions : Functions<T, 1> {};
 
 #if defined(__CUDA_ARCH__)
 template <>
 struct GateFunctions<float> : Functions<float, 1> {
-  // NaN passes the comparisons.
+  // Infinity and zero, which far x lead to, give the limits; NaN stays NaN.
   static __device__ __forceinline__ float sigmoid(float x) {
-    // Beyond this the divisor leaves the range of the division.
-    return __fdividef(1.0f, 1.0f + __expf(x < -87.0f ? 87.0f : -x));
+    return inverse(1.0f + exp2_of(x * -kLog2E));
   }
   static __device__ __forceinline__ float tanh(float x) {
-    const float size = fabsf(x) > 20.0f ? 20.0f : fabsf(x);
     // Both are wanted at the same time: a branch would take the time of one after the other.
-    const float large = known(1.0f - __fdividef(2.0f, __expf(size + size) + 1.0f));
+    const float large = known(1.0f - 2.0f * inverse(1.0f + exp2_of(x * (2.0f * kLog2E))));
     const float small = known(tanh_near_zero(x));
-    return size < kNearZero ? small : copysignf(large, x);
+    return fabsf(x) < kNearZero ? small : large;
   }
 
  private:
+  static constexpr float kLog2E = 1.44269504088896341f;
+
+  static __device__ __forceinline__ float exp2_of(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+  }
+  static __device__ __forceinline__ float inverse(float x) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+  }
   static __device__ __forceinline__ float known(float x) {
     asm("" : "+f"(x));
     return x;

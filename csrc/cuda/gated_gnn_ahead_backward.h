@@ -58,13 +58,21 @@ struct AheadBackward {
   GHN_DEVICE int lane() const { return block.thread() % kWarp; }
   GHN_DEVICE AheadRows<T> readable() const { return {rows, unsigned(n - 1)}; }
 
-  GHN_DEVICE HeldElement<T> hold(int v) const {
-    const int j = lane();
+  GHN_DEVICE HeldElement<T> hold(unsigned v) const {
+    const unsigned j = lane();
     const T* const gate = f.gates + v * 4 * kWide + j;
     const T* const sent = f.sent + v * kMessages * kWide + j;
     return {gate[0], gate[kWide], gate[2 * kWide], gate[3 * kWide], before[v * kWide + j],
             d_state[v * kWide + j], f.hidden[v * kWide + j], sent[0],
             kMessages == 2 ? sent[(kMessages - 1) * kWide] : T(0)};
+  }
+
+  // What hold() reads of a node, one of nine lines of the cache.
+  GHN_DEVICE const T* line(unsigned v, unsigned which) const {
+    if (which < 4) return f.gates + (v * 4 + which) * kWide;
+    if (which < 6) return f.sent + v * kMessages * kWide + (which - 4) * (kMessages - 1) * kWide;
+    const T* const rows = which == 6 ? f.hidden : which == 7 ? before : d_state;
+    return rows + v * kWide;
   }
 
   // The k-th node of a step, by one warp: what is sent, hidden layers, gates, message. What is
@@ -73,16 +81,18 @@ struct AheadBackward {
   template <class ReadOn>
   GHN_DEVICE void update(const Step& step, int k, int turn, const LateEdges<T>& late,
                          const HeldElement<T>& own, const ReadOn& read_on) const {
-    const int j = lane(), v = table.visit[step.begin + k].node;
+    const unsigned j = lane(), v = table.visit[step.begin + k].node;
     T* const swap = memory.swap + k * 4 * kWide;
+    const T early = Sums::total(memory.partial(turn), step, k, 0, j);
+    const T early_near =
+        kMessages == 2 ? Sums::total(memory.partial(turn), step, k, kMessages - 1, j) : T(0);
     T both = T(0), near = T(0);
     late.each(edges, readable(), j, [&](T weight, T value) {
       both += weight * value;
       if (kMessages == 2) near += weight == T(1) ? value : T(0);
     });
-    both += Sums::total(memory.partial(turn), step, k, 0, j);
-    if (kMessages == 2) near += Sums::total(memory.partial(turn), step, k, kMessages - 1, j);
-    if (kMessages == 1) near = both;
+    both += early;
+    near = kMessages == 2 ? near + early_near : both;
     const T d_near = Update::relu_backward(near, own.near);
     const T d_far = Update::relu_backward(both, own.far);
     swap[j] = d_near;
@@ -134,11 +144,10 @@ struct AheadBackward {
     int turn = 0;
     for (;; turn ^= 1) {
       const auto read_on = [&] {
-        if (warp < next.count) {
-          const Visit visit = table.visit[next.begin + warp];
-          coming = LateEdges<T>::read(edges, visit, next);
-          coming_held = hold(visit.node);
-        }
+        const bool there = warp < next.count;
+        const Visit visit = table.visit[there ? next.begin + warp : 0];
+        coming = LateEdges<T>::read(edges, visit, next, there);
+        if (there) coming_held = hold(visit.node);
       };
       if (warp < now.count) {
         update(now, warp, turn, own, held, read_on);
@@ -147,7 +156,11 @@ struct AheadBackward {
         Sums::step(block, edges, readable(), table.visit, next, warp - now.count,
                    kWorkers - now.count, memory.partial(turn ^ 1));
       } else {
-        table.publish(block, steps.next(), turn, edges);
+        const Step found = steps.next();
+        table.publish(block, found, turn, edges);
+        for (int k = 0; k < found.count; ++k) {
+          if (lane() < 9) block.touch(line(table.visit[found.begin + k].node, lane()));
+        }
         multiply_gates(been, turn ^ 1);
       }
       block.sync();
@@ -170,7 +183,7 @@ GHN_DEVICE void ahead_backward_block(const Block& block, const BackwardArgs<T>& 
   if (!safe.fits) return fill_nan<In, T>(block, args.grad_x, N * channels);
   Record r = problem.shape.record;
   r.c = r.hidden = kWide, r.messages = kMessages;
-  const Schedule<T> schedule = Schedule<T>::at(args.schedule, N, problem.plan_size);
+  const Schedule<T> schedule = Schedule<T>::at(args.schedule, problem);
   const AheadBackwardMemory<T, kMessages> memory(arena);
   SweepTable<T> table;
   table.step = reinterpret_cast<Step*>(arena.need(2 * sizeof(Step) / sizeof(T)));

@@ -33,10 +33,11 @@ struct AheadForwardMemory {
   GHN_DEVICE T* held(int turn) const { return helds + turn * kHeld; }
 };
 
-template <class T, int kMessages, class Block>
+template <class T, int kMessages, bool kFar, class Block>
 struct AheadForward {
   typedef NodeUpdate<T, 1, GateFunctions<T>> Update;
-  typedef EdgeShare<T, 1> Sums;
+  // Addresses of global memory take two registers.
+  typedef EdgeShare<T, 1, kFar ? 6 : 8> Sums;
 
   const Block& block;
   const AheadForwardMemory<T, kMessages>& memory;
@@ -53,16 +54,17 @@ struct AheadForward {
 
   // The k-th node of a step, by one warp: message, gates, state, hidden layers, what is sent. What
   // is waited for comes first, and what is only kept where there is time; read_on() reads from
-  // memory what the next step needs.
+  // memory what the next step needs, in the place of `late`.
   template <class ReadOn>
   GHN_DEVICE void update(const Step& step, int k, int turn, const LateEdges<T>& late,
                          const ReadOn& read_on) const {
-    const int j = lane(), v = table.visit[step.begin + k].node;
+    const unsigned j = lane(), v = table.visit[step.begin + k].node;
     T* const swap = memory.swap + k * 3 * kWide;
     const T* const held = memory.held(turn) + k * 4 * kWide + j;
+    const T early = Sums::total(memory.partial(turn), step, k, 0, j);
     T message = T(0);
     late.each(edges, readable(), j, [&](T weight, T value) { message += weight * value; });
-    message += Sums::total(memory.partial(turn), step, k, 0, j);
+    message += early;
     swap[j] = message;
     block.sync_warp();
     read_on();
@@ -124,12 +126,12 @@ struct AheadForward {
     const int warp = block.thread() / kWarp;
     Steps steps(table.level, table.levels, false);
     Step now{0, 0, 1, Step::complete}, next = steps.next();
-    LateEdges<T> own{}, coming{};
+    LateEdges<T> own{};
     for (int turn = 0;; turn ^= 1) {
       const auto read_on = [&] {
-        if (warp < next.count) {
-          coming = LateEdges<T>::read(edges, table.visit[next.begin + warp], next);
-        }
+        const bool there = warp < next.count;
+        const Visit visit = table.visit[there ? next.begin + warp : 0];
+        own = LateEdges<T>::read(edges, visit, next, there);
       };
       if (warp < now.count) {
         update(now, warp, turn, own, read_on);
@@ -149,13 +151,14 @@ struct AheadForward {
       if (next.kind == Step::last) return;
       now = next;
       next = table.step[turn];
-      own = coming;
     }
   }
 };
 
-// A graph of more than `most_nodes` nodes is none that the host knows of: its rows are NaN.
-template <class In, class T, int kMessages, class Block>
+// A graph of more than `most_nodes` nodes is none that the host knows of: its rows are NaN. What
+// edges are summed over is in shared memory, or kFar in global memory, where what has just been
+// written is further away.
+template <class In, class T, int kMessages, bool kFar, class Block>
 GHN_DEVICE void ahead_forward_block(const Block& block, const ForwardArgs<T>& args, int most_nodes,
                                     Arena<T> arena) {
   const Problem& problem = args.problem;
@@ -164,13 +167,13 @@ GHN_DEVICE void ahead_forward_block(const Block& block, const ForwardArgs<T>& ar
   if (!safe.fits) return fill_nan<In, T>(block, args.out, N * channels);
   Record r = problem.shape.record;
   r.c = r.hidden = kWide, r.messages = kMessages;
-  const Schedule<T> schedule = Schedule<T>::at(args.schedule, N, problem.plan_size);
+  const Schedule<T> schedule = Schedule<T>::at(args.schedule, problem);
   const AheadForwardMemory<T, kMessages> memory(arena);
   SweepTable<T> table;
   table.step = reinterpret_cast<Step*>(arena.need(2 * sizeof(Step) / sizeof(T)));
   table.visit = reinterpret_cast<Visit*>(
       arena.need(most_nodes * int64_t(sizeof(Visit)) / int64_t(sizeof(T))));
-  T* const rows = arena.need(int64_t(most_nodes) * kMessages * kWide);
+  T* const near_rows = arena.need(kFar ? 0 : int64_t(most_nodes) * kMessages * kWide);
   table.level = reinterpret_cast<int32_t*>(arena.next);
 
   const PackedWeights<T> packed = PackedWeights<T>::at(const_cast<T*>(args.packed), r);
@@ -206,6 +209,7 @@ GHN_DEVICE void ahead_forward_block(const Block& block, const ForwardArgs<T>& ar
     if (n == 0) continue;
     load_rows<In>(block, args.x, channels, args.start, int64_t(kWide), first, n);
     const T* before = args.start + first * kWide;
+    T* const rows = kFar ? schedule.row + first * kMessages * kWide : near_rows;
     for (int sweep = 0; sweep < problem.sweeps; ++sweep) {
       const int direction = sweep % 2;
       table.fill(block, safe, safe.order(sweep), g, nodes, schedule,
@@ -213,7 +217,7 @@ GHN_DEVICE void ahead_forward_block(const Block& block, const ForwardArgs<T>& ar
       block.sync();
       const Fields<T> f = Fields<T>::at(
           args.record + int64_t(sweep % args.records) * N * r.width, r, N, first);
-      const AheadForward<T, kMessages, Block> walk{
+      const AheadForward<T, kMessages, kFar, Block> walk{
           block, memory, w, table, schedule.edge + direction * schedule.most_edges, rows, int(n), f,
           before};
       walk.sweep();

@@ -33,8 +33,7 @@ inline Problem problem_of(const GatedGnnArgs& args, const at::Tensor& x, const a
 template <class T>
 at::Tensor schedule_memory(const Problem& problem, const at::Tensor& like) {
   const bool used = runs_ahead(problem.shape.record);
-  const int64_t bytes = Schedule<T>::bytes(problem.num_nodes, problem.plan_size);
-  return at::empty({used ? bytes : 0}, like.options().dtype(at::kByte));
+  return at::empty({used ? Schedule<T>::bytes(problem) : 0}, like.options().dtype(at::kByte));
 }
 
 // `Launches` has pack(problem, weights, backward, packed), forward(args) and backward(args).

@@ -28,29 +28,36 @@ struct alignas(16) Visit {
 };
 
 // The scratch memory: for both directions a visit per node, in the order of the sweep, the level
-// of each node, and the edges.
+// of each node, and the edges. And rows of so many elements for graphs that shared memory has no
+// room for.
 template <class T>
 struct Schedule {
   Visit* visit;    // (2, N)
   Edge<T>* edge;   // (2, most_edges)
+  T* row;          // (N, row_width)
   int32_t* level;  // (2, N)
   int64_t num_nodes, most_edges;
 
   // A plan of so many numbers has no more edges: each takes four of them.
   static GHN_INLINE int64_t edges_of(int64_t plan_size) { return plan_size / 4; }
 
-  static GHN_INLINE int64_t bytes(int64_t num_nodes, int64_t plan_size) {
-    return 2 * (num_nodes * int64_t(sizeof(Visit) + sizeof(int32_t)) +
-                edges_of(plan_size) * int64_t(sizeof(Edge<T>)));
+  static GHN_INLINE int64_t row_width(const Record& r) { return r.messages * r.c; }
+
+  static GHN_INLINE int64_t bytes(const Problem& problem) {
+    const int64_t row = row_width(problem.shape.record) * int64_t(sizeof(T));
+    return problem.num_nodes * (2 * int64_t(sizeof(Visit) + sizeof(int32_t)) + row) +
+           2 * edges_of(problem.plan_size) * int64_t(sizeof(Edge<T>));
   }
 
-  static GHN_INLINE Schedule at(void* memory, int64_t num_nodes, int64_t plan_size) {
+  static GHN_INLINE Schedule at(void* memory, const Problem& problem) {
+    const int64_t num_nodes = problem.num_nodes, plan_size = problem.plan_size;
     Schedule s;
     s.num_nodes = num_nodes;
     s.most_edges = edges_of(plan_size);
     s.visit = static_cast<Visit*>(memory);
     s.edge = reinterpret_cast<Edge<T>*>(s.visit + 2 * num_nodes);
-    s.level = reinterpret_cast<int32_t*>(s.edge + 2 * s.most_edges);
+    s.row = reinterpret_cast<T*>(s.edge + 2 * s.most_edges);
+    s.level = reinterpret_cast<int32_t*>(s.row + num_nodes * row_width(problem.shape.record));
     return s;
   }
 };
@@ -95,7 +102,7 @@ GHN_DEVICE void levels_block(const Block& block, const Problem& problem, const i
                              void* memory) {
   const SafePlan safe = SafePlan::read(plan, problem);
   if (!safe.fits || safe.plan.num_graphs == 0) return;
-  const Schedule<T> s = Schedule<T>::at(memory, problem.num_nodes, problem.plan_size);
+  const Schedule<T> s = Schedule<T>::at(memory, problem);
   const int64_t N = problem.num_nodes, stride = int64_t(block.count()) * kThreads;
   for (int64_t i = int64_t(block.index()) * kThreads + block.thread(); i < 2 * N; i += stride) {
     const int direction = i < N ? 0 : 1;
@@ -112,7 +119,7 @@ GHN_DEVICE void visits_block(const Block& block, const Problem& problem, const i
                              bool backward, void* memory) {
   const SafePlan safe = SafePlan::read(plan, problem);
   if (!safe.fits || safe.plan.num_graphs == 0) return;
-  const Schedule<T> s = Schedule<T>::at(memory, problem.num_nodes, problem.plan_size);
+  const Schedule<T> s = Schedule<T>::at(memory, problem);
   const int64_t N = problem.num_nodes;
   const int messages = int(problem.shape.messages), rows = backward ? 1 : messages;
   const int lane = block.thread() % kWarp;

@@ -32,6 +32,7 @@ struct EmulatedLaunches {
   int blocks = 2;
   Order order = Order::ascending;
   bool ahead = true;  // as on a GPU; otherwise the kernels that are for all weights
+  bool far = false;   // where the forward of these has its rows
   // What shared memory holds at first. NaN shows what is read before it has been written; what lies
   // behind the end is the sanitizer's.
   double empty = std::numeric_limits<double>::quiet_NaN();
@@ -53,7 +54,11 @@ struct EmulatedLaunches {
     if (ahead && cuda::runs_ahead(args.problem.shape.record)) {
       return launch_ahead<T>(args, false, [&](auto in, auto messages, const auto& block, int nodes,
                                               cuda::Arena<T> arena) {
-        cuda::ahead_forward_block<decltype(in), T, messages>(block, args, nodes, arena);
+        if (far) {
+          cuda::ahead_forward_block<decltype(in), T, messages, true>(block, args, nodes, arena);
+        } else {
+          cuda::ahead_forward_block<decltype(in), T, messages, false>(block, args, nodes, arena);
+        }
       });
     }
     launch<T>(args, false, [&](auto in, const auto& block, int64_t tile, cuda::Arena<T> arena) {
@@ -109,7 +114,8 @@ struct EmulatedLaunches {
     each_block(2, [&](const auto& block) {
       cuda::visits_block<T>(block, problem, args.plan, backward, args.schedule);
     });
-    const auto footprint = cuda::AheadFootprint<T>::of(problem.shape.record, backward);
+    const auto footprint =
+        cuda::AheadFootprint<T>::of(problem.shape.record, backward, far && !backward);
     const int64_t size = footprint.bytes(largest_graph) / int64_t(sizeof(T));
     for (int b = 0; b < blocks; ++b) {
       const at::Tensor shared = at::full({size}, empty, c10::CppTypeToScalarType<T>::value);
@@ -276,6 +282,8 @@ void test_ahead(const char* what, const Case& exact, at::ScalarType dtype, int64
     EmulatedLaunches other = ahead;
     other.order = order, other.blocks = 1;
     check(same_bits(run(other, a, plan, probe, steps), found), "the same bits in another order");
+    other.far = true;
+    check(same_bits(run(other, a, plan, probe, steps), found), "the same bits from far rows");
   }
   if (dtype != at::kDouble && dtype != at::kFloat) return;
   // A record of the CPU op goes into the backward, and one of the forward into the CPU op's.
@@ -352,7 +360,8 @@ void test_empty_levels() {
 void test_a_graph_too_large() {
   const Case a = layered_case({{1, 1, 2, 1}, {1, 3, 1, 4}}, 60, 32, 16, true).to(at::kFloat);
   const at::Tensor plan = gated_gnn_plan_cpu(a.edges, a.offsets);
-  const Results found = run({232448, 5}, a, plan, a.x, 1), right = run({232448, 9}, a, plan, a.x, 1);
+  const Results found = run({232448, 5}, a, plan, a.x, 1);
+  const Results right = run({232448, 9}, a, plan, a.x, 1);
   check(at::equal(found.out.narrow(0, 0, 5), right.out.narrow(0, 0, 5)), "the others are right");
   check(at::isnan(found.out.narrow(0, 5, 9)).all().item<bool>() &&
             at::isnan(found.grad_x.narrow(0, 5, 9)).all().item<bool>(),

@@ -118,13 +118,16 @@ def longest_run(names: list[str], wanted: str, ends_it: tuple[str, ...]) -> int:
     return most
 
 
-# Kernels of the gated GNN that sum edges ahead, with the barriers of the block that each has, and
-# products of 32 elements with what threads have in registers: three gates from one row (forward) or
-# from three (backward) for the message and for the state, hidden layers, what is sent.
+# Kernels of the gated GNN that sum edges ahead, with how many there are (float, half and bfloat16;
+# one message and two, rows in shared memory or not), the barriers of the block that each has,
+# products of 32 elements with what threads have in registers (three gates from one row in forward
+# and from three in backward, for the message and for the state; hidden layers; what is sent), and
+# edges of a batch.
 AHEAD = {
-    "ahead_forward": (2, 8 + 8 + 8 + 8),
-    "ahead_backward": (4, 24 + 24 + 8 + 8),
+    "ahead_forward": (9, 2, 8 + 8 + 8 + 8, 8),
+    "ahead_backward": (6, 4, 24 + 24 + 8 + 8, 8),
 }
+FAR = "Lb1E"  # of the name of one with rows in global memory
 
 
 @pytest.mark.parametrize("kernel", AHEAD)
@@ -132,10 +135,9 @@ def test_edges_are_summed_ahead_from_registers_and_shared_memory(
     kernel: str, compile_source: Any, record_property: Any
 ) -> None:
     compiled = compile_source("gated_gnn.cu")
-    barriers, quads = AHEAD[kernel]
+    count, barriers, quads, batch = AHEAD[kernel]
     found = {name: names for name, names in instructions(compiled.path).items() if kernel in name}
-    # float, half and bfloat16, with one message and with two.
-    assert len(found) == 6
+    assert len(found) == count
     for name, names in found.items():
         usage, counts = compiled.kernels[name], Counter(names)
         record_property(name, {**usage._asdict(), **counts})
@@ -144,8 +146,9 @@ def test_edges_are_summed_ahead_from_registers_and_shared_memory(
         assert (usage.stack, usage.spilled, usage.shared) == (0, 0, 0)
         assert not any(name.startswith(("LDL", "STL")) for name in names)
         assert sum(count for name, count in counts.items() if name.startswith("BAR.")) == barriers
-        # Four elements of shared memory at a time: each product, and eight rows of edges.
-        assert counts["LDS.128"] >= quads + 8
-        # Eight edges are on their way before one of them is used.
-        assert longest_run(names, "LDG.E.64", ("LDS.128", "FFMA")) >= 8
-        assert longest_run(names, "LDS.128", ("SHFL", "BAR", "STS")) >= 8
+        # Four elements at a time: each product, and the rows of a batch of edges. All edges of one
+        # are on their way before one of them is used, and then their rows.
+        rows, together = ("LDG.E.128", 6) if FAR in name else ("LDS.128", batch)
+        assert counts["LDS.128"] >= (quads if FAR in name else quads + together)
+        assert longest_run(names, "LDG.E.64", (rows, "FFMA")) >= together
+        assert longest_run(names, rows, ("SHFL", "BAR", "STS")) >= together

@@ -169,8 +169,15 @@ def test_every_width_equals_the_reference(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("hid", "hidden", "sizes"),
-    [(8, 4, [5, 40, 1, 0, 23]), (32, 16, [90] * 300), (32, 32, [1000]), (128, 64, [60, 400])],
-    ids=["small", "more graphs than blocks", "beyond shared memory", "wide"],
+    [
+        (8, 4, [5, 40, 1, 0, 23]),
+        (32, 16, [600, 1, 0, 90, 300]),
+        (32, 16, [90] * 300),
+        (32, 16, [1000]),
+        (32, 32, [1000, 60]),
+        (128, 64, [60, 400]),
+    ],
+    ids=["small", "models", "more graphs than blocks", "beyond shared memory", "mixed", "wide"],
 )
 @pytest.mark.parametrize("virtual", [True, False])
 def test_cuda_equals_the_cpu_and_repeats_its_bits(
@@ -208,10 +215,12 @@ def test_cuda_equals_the_cpu_and_repeats_its_bits(
     virtual=st.booleans(),
     steps=st.integers(1, 3),
     seed=st.integers(0, 10_000),
+    hid=st.sampled_from((8, 32)),
 )
 def test_random_batches_equal_the_reference(
     compiled: str,
     device: torch.device,
+    hid: int,
     sizes: list[int],
     density: float,
     cutoff: int,
@@ -221,8 +230,10 @@ def test_random_batches_equal_the_reference(
 ) -> None:
     torch.manual_seed(seed)
     plan = batch_of(sizes, density, cutoff)
-    net = network(virtual=virtual, dtype=torch.float64)
-    x = torch.randn(plan.num_nodes, 8, dtype=torch.float64)
+    # The kernels that a GPU has for models are for single precision.
+    dtype = torch.float64 if hid == 8 else torch.float32
+    net = network(hid, hid // 2 if virtual else hid, virtual=virtual, dtype=dtype)
+    x = torch.randn(plan.num_nodes, hid, dtype=dtype)
     compare_with_reference(compiled, device, net, x, plan, steps)
 
 
@@ -297,14 +308,15 @@ def test_narrow_features(name: str, device: torch.device, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("virtual", [True, False])
+@pytest.mark.parametrize(("hid", "hidden"), [(12, 6), (32, 16)])
 def test_narrow_features_are_computed_in_single_precision(
-    compiled: str, device: torch.device, dtype: torch.dtype, virtual: bool
+    compiled: str, device: torch.device, dtype: torch.dtype, virtual: bool, hid: int, hidden: int
 ) -> None:
     plan = batch_of([9, 30, 12]).to(device)
-    net = network(12, 6, virtual=virtual, dtype=dtype).on(device)
+    net = network(hid, hidden, virtual=virtual, dtype=dtype).on(device)
     wide = net.on(device)
     wide = Network(*(None if m is None else m.float() for m in wide))
-    x = torch.randn(plan.num_nodes, 12).to(device, dtype)
+    x = torch.randn(plan.num_nodes, hid).to(device, dtype)
     with ghn_fast.backend(compiled):
         actual = results(net, x, lambda x: net.propagate(x, plan, 2))
         expected = results(wide, x, lambda x: wide.propagate(x.float(), plan, 2).to(dtype))
