@@ -141,6 +141,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	  print(*(r for r in project["project"]["dependencies"] if r.startswith("torch>")))' \
 	  | $$pip --requirement /dev/stdin; \
 	$$pip --no-build-isolation --editable '.[dev]'; \
-	$(BIN)/python -c 'from ghn_fast.ops.backend import extension_problem as problem; \
-	  print("Compiled ops:", problem() or "yes")'; \
+	$(BIN)/python -c 'from ghn_fast.ops import backend; \
+	  print("Compiled ops:", backend.library_problem() or "yes"); \
+	  print("Compiled for this torch:", backend.extension_problem() or "yes")'; \
 	touch $@

@@ -1,16 +1,17 @@
-// Every schema of the native ops. The back ends implement them in cpu/ and cuda/; fake kernels and
-// gradients are in ghn_fast/ops/, beside the public functions.
-#include <torch/library.h>
+// Every schema of the ops on the stable ABI; those that are not are in aten/ops.cpp. The back ends
+// implement them in cpu/ and cuda/; fake kernels and gradients are in ghn_fast/ops/, beside the
+// public functions. Wrong arguments raise ValueError, types included.
+#include <torch/csrc/stable/library.h>
 
-TORCH_LIBRARY(ghn_fast, m) {
+STABLE_TORCH_LIBRARY(ghn_fast, m) {
   // edges (M, 3) of rows (from, to, distance), offsets (B + 1) -> packed plan, int32. A plan on
   // another device is made by gated_gnn_plan_to, from the one on the CPU.
   //
-  // An op that takes a plan raises ValueError if it is not sound: in full when it first sees the
-  // tensor and after every write that torch knows of; what these two ops, gated_gnn_join and
-  // deepnets_graph return is known to be sound. A plan on a GPU that they did not make costs a copy
-  // to the host, once. Reads stay in bounds whatever the memory of a plan holds. See
-  // plan/gated_gnn_plan_check.h.
+  // An op that takes a plan raises ValueError if it is not sound. What these two ops,
+  // gated_gnn_join and deepnets_graph return is known to be sound; anything else is checked when
+  // its contents are first seen. A plan on a GPU that they did not make costs a copy to the host,
+  // once, and again after every write that torch knows of. Reads stay in bounds whatever the memory
+  // of a plan holds. See plan/gated_gnn_plan_check.h.
   m.def("gated_gnn_plan(Tensor edges, Tensor offsets) -> Tensor");
   m.def("gated_gnn_plan_to(Tensor plan, Device device, bool pin=False) -> Tensor");
 
@@ -38,7 +39,8 @@ TORCH_LIBRARY(ghn_fast, m) {
       "expand_params_backward(Tensor grad, Tensor[] blocks, Tensor table, Tensor? packed)"
       " -> Tensor[]");
   m.def("expand_params_pack(Tensor table, Tensor[] blocks, int numel) -> Tensor");
-  // Row r goes to out[r], of any floating-point type, instead of its offset.
+  // Row r goes to out[r], of any floating-point type, instead of its offset. Whoever calls it tells
+  // autograd that `out` was written to (torch.autograd.graph.increment_version).
   m.def("expand_params_into(Tensor[] blocks, Tensor table, Tensor(a!)[] out) -> ()");
 
   // x (N, C), nodes: rows of x, group by group. groups: six numbers for each, (decoder, out, in,
@@ -77,36 +79,4 @@ TORCH_LIBRARY(ghn_fast, m) {
   // Per graph edges (M_g, 3) of rows (from, to, distance) -> (sum of M_g, 3), nodes shifted by
   // offsets (B + 1).
   m.def("collate_edges(Tensor[] edges, int[] offsets) -> Tensor");
-
-  // x (N, C, H, W), weight (C, 1, height, width), float32 or bfloat16 -> images and their gradients
-  // in channels_last, the weight's gradient contiguous.
-  m.def(
-      "depthwise_conv2d(Tensor x, Tensor weight, int[2] stride, int[2] padding, int[2] dilation)"
-      " -> Tensor");
-  // height, width: of x; and of the weight.
-  m.def(
-      "depthwise_conv2d_grad_input(Tensor grad, Tensor weight, SymInt height, SymInt width,"
-      " int[2] stride, int[2] padding, int[2] dilation) -> Tensor");
-  m.def(
-      "depthwise_conv2d_grad_weight(Tensor grad, Tensor x, SymInt height, SymInt width,"
-      " int[2] stride, int[2] padding, int[2] dilation) -> Tensor");
-
-  // x (N, C, H, W), float32 or bfloat16; weight, bias (C) in float32 or that -> out in
-  // channels_last, mean and invstd (C) in float32. The gradients of weight and bias are float32.
-  m.def(
-      "batch_norm_act(Tensor x, Tensor? weight, Tensor? bias, float eps, bool relu)"
-      " -> (Tensor out, Tensor mean, Tensor invstd)");
-  m.def(
-      "batch_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean,"
-      " Tensor invstd, bool relu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
-
-  // program: ghn_fast/ops/network_program.py; places: of each of its parameters the offset in the
-  // buffers, the number of axes, the shape. flat, gradient (P), float32; narrow: flat in bfloat16,
-  // whose tensors of more than one axis are taken instead. Gradients of factor times the
-  // cross-entropy go to their places in `gradient`; -> 0, or 1 or 2 where loss or gradient is not
-  // finite, and `gradient` zero; the loss; correct images.
-  m.def(
-      "program_gradient(int[] program, int[] places, Tensor flat, Tensor? narrow, Tensor images,"
-      " Tensor targets, float factor, float label_smoothing, Generator? generator,"
-      " Tensor(a!) gradient) -> (int, float, int)");
 }

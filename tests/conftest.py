@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from command_line import Run
-from ghn_fast.ops.backend import extension_problem
+from ghn_fast.ops.backend import extension_problem, library_file, library_problem
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 0
@@ -29,11 +30,12 @@ def why_no_cuda() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked ``cuda`` or ``extension`` where it cannot run, and say why."""
-    problem = extension_problem()
+    """Skip what is marked cuda, library or extension where that is not there, and say why."""
+    library, extension = library_problem(), extension_problem()
     without = {
         "cuda": why_no_cuda(),
-        "extension": problem and f"the compiled ops are not here: {problem}",
+        "library": library and f"the compiled ops are not here: {library}",
+        "extension": extension and f"what is compiled for one torch is not here: {extension}",
     }
     for marker, reason in without.items():
         for item in items if reason else ():
@@ -70,7 +72,13 @@ def nan_empty() -> Iterator[None]:
     )
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    file = library_file()
+    library = None if library_problem() or file is None else ctypes.CDLL(os.fspath(file))
+    if library is not None:
+        library.ghn_fast_fill_new_memory(ctypes.c_bool(True))
     yield
+    if library is not None:
+        library.ghn_fast_fill_new_memory(ctypes.c_bool(False))
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
     torch.utils.deterministic.fill_uninitialized_memory = before[2]
 

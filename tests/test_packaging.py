@@ -19,6 +19,7 @@ import pytest
 
 import ghn_fast
 from ghn_fast import _version
+from ghn_fast.ops import backend
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -206,3 +207,51 @@ def test_ci_runs_from_anywhere() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", script], timeout=60).returncode == 0
+
+
+def test_the_library_is_on_the_stable_abi_alone() -> None:
+    """Nothing of ATen in its sources, and the oldest torch and Python as its targets."""
+    folders = [ROOT / "csrc", *(ROOT / "csrc" / name for name in ("common", "cpu", "cuda", "plan"))]
+    folders.append(ROOT / "csrc" / "deepnets")
+    files = [f for d in folders for f in d.iterdir() if f.suffix in (".h", ".cpp", ".cu")]
+    assert len(files) > 60
+    stable = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/c/shim.h")
+    for file in files:
+        for header in re.findall(r"#include <([^>]+)>", file.read_text()):
+            of_torch = header.startswith(("ATen/", "c10/", "torch/", "pybind11/", "Python.h"))
+            assert not of_torch or header.startswith(stable), f"{file}: {header}"
+    (torch,) = (d for d in PYPROJECT["project"]["dependencies"] if re.match(r"torch\b", d))
+    major, minor = (int(n) for n in torch.removeprefix("torch>=").split(".")[:2])
+    target = f"0x{major:02x}{minor:02x}000000000000"
+    setup = (ROOT / "setup.py").read_text()
+    assert f'TARGET_TORCH = ("TORCH_TARGET_VERSION", "{target}")' in setup
+    assert f"TORCH_TARGET_VERSION={target}" in (ROOT / "CMakeLists.txt").read_text()
+    python_bound = PYPROJECT["project"]["requires-python"].removeprefix(">=").replace(".", "")
+    assert f'LIMITED_API = "cp{python_bound}"' in setup
+
+
+@pytest.mark.library
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm of binutils")
+def test_the_library_asks_torch_for_its_c_interface_alone() -> None:
+    file = backend.library_file()
+    assert file is not None and file.name.startswith("_ops.abi3.")
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", file], capture_output=True, text=True, check=True
+    )
+    names = [line.split()[-1].partition("@")[0] for line in listed.stdout.splitlines()]
+    assert any(name.startswith("aoti_torch_") for name in names)
+    others = r"_Z\w*(2at|3c10|5torch|6caffe2)\w*|_?Py\w+"
+    assert [name for name in names if re.fullmatch(others, name)] == []
+
+
+def test_every_source_is_compiled_in_one_part() -> None:
+    text = (ROOT / "setup.py").read_text()
+    lists = {
+        name: re.findall(r'"(csrc/[^"]+)"', re.findall(rf"^{name} = \[.*?\]", text, re.M | re.S)[0])
+        for name in ("LIBRARY_SOURCES", "EXTENSION_SOURCES", "CUDA_SOURCES")
+    }
+    found = [path for patterns in lists.values() for p in patterns for path in ROOT.glob(p)]
+    there = [f for f in (ROOT / "csrc").rglob("*") if f.suffix in (".cpp", ".cu")]
+    wanted = [f for f in there if f.parent.name != "tests"]
+    # Both parts look up which instructions the machine has.
+    assert sorted(found) == sorted([*wanted, ROOT / "csrc/cpu/isa.cpp"])

@@ -50,7 +50,9 @@ def problem_of(case: Case) -> str | None:
         # An op is known once its module has been imported.
         importlib.import_module(f"ghn_fast.ops.{case.path}")
         return backend.problem_of(case.path, case.backend, case.device)
-    return backend.extension_problem()
+    # Revisions before it had all in one part.
+    library = getattr(backend, "library_problem", backend.extension_problem)
+    return library() or backend.extension_problem()
 
 
 @contextmanager

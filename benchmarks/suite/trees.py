@@ -7,7 +7,6 @@ setup.py with the versions that it was compiled for.
 from __future__ import annotations
 
 import hashlib
-import importlib.machinery
 import os
 import platform
 import shutil
@@ -107,31 +106,50 @@ def key_of(tree: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def compiled(folder: Path) -> list[Path]:
+    """The compiled parts of the package in a folder: one file or two, as the revision has it."""
+    return sorted(p for p in folder.glob("_*") if p.suffix in (".so", ".pyd"))
+
+
 def build(tree: Path) -> None:
     """Put the compiled ops into a tree, from the cache where they were compiled before.
 
     Raises:
         BuildError: If they do not compile.
     """
-    name = f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
-    there, kept = tree / "ghn_fast" / name, CACHE / "extensions" / key_of(tree) / name
-    if not kept.is_file() and not (tree == ROOT and _is_current(there)):
+    package, cache = tree / "ghn_fast", CACHE / "extensions" / key_of(tree)
+    kept = compiled(cache)
+    if not kept and not (tree == ROOT and _is_current(package)):
         print(f"Compiling the ops of {tree}", file=sys.stderr, flush=True)
+        for stale in compiled(package):
+            stale.unlink()
         _compile(tree)
-    if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        _copy(there, kept)
-    elif not there.is_file() or there.read_bytes() != kept.read_bytes():
-        _copy(kept, there)
+    if not kept:
+        # Whole or not at all, like the files themselves.
+        part = cache.with_name(f"{cache.name}.{os.getpid()}")
+        part.mkdir(parents=True, exist_ok=True)
+        for file in compiled(package):
+            _copy(file, part / file.name)
+        try:
+            os.replace(part, cache)
+        except OSError:
+            shutil.rmtree(part)  # another process was as fast
+        return
+    for file in compiled(package):
+        if not (cache / file.name).is_file():
+            file.unlink()
+    for file in kept:
+        there = package / file.name
+        if not there.is_file() or there.read_bytes() != file.read_bytes():
+            _copy(file, there)
 
 
-def _is_current(extension: Path) -> bool:
-    """Whether the extension of the checkout is newer than all it is made of."""
-    if not extension.is_file():
-        return False
+def _is_current(package: Path) -> bool:
+    """Whether what is compiled in the checkout is newer than all it is made of."""
+    there = compiled(package)
     sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
     newest = max(path.stat().st_mtime for path in [*sources, ROOT / "setup.py"])
-    return extension.stat().st_mtime >= newest
+    return bool(there) and all(file.stat().st_mtime >= newest for file in there)
 
 
 def _copy(source: Path, to: Path) -> None:
@@ -157,7 +175,8 @@ def _compile(tree: Path) -> None:
         ]
     result = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
     warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ghn_fast")]
-    name = f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
-    if result.returncode != 0 or not (tree / "ghn_fast" / name).is_file():
+    # A revision has one part or two, and says so where one does not compile.
+    missing = any("installed without" in line for line in warnings)
+    if result.returncode != 0 or missing or not compiled(tree / "ghn_fast"):
         tail = "\n".join([*warnings, *result.stderr.splitlines()[-10:]])
         raise BuildError(f"the ops of {tree} do not compile:\n{tail}")

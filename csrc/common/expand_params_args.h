@@ -1,8 +1,6 @@
 // Checks of what the expansion of parameters is called with, for all back ends.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <bit>
 #include <vector>
@@ -17,16 +15,19 @@ namespace ghn {
 // the bits of a double.
 constexpr int64_t kTableColumns = 13;
 
-inline void check_blocks(at::TensorList blocks) {
-  TORCH_CHECK_VALUE(!blocks.empty(), "blocks: got none, needs at least one tensor");
+inline bool is_floating(ScalarType type) {
+  return type == kFloat || type == kDouble || type == kHalf || type == kBFloat16;
+}
+
+inline void check_blocks(TensorList blocks) {
+  GHN_CHECK(!blocks.empty(), "blocks: got none, needs at least one tensor");
   for (size_t i = 0; i < blocks.size(); ++i) {
-    TORCH_CHECK_TYPE(at::isFloatingType(blocks[i].scalar_type()) &&
-                         blocks[i].scalar_type() == blocks[0].scalar_type(),
-                     "blocks[", i, "]: got ", blocks[i].scalar_type(),
-                     ", needs the floating-point type of blocks[0] (", blocks[0].scalar_type(), ")");
-    TORCH_CHECK_VALUE(blocks[i].device() == blocks[0].device(), "blocks[", i,
-                      "]: got a tensor on ", blocks[i].device(), ", needs it on ",
-                      blocks[0].device(), ", as blocks[0] is");
+    GHN_CHECK(
+        is_floating(blocks[i].scalar_type()) && blocks[i].scalar_type() == blocks[0].scalar_type(),
+        "blocks[", i, "]: got ", blocks[i].scalar_type(),
+        ", needs the floating-point type of blocks[0] (", blocks[0].scalar_type(), ")");
+    GHN_CHECK(blocks[i].device() == blocks[0].device(), "blocks[", i, "]: got a tensor on ",
+              blocks[i].device(), ", needs it on ", blocks[0].device(), ", as blocks[0] is");
   }
 }
 
@@ -37,14 +38,13 @@ inline int64_t product(const int64_t* extents) {
 
 // The rows of a table, every index checked against the blocks and the flat buffer of `numel`
 // elements; without one (numel < 0) the offsets do not matter.
-inline std::vector<ExpandRow> read_table(const at::Tensor& table, at::TensorList blocks,
-                                         int64_t numel) {
+inline std::vector<ExpandRow> read_table(const Tensor& table, TensorList blocks, int64_t numel) {
   check_blocks(blocks);
-  check_dtype(table, at::kLong, "table");
-  check_device(table, at::kCPU, "table");
-  TORCH_CHECK_VALUE(table.dim() == 2 && table.size(1) == kTableColumns, "table: got shape ",
-                    table.sizes(), ", needs (R, ", kTableColumns, ")");
-  const at::Tensor contiguous = table.contiguous();
+  check_dtype(table, kLong, "table");
+  check_device(table, kCPU, "table");
+  GHN_CHECK(table.dim() == 2 && table.size(1) == kTableColumns, "table: got shape ", table.sizes(),
+            ", needs (R, ", kTableColumns, ")");
+  const Tensor contiguous = table.contiguous();
   const int64_t* at = contiguous.const_data_ptr<int64_t>();
   std::vector<ExpandRow> rows(size_t(table.size(0)));
   int64_t end = 0;
@@ -58,23 +58,23 @@ inline std::vector<ExpandRow> read_table(const at::Tensor& table, at::TensorList
   };
   for (size_t i = 0; i < rows.size(); ++i, at += kTableColumns) {
     ExpandRow& row = rows[i];
-    TORCH_CHECK_VALUE(at[0] >= 0 && at[0] < int64_t(blocks.size()), "plan.rows[", i,
-                      "].block: got ", at[0], ", needs 0 to ", blocks.size() - 1);
-    TORCH_CHECK_VALUE(fits(at + 2, 1) && fits(at + 6, 0), "plan.rows[", i, "]: got shapes (",
-                      at[2], ", ", at[3], ", ", at[4], ", ", at[5], ") and (", at[6], ", ", at[7],
-                      ", ", at[8], ", ", at[9], ")");
-    TORCH_CHECK_VALUE(at[10] >= kCopy && at[10] <= kShift, "plan.rows[", i, "].kind: got ", at[10],
-                      ", needs ", int(kCopy), " to ", int(kShift));
+    GHN_CHECK(at[0] >= 0 && at[0] < int64_t(blocks.size()), "plan.rows[", i, "].block: got ", at[0],
+              ", needs 0 to ", blocks.size() - 1);
+    GHN_CHECK(fits(at + 2, 1) && fits(at + 6, 0), "plan.rows[", i, "]: got shapes (", at[2], ", ",
+              at[3], ", ", at[4], ", ", at[5], ") and (", at[6], ", ", at[7], ", ", at[8], ", ",
+              at[9], ")");
+    GHN_CHECK(at[10] >= kCopy && at[10] <= kShift, "plan.rows[", i, "].kind: got ", at[10],
+              ", needs ", int(kCopy), " to ", int(kShift));
     const int64_t read = product(at + 2), written = product(at + 6);
     const int64_t there = blocks[size_t(at[0])].numel();
-    TORCH_CHECK_VALUE(at[1] >= 0 && at[1] <= there && read <= there - at[1], "plan.rows[", i,
-                      "]: reads elements ", at[1], " to ", at[1] + read, " of blocks[", at[0],
-                      "], which has ", there);
+    GHN_CHECK(at[1] >= 0 && at[1] <= there && read <= there - at[1], "plan.rows[", i,
+              "]: reads elements ", at[1], " to ", at[1] + read, " of blocks[", at[0],
+              "], which has ", there);
     if (numel >= 0) {
-      TORCH_CHECK_VALUE(i == 0 ? at[11] == 0 : at[11] >= end, "plan.rows[", i, "].offset: got ",
-                        at[11], ", needs ", i == 0 ? "" : "at least ", end);
-      TORCH_CHECK_VALUE(at[11] <= numel && written <= numel - at[11], "plan.numel: got ", numel,
-                        ", needs at least ", at[11] + written, ", the end of rows[", i, "]");
+      GHN_CHECK(i == 0 ? at[11] == 0 : at[11] >= end, "plan.rows[", i, "].offset: got ", at[11],
+                ", needs ", i == 0 ? "" : "at least ", end);
+      GHN_CHECK(at[11] <= numel && written <= numel - at[11], "plan.numel: got ", numel,
+                ", needs at least ", at[11] + written, ", the end of rows[", i, "]");
       end = at[11] + written;
     }
     row.block = int32_t(at[0]), row.source = at[1], row.kind = int32_t(at[10]);
@@ -86,17 +86,17 @@ inline std::vector<ExpandRow> read_table(const at::Tensor& table, at::TensorList
   }
   if (numel >= 0) {
     if (!rows.empty()) rows.back().padded = numel - rows.back().offset;
-    TORCH_CHECK_VALUE(!rows.empty() || numel == 0, "plan.numel: got ", numel,
-                      ", needs 0 for a plan without rows");
+    GHN_CHECK(!rows.empty() || numel == 0, "plan.numel: got ", numel,
+              ", needs 0 for a plan without rows");
   }
   return rows;
 }
 
 // What a packed plan is made from.
-inline uint64_t fingerprint(const at::Tensor& table, at::TensorList blocks, int64_t numel) {
-  const at::Tensor contiguous = table.contiguous();
+inline uint64_t fingerprint(const Tensor& table, TensorList blocks, int64_t numel) {
+  const Tensor contiguous = table.contiguous();
   uint64_t hash = fingerprint(contiguous.const_data_ptr<int64_t>(), contiguous.numel());
-  for (const at::Tensor& block : blocks) {
+  for (const Tensor& block : blocks) {
     const int64_t size = block.numel();
     hash = fingerprint(&size, 1, hash);
   }

@@ -1,8 +1,6 @@
 // The arguments of the gated GNN, checked; the same on every device.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <vector>
 
 #include "checks.h"
@@ -12,43 +10,42 @@ namespace ghn {
 
 struct GatedGnnArgs : Shape {
   int64_t num_nodes;
-  at::ScalarType compute;           // of the arithmetic, the states and `saved`
-  std::vector<at::Tensor> weights;  // contiguous
+  ScalarType compute;           // of the arithmetic, the states and `saved`
+  std::vector<Tensor> weights;  // contiguous
 
   // As the functions of gated_gnn_layout.h take them.
   std::vector<void*> pointers() const {
     std::vector<void*> result;
-    for (const at::Tensor& weight : weights) result.push_back(weight.data_ptr());
+    for (const Tensor& weight : weights) result.push_back(weight.data_ptr());
     return result;
   }
 };
 
-inline bool is_narrow(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
+inline bool is_narrow(ScalarType dtype) { return dtype == kHalf || dtype == kBFloat16; }
 
-inline GatedGnnArgs gated_gnn_args(const at::Tensor& x, const at::Tensor& plan,
-                                   at::TensorList weights, int64_t steps) {
+inline GatedGnnArgs gated_gnn_args(const Tensor& x, const Tensor& plan, TensorList weights,
+                                   int64_t steps) {
   static const char* const names[12] = {
       "mlp.weight_0",    "mlp.bias_0",      "mlp.weight_1",    "mlp.bias_1",
       "mlp_ve.weight_0", "mlp_ve.bias_0",   "mlp_ve.weight_1", "mlp_ve.bias_1",
       "gru.weight_ih",   "gru.weight_hh",   "gru.bias_ih",     "gru.bias_hh"};
-  const at::ScalarType dtype = x.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || is_narrow(dtype), "x: got ",
-                   dtype, ", needs float32, float64, float16 or bfloat16");
-  TORCH_CHECK_VALUE(x.dim() == 2, "x: got shape ", x.sizes(), ", needs (N, C)");
-  TORCH_CHECK_VALUE(x.size(1) <= kMaxChannels, "x: got ", x.size(1), " channels, needs at most ",
-                    kMaxChannels);
-  TORCH_CHECK_VALUE(weights.size() == 8 || weights.size() == 12, "weights: got ", weights.size(),
-                    " tensors, needs 8 or 12");
-  TORCH_CHECK_VALUE(steps >= 1 && steps < (int64_t(1) << 30), "steps: got ", steps,
-                    ", needs at least 1");
-  check_dtype(plan, at::kInt, "plan");
+  const ScalarType dtype = x.scalar_type();
+  GHN_CHECK(dtype == kFloat || dtype == kDouble || is_narrow(dtype), "x: got ", dtype,
+            ", needs float32, float64, float16 or bfloat16");
+  GHN_CHECK(x.dim() == 2, "x: got shape ", x.sizes(), ", needs (N, C)");
+  GHN_CHECK(x.size(1) <= kMaxChannels, "x: got ", x.size(1), " channels, needs at most ",
+            kMaxChannels);
+  GHN_CHECK(weights.size() == 8 || weights.size() == 12, "weights: got ", weights.size(),
+            " tensors, needs 8 or 12");
+  GHN_CHECK(steps >= 1 && steps < (int64_t(1) << 30), "steps: got ", steps, ", needs at least 1");
+  check_dtype(plan, kInt, "plan");
   check_device(plan, x.device(), "plan");
-  TORCH_CHECK_VALUE(plan.dim() == 1 && plan.is_contiguous(), "plan: got shape ", plan.sizes(),
-                    " and strides ", plan.strides(), ", needs a contiguous vector");
+  GHN_CHECK(plan.dim() == 1 && plan.is_contiguous(), "plan: got shape ", plan.sizes(),
+            " and strides ", plan.strides(), ", needs a contiguous vector");
   GatedGnnArgs args;
   args.num_nodes = x.size(0);
   args.channels = x.size(1);
-  args.compute = is_narrow(dtype) ? at::kFloat : dtype;
+  args.compute = is_narrow(dtype) ? kFloat : dtype;
   args.messages = weights.size() == 12 ? 2 : 1;
   const int64_t gru = 4 * args.messages;
   for (int64_t i = 0; i < int64_t(weights.size()); ++i) {
@@ -60,9 +57,9 @@ inline GatedGnnArgs gated_gnn_args(const at::Tensor& x, const at::Tensor& plan,
   const int64_t c = args.channels;
   args.hidden[1] = 0;
   for (int64_t k = 0; k < args.messages; ++k) {
-    const at::Tensor* const mlp = args.weights.data() + 4 * k;
-    TORCH_CHECK_VALUE(mlp[0].dim() == 2, names[4 * k], ": got shape ", mlp[0].sizes(),
-                      ", needs (H, ", c, ")");
+    const Tensor* const mlp = args.weights.data() + 4 * k;
+    GHN_CHECK(mlp[0].dim() == 2, names[4 * k], ": got shape ", mlp[0].sizes(), ", needs (H, ", c,
+              ")");
     const int64_t h = args.hidden[k] = mlp[0].size(0);
     check_shape(mlp[0], {h, c}, names[4 * k]);
     check_shape(mlp[1], {h}, names[4 * k + 1]);
@@ -78,8 +75,8 @@ inline GatedGnnArgs gated_gnn_args(const at::Tensor& x, const at::Tensor& plan,
 }
 
 // The arguments that only the backward has.
-inline void check_backward_args(const GatedGnnArgs& args, const at::Tensor& grad,
-                                const at::Tensor& x, const at::Tensor& saved, int64_t steps) {
+inline void check_backward_args(const GatedGnnArgs& args, const Tensor& grad, const Tensor& x,
+                                const Tensor& saved, int64_t steps) {
   check_dtype(grad, x.scalar_type(), "grad");
   check_device(grad, x.device(), "grad");
   check_shape(grad, x.sizes(), "grad");

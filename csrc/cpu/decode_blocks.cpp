@@ -7,15 +7,15 @@
 //
 // A sum runs over its inputs in ascending order, whatever else is computed with it: the same node
 // gets the same numbers in every batch and with every number of threads.
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <utility>
 
+#include "../common/checks.h"
+#include "../common/parallel.h"
+#include "../common/torch_call.h"
 #include "decode_blocks_args.h"
 #include "decode_blocks_kernels.h"
 #include "decode_blocks_layout.h"
@@ -67,13 +67,13 @@ class Rows {
 // Panels of `inputs` numbers for each column; what no column uses stays unset.
 struct Panels {
   int64_t columns, inputs;
-  at::Tensor memory;
+  Tensor memory;
   float* data;
 
   Panels(int64_t count, int64_t inputs, int64_t columns)
       : columns(columns),
         inputs(inputs),
-        memory(at::empty({count * inputs * columns}, at::kFloat)),
+        memory(empty({count * inputs * columns}, kFloat)),
         data(memory.data_ptr<float>()) {}
 
   float* at(int64_t panel) { return data + panel * inputs * columns; }
@@ -168,7 +168,7 @@ class BlockDecoder {
     for (int64_t p = 0; p < count_; ++p) {
       clear_rest(expanded_.at(p), channels, columns, layout_.panels[size_t(p)].used);
     }
-    at::parallel_for(0, channels, grain(products), [&](int64_t begin, int64_t end) {
+    parallel_for(0, channels, grain(products), [&](int64_t begin, int64_t end) {
       for (size_t s = 0; s < layout_.sizes.size(); ++s) {
         expand_size(layout_.sizes[s], inputs[s], begin, end);
       }
@@ -209,7 +209,7 @@ class BlockDecoder {
     const DecodeLayer& layer = layers_.hidden;
     const int64_t columns = kernel_.columns, tile = tile_rows(layer);
     const int64_t products = layer.inputs * columns * count_;
-    at::parallel_for(0, layer.outputs, grain(products), [&](int64_t begin, int64_t end) {
+    parallel_for(0, layer.outputs, grain(products), [&](int64_t begin, int64_t end) {
       for (int64_t first = begin; first < end; first += tile) {
         Rows rows(kernel_, layer);
         rows.add(first, std::min(first + tile, end));
@@ -237,10 +237,10 @@ class BlockDecoder {
       in = std::max(in, panel.in);
     }
     const int64_t parts = (layers_.out + kOutChannels - 1) / kOutChannels;
-    const int64_t shares = std::clamp<int64_t>(products / kGrain, 1,
-                                               std::min<int64_t>(at::get_num_threads(), parts));
+    const int64_t shares =
+        std::clamp<int64_t>(products / kGrain, 1, std::min<int64_t>(num_threads(), parts));
     const int64_t step = std::max<int64_t>(4, tile_rows(layers_.output) / kOutChannels);
-    at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
       std::vector<Part> wanted;
       for (int64_t share = begin; share < end; ++share) {
         for (int64_t part = share; part < parts; part += shares) {
@@ -355,7 +355,7 @@ void decode_vectors(const DecodeLayers& layers, const DecodeGroup& group, const 
   last.add(0, outputs);
   const int64_t panels = (group.count + columns - 1) / columns;
   const int64_t products = columns * (outputs + layers.first.inputs) * layers.first.outputs;
-  at::parallel_for(0, panels, grain(products), [&](int64_t begin, int64_t end) {
+  parallel_for(0, panels, grain(products), [&](int64_t begin, int64_t end) {
     Panels inputs(1, layers.first.inputs, columns), hidden(1, layers.first.outputs, columns);
     std::vector<float> vectors(size_t(columns * outputs));
     for (int64_t p = begin; p < end; ++p) {
@@ -387,35 +387,34 @@ void decode_vectors(const DecodeLayers& layers, const DecodeGroup& group, const 
 
 }  // namespace
 
-std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor& nodes,
-                                          at::IntArrayRef numbers, at::TensorList weights,
-                                          bool middle) {
-  check_device(x, at::kCPU, "x");
-  check_dtype(x, at::kFloat, "x");
-  TORCH_CHECK_VALUE(x.dim() == 2, "x: got shape ", x.sizes(), ", needs (N, C)");
+std::vector<Tensor> decode_blocks_cpu(const Tensor& x, const Tensor& nodes, IntArrayRef numbers,
+                                      TensorList weights, bool middle) {
+  check_device(x, kCPU, "x");
+  check_dtype(x, kFloat, "x");
+  GHN_CHECK(x.dim() == 2, "x: got shape ", x.sizes(), ", needs (N, C)");
   const DecodeLayers layers(weights, x.size(1));
-  const at::Tensor features = x.contiguous();
+  const Tensor features = x.contiguous();
   const std::vector<int64_t> node_list = read_nodes(nodes);
   const std::vector<DecodeGroup> groups = read_groups(numbers, node_list, layers, x.size(0));
   const int64_t classes = layers.head_bias.outputs;
-  std::vector<at::Tensor> result, before_head(groups.size());
+  std::vector<Tensor> result, before_head(groups.size());
   std::vector<float*> to;
   for (size_t g = 0; g < groups.size(); ++g) {
     const DecodeGroup& group = groups[g];
     switch (group.decoder) {
       case kBlock:
-        result.push_back(at::empty(
-            {group.count, group.out, group.in, group.height, group.width}, x.options()));
+        result.push_back(
+            empty({group.count, group.out, group.in, group.height, group.width}, x.options()));
         break;
       case kVector:
-        result.push_back(at::empty({group.count, 2, layers.channels}, x.options()));
+        result.push_back(empty({group.count, 2, layers.channels}, x.options()));
         break;
       case kHeadWeight:
-        result.push_back(at::empty({group.count, classes, group.in}, x.options()));
-        before_head[g] = at::empty({group.count, layers.out, group.in}, x.options());
+        result.push_back(empty({group.count, classes, group.in}, x.options()));
+        before_head[g] = empty({group.count, layers.out, group.in}, x.options());
         break;
       default:
-        result.push_back(at::empty({group.count, classes}, x.options()));
+        result.push_back(empty({group.count, classes}, x.options()));
     }
     const bool headed = before_head[g].defined();
     to.push_back((headed ? before_head[g] : result.back()).data_ptr<float>());
@@ -436,6 +435,6 @@ std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor&
   return result;
 }
 
-TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) { m.impl("decode_blocks", &decode_blocks_cpu); }
+STABLE_TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) { m.impl("decode_blocks", boxed<&decode_blocks_cpu>); }
 
 }  // namespace ghn

@@ -1,8 +1,6 @@
 // The arguments of decode_blocks, checked.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <vector>
 
 #include "../common/checks.h"
@@ -13,23 +11,23 @@ namespace ghn {
 constexpr size_t kGroupNumbers = 6;  // of a group: decoder, out, in, height, width, count
 
 struct DecodeLayer {
-  at::Tensor weight, bias;
+  Tensor weight, bias;
   int64_t outputs = 0, inputs = 0;
 };
 
-inline DecodeLayer decode_layer(at::TensorList weights, size_t index, const char* name) {
+inline DecodeLayer decode_layer(TensorList weights, size_t index, const char* name) {
   DecodeLayer layer{weights[index].contiguous(), weights[index + 1].contiguous()};
-  for (const at::Tensor& tensor : {layer.weight, layer.bias}) {
-    check_device(tensor, at::kCPU, name);
-    check_dtype(tensor, at::kFloat, name);
+  for (const Tensor& tensor : {layer.weight, layer.bias}) {
+    check_device(tensor, kCPU, name);
+    check_dtype(tensor, kFloat, name);
   }
-  TORCH_CHECK_VALUE(layer.weight.dim() == 2, name, ": got a weight of shape ",
-                    layer.weight.sizes(), ", needs (outputs, inputs)");
+  GHN_CHECK(layer.weight.dim() == 2, name, ": got a weight of shape ", layer.weight.sizes(),
+            ", needs (outputs, inputs)");
   layer.outputs = layer.weight.size(0);
   layer.inputs = layer.weight.size(1);
   check_shape(layer.bias, {layer.outputs}, name);
-  TORCH_CHECK_VALUE(layer.outputs > 0 && layer.inputs > 0, name, ": got a weight of shape ",
-                    layer.weight.sizes());
+  GHN_CHECK(layer.outputs > 0 && layer.inputs > 0, name, ": got a weight of shape ",
+            layer.weight.sizes());
   return layer;
 }
 
@@ -38,9 +36,9 @@ struct DecodeLayers {
   DecodeLayer expand, hidden, output, head_weight, first, last, head_bias;
   int64_t size = 1, out, in, channels;
 
-  DecodeLayers(at::TensorList weights, int64_t width) {
-    TORCH_CHECK_VALUE(weights.size() == 14, "weights: got ", weights.size(),
-                      " tensors, needs 14: weight and bias of seven layers");
+  DecodeLayers(TensorList weights, int64_t width) {
+    GHN_CHECK(weights.size() == 14, "weights: got ", weights.size(),
+              " tensors, needs 14: weight and bias of seven layers");
     expand = decode_layer(weights, 0, "weights of expand");
     hidden = decode_layer(weights, 2, "weights of hidden");
     output = decode_layer(weights, 4, "weights of output");
@@ -57,54 +55,49 @@ struct DecodeLayers {
                      first.inputs == width && last.inputs == first.outputs &&
                      2 * channels == last.outputs && head_bias.inputs == channels &&
                      head_bias.outputs == head_weight.outputs;
-    TORCH_CHECK_VALUE(fit, "weights: the layers do not fit each other or x of width ", width);
+    GHN_CHECK(fit, "weights: the layers do not fit each other or x of width ", width);
   }
 };
 
 // A copy, so that what is checked is what is used.
-inline std::vector<int64_t> read_nodes(const at::Tensor& nodes) {
-  check_device(nodes, at::kCPU, "nodes");
-  check_dtype(nodes, at::kLong, "nodes");
-  TORCH_CHECK_VALUE(nodes.dim() == 1, "nodes: got shape ", nodes.sizes(),
-                    ", needs one dimension");
-  const at::Tensor list = nodes.contiguous();
+inline std::vector<int64_t> read_nodes(const Tensor& nodes) {
+  check_device(nodes, kCPU, "nodes");
+  check_dtype(nodes, kLong, "nodes");
+  GHN_CHECK(nodes.dim() == 1, "nodes: got shape ", nodes.sizes(), ", needs one dimension");
+  const Tensor list = nodes.contiguous();
   const int64_t* data = list.const_data_ptr<int64_t>();
   return {data, data + list.numel()};
 }
 
-inline std::vector<DecodeGroup> read_groups(at::IntArrayRef numbers,
-                                            const std::vector<int64_t>& node, const DecodeLayers& layers,
-                                            int64_t num_nodes) {
+inline std::vector<DecodeGroup> read_groups(IntArrayRef numbers, const std::vector<int64_t>& node,
+                                            const DecodeLayers& layers, int64_t num_nodes) {
   const int64_t num = int64_t(node.size());
-  TORCH_CHECK_VALUE(numbers.size() % kGroupNumbers == 0, "groups: got ", numbers.size(),
-                    " numbers, needs six for each group");
+  GHN_CHECK(numbers.size() % kGroupNumbers == 0, "groups: got ", numbers.size(),
+            " numbers, needs six for each group");
   std::vector<DecodeGroup> groups;
   int64_t first = 0;
   for (size_t g = 0; g < numbers.size() / kGroupNumbers; ++g) {
     const int64_t* n = numbers.data() + g * kGroupNumbers;
     DecodeGroup group{n[0], n[1], n[2], n[3], n[4], n[5], first};
-    TORCH_CHECK_VALUE(group.decoder >= kBlock && group.decoder <= kHeadBias, "groups[", g,
-                      "]: got decoder ", group.decoder, ", needs 0 to 3");
-    TORCH_CHECK_VALUE(group.count >= 0 && group.count <= num - first, "groups[", g,
-                      "]: got ", group.count, " nodes, needs 0 to ", num - first,
-                      ", those that are left");
+    GHN_CHECK(group.decoder >= kBlock && group.decoder <= kHeadBias, "groups[", g,
+              "]: got decoder ", group.decoder, ", needs 0 to 3");
+    GHN_CHECK(group.count >= 0 && group.count <= num - first, "groups[", g, "]: got ", group.count,
+              " nodes, needs 0 to ", num - first, ", those that are left");
     const bool block = group.decoder == kBlock, head = group.decoder == kHeadWeight;
     if (head) group.out = layers.out, group.height = group.width = 1;
     const auto fits = [](int64_t size, int64_t most) { return size >= 1 && size <= most; };
     const bool fine = fits(group.out, layers.out) && fits(group.in, layers.in) &&
                       fits(group.height, layers.size) && fits(group.width, layers.size);
-    TORCH_CHECK_VALUE(fine || !(block || head), "groups[", g, "]: got a block of shape (",
-                      group.out, ", ", group.in, ", ", group.height, ", ", group.width,
-                      "), needs at least 1 and at most (", layers.out, ", ", layers.in, ", ",
-                      layers.size, ", ", layers.size, ")");
+    GHN_CHECK(fine || !(block || head), "groups[", g, "]: got a block of shape (", group.out, ", ",
+              group.in, ", ", group.height, ", ", group.width, "), needs at least 1 and at most (",
+              layers.out, ", ", layers.in, ", ", layers.size, ", ", layers.size, ")");
     first += group.count;
     groups.push_back(group);
   }
-  TORCH_CHECK_VALUE(first == num, "nodes: got ", num, ", needs ", first,
-                    ", as many as the groups count");
+  GHN_CHECK(first == num, "nodes: got ", num, ", needs ", first, ", as many as the groups count");
   for (int64_t i = 0; i < first; ++i) {
-    TORCH_CHECK_VALUE(node[i] >= 0 && node[i] < num_nodes, "nodes[", i, "]: got ", node[i],
-                      ", needs 0 to ", num_nodes - 1);
+    GHN_CHECK(node[i] >= 0 && node[i] < num_nodes, "nodes[", i, "]: got ", node[i], ", needs 0 to ",
+              num_nodes - 1);
   }
   return groups;
 }

@@ -5,8 +5,6 @@
 // positions; what they leave free in a panel is for blocks that need few rows beside its own.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 #include <vector>
 

@@ -7,15 +7,14 @@
 //
 // Backward: every gradient is read once. An element of a block is the sum over its copies in the
 // order of the parameter, whatever the number of threads.
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <cstring>
 #include <type_traits>
 
+#include "../common/checks.h"
 #include "../common/expand_params_args.h"
+#include "../common/parallel.h"
+#include "../common/torch_call.h"
 #include "streaming.h"
 
 namespace ghn {
@@ -97,50 +96,60 @@ class Writer {
 };
 
 template <class T>
-std::vector<const T*> pointers(const std::vector<at::Tensor>& tensors) {
+std::vector<const T*> pointers(const std::vector<Tensor>& tensors) {
   std::vector<const T*> result;
-  for (const at::Tensor& tensor : tensors) result.push_back(tensor.const_data_ptr<T>());
+  for (const Tensor& tensor : tensors) result.push_back(tensor.const_data_ptr<T>());
   return result;
 }
 
-std::vector<at::Tensor> contiguous(at::TensorList tensors) {
-  std::vector<at::Tensor> result;
-  for (const at::Tensor& tensor : tensors) result.push_back(tensor.contiguous());
+std::vector<Tensor> contiguous(TensorList tensors) {
+  std::vector<Tensor> result;
+  for (const Tensor& tensor : tensors) result.push_back(tensor.contiguous());
   return result;
 }
 
 // Calls f with a value of the type that the tensors have.
 template <class F>
-void with_type(at::ScalarType type, const char* what, F f) {
+void with_type(ScalarType type, const char* what, F f) {
   switch (type) {
-    case at::kFloat: return f(float{});
-    case at::kDouble: return f(double{});
-    case at::kHalf: return f(at::Half{});
-    case at::kBFloat16: return f(at::BFloat16{});
-    default: TORCH_CHECK_TYPE(false, what, ": got ", type,
-                              ", needs float32, float64, float16 or bfloat16");
+    case kFloat:
+      return f(float{});
+    case kDouble:
+      return f(double{});
+    case kHalf:
+      return f(Half{});
+    case kBFloat16:
+      return f(BFloat16{});
+    default:
+      GHN_CHECK(false, what, ": got ", type, ", needs float32, float64, float16 or bfloat16");
   }
 }
 
+int64_t element_size(ScalarType type) {
+  int64_t size = 0;
+  with_type(type, "out", [&](auto value) { size = sizeof(value); });
+  return size;
+}
+
 template <class F>
-void with_block_type(at::ScalarType type, F f) {
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble, "blocks: got ", type,
-                   ", needs float32 or float64 on CPU");
-  type == at::kFloat ? f(float{}) : f(double{});
+void with_block_type(ScalarType type, F f) {
+  GHN_CHECK(type == kFloat || type == kDouble, "blocks: got ", type,
+            ", needs float32 or float64 on CPU");
+  type == kFloat ? f(float{}) : f(double{});
 }
 
 template <class T>
 void expand_rows(const std::vector<ExpandRow>& rows, const std::vector<const T*>& blocks,
-                 const std::vector<void*>& to, const std::vector<at::ScalarType>& types,
+                 const std::vector<void*>& to, const std::vector<ScalarType>& types,
                  bool may_stream) {
   std::vector<int64_t> first = {0};
   int64_t bytes = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     first.push_back(first.back() + rows[i].size);
-    bytes += rows[i].size * int64_t(c10::elementSize(types[i]));
+    bytes += rows[i].size * element_size(types[i]);
   }
   const bool stream = may_stream && bytes > kStreamBytes;
-  at::parallel_for(0, first.back(), kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, first.back(), kGrain, [&](int64_t begin, int64_t end) {
     // The last row that begins at or before `begin` is the one with the element: rows without
     // elements begin where the next one does.
     size_t i = size_t(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
@@ -225,7 +234,7 @@ void sum_copies(const ExpandRow& row, const T* grad, const T* block, int64_t beg
 
 // Zeros for the elements that no row reads.
 template <class T>
-void clear_gaps(const Chains& found, std::vector<at::Tensor>& grads) {
+void clear_gaps(const Chains& found, std::vector<Tensor>& grads) {
   size_t next = 0;
   for (size_t b = 0; b < grads.size(); ++b) {
     T* to = grads[b].template data_ptr<T>();
@@ -240,7 +249,7 @@ void clear_gaps(const Chains& found, std::vector<at::Tensor>& grads) {
 
 template <class T>
 void backward_rows(const std::vector<ExpandRow>& rows, const T* grad,
-                   const std::vector<const T*>& blocks, std::vector<at::Tensor>& grads) {
+                   const std::vector<const T*>& blocks, std::vector<Tensor>& grads) {
   const Chains found = find_chains(rows);
   clear_gaps<T>(found, grads);
   std::vector<Piece<T>> pieces;
@@ -257,7 +266,7 @@ void backward_rows(const std::vector<ExpandRow>& rows, const T* grad,
       work.push_back(work.back() + reads + (end - begin));
     }
   }
-  at::parallel_for(0, work.back(), kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, work.back(), kGrain, [&](int64_t begin, int64_t end) {
     // A piece belongs to the thread in whose share it begins.
     size_t p = size_t(std::lower_bound(work.begin(), work.end(), begin) - work.begin());
     for (; p < pieces.size() && work[p] < end; ++p) {
@@ -279,12 +288,12 @@ void backward_rows(const std::vector<ExpandRow>& rows, const T* grad,
 
 }  // namespace
 
-at::Tensor expand_params_cpu(at::TensorList blocks, const at::Tensor& table,
-                             const std::optional<at::Tensor>&, int64_t numel) {
-  TORCH_CHECK_VALUE(numel >= 0, "numel: got ", numel, ", needs at least 0");
+Tensor expand_params_cpu(TensorList blocks, const Tensor& table, const std::optional<Tensor>&,
+                         int64_t numel) {
+  GHN_CHECK(numel >= 0, "numel: got ", numel, ", needs at least 0");
   const std::vector<ExpandRow> rows = read_table(table, blocks, numel);
-  const std::vector<at::Tensor> from = contiguous(blocks);
-  at::Tensor out = at::empty({numel}, blocks[0].options());
+  const std::vector<Tensor> from = contiguous(blocks);
+  Tensor out = empty({numel}, blocks[0].options());
   with_block_type(out.scalar_type(), [&](auto type) {
     using T = decltype(type);
     T* data = out.data_ptr<T>();
@@ -293,57 +302,51 @@ at::Tensor expand_params_cpu(at::TensorList blocks, const at::Tensor& table,
       to.push_back(data + row.offset);
       std::fill_n(data + row.offset + row.size, row.padded - row.size, T(0));
     }
-    const std::vector<at::ScalarType> types(rows.size(), out.scalar_type());
+    const std::vector<ScalarType> types(rows.size(), out.scalar_type());
     // Fresh memory comes cleared page by page: it is in the caches when it is written.
     expand_rows<T>(rows, pointers<T>(from), to, types, false);
   });
   return out;
 }
 
-void expand_params_into_cpu(at::TensorList blocks, const at::Tensor& table, at::TensorList out) {
+void expand_params_into_cpu(TensorList blocks, const Tensor& table, TensorList out) {
   const std::vector<ExpandRow> rows = read_table(table, blocks, -1);
-  TORCH_CHECK_VALUE(out.size() == rows.size(), "out: got ", out.size(), " tensors, needs ",
-                    rows.size(), ", one for each row of the plan");
-  std::vector<at::Tensor> scratch(out.size());
+  GHN_CHECK(out.size() == rows.size(), "out: got ", out.size(), " tensors, needs ", rows.size(),
+            ", one for each row of the plan");
+  std::vector<Tensor> scratch(out.size());
   std::vector<void*> to;
-  std::vector<at::ScalarType> types;
+  std::vector<ScalarType> types;
   for (size_t i = 0; i < rows.size(); ++i) {
-    check_device(out[i], at::kCPU, "out");
-    TORCH_CHECK_VALUE(out[i].numel() == rows[i].size, "out[", i, "]: got a tensor of shape ",
-                      out[i].sizes(), ", needs ", rows[i].size, " elements");
+    check_device(out[i], kCPU, "out");
+    GHN_CHECK(out[i].numel() == rows[i].size, "out[", i, "]: got a tensor of shape ",
+              out[i].sizes(), ", needs ", rows[i].size, " elements");
     with_type(out[i].scalar_type(), "out", [](auto) {});
     // Elements in another order than the shape's go through a tensor that is in order.
-    if (!out[i].is_contiguous()) scratch[i] = at::empty_like(out[i], at::MemoryFormat::Contiguous);
-    const at::Tensor& target = scratch[i].defined() ? scratch[i] : out[i];
+    if (!out[i].is_contiguous()) scratch[i] = empty_like(out[i]);
+    const Tensor& target = scratch[i].defined() ? scratch[i] : out[i];
     to.push_back(target.data_ptr());
     types.push_back(target.scalar_type());
   }
-  const std::vector<at::Tensor> from = contiguous(blocks);
+  const std::vector<Tensor> from = contiguous(blocks);
   with_block_type(blocks[0].scalar_type(), [&](auto type) {
     using T = decltype(type);
     expand_rows<T>(rows, pointers<T>(from), to, types, true);
   });
   for (size_t i = 0; i < rows.size(); ++i) {
-    if (scratch[i].defined()) {
-      out[i].copy_(scratch[i]);
-    } else if (!out[i].is_inference()) {
-      // So that autograd notices where an overwritten value was kept for a backward pass.
-      out[i].unsafeGetTensorImpl()->bump_version();
-    }
+    if (scratch[i].defined()) out[i].copy_(scratch[i]);
   }
 }
 
-std::vector<at::Tensor> expand_params_backward_cpu(const at::Tensor& grad, at::TensorList blocks,
-                                                   const at::Tensor& table,
-                                                   const std::optional<at::Tensor>&) {
-  TORCH_CHECK_VALUE(grad.dim() == 1, "grad: got shape ", grad.sizes(), ", needs one dimension");
+std::vector<Tensor> expand_params_backward_cpu(const Tensor& grad, TensorList blocks,
+                                               const Tensor& table, const std::optional<Tensor>&) {
+  GHN_CHECK(grad.dim() == 1, "grad: got shape ", grad.sizes(), ", needs one dimension");
   const std::vector<ExpandRow> rows = read_table(table, blocks, grad.numel());
   check_dtype(grad, blocks[0].scalar_type(), "grad");
   check_device(grad, blocks[0].device(), "grad");
-  const at::Tensor values = grad.contiguous();
-  const std::vector<at::Tensor> from = contiguous(blocks);
-  std::vector<at::Tensor> grads;
-  for (const at::Tensor& block : from) grads.push_back(at::empty_like(block));
+  const Tensor values = grad.contiguous();
+  const std::vector<Tensor> from = contiguous(blocks);
+  std::vector<Tensor> grads;
+  for (const Tensor& block : from) grads.push_back(empty_like(block));
   with_block_type(grad.scalar_type(), [&](auto type) {
     using T = decltype(type);
     backward_rows<T>(rows, values.const_data_ptr<T>(), pointers<T>(from), grads);
@@ -351,10 +354,10 @@ std::vector<at::Tensor> expand_params_backward_cpu(const at::Tensor& grad, at::T
   return grads;
 }
 
-TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
-  m.impl("expand_params", &expand_params_cpu);
-  m.impl("expand_params_into", &expand_params_into_cpu);
-  m.impl("expand_params_backward", &expand_params_backward_cpu);
+STABLE_TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
+  m.impl("expand_params", boxed<&expand_params_cpu>);
+  m.impl("expand_params_into", boxed<&expand_params_into_cpu>);
+  m.impl("expand_params_backward", boxed<&expand_params_backward_cpu>);
 }
 
 }  // namespace ghn

@@ -3,14 +3,13 @@
 // A thread takes whole graphs where there are several; the nodes of a wide level are spread where
 // there is one. Each node adds its incoming messages, and each weight its contributions, in an
 // order that the plan alone fixes, so that results do not depend on the number of threads.
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <numeric>
 #include <tuple>
 
+#include "../common/checks.h"
+#include "../common/parallel.h"
+#include "../common/torch_call.h"
 #include "../plan/gated_gnn_plan_check.h"
 #include "gated_gnn_kernels.h"
 #include "gated_gnn_pack.h"
@@ -21,15 +20,10 @@ namespace {
 // Nodes of a level that make a task worth handing to another thread.
 constexpr int64_t kNodesPerTask = 16;
 
-// A plan that is sound, and whose indices are in bounds at this moment: see
-// plan/gated_gnn_plan_check.h.
-Plan checked_plan(const at::Tensor& packed, int64_t num_nodes) {
+// A plan whose numbers are sound at this moment: see plan/gated_gnn_plan_check.h.
+Plan checked_plan(const Tensor& packed, int64_t num_nodes) {
   check_plan_nodes(known_plan(packed), num_nodes);
-  const int32_t* data = packed.const_data_ptr<int32_t>();
-  TORCH_CHECK_VALUE(plan_in_bounds(data, packed.numel()) && data[2] == num_nodes,
-                    "plan: its memory has been overwritten, needs the result of gated_gnn_plan as "
-                    "it was made");
-  return Plan::read(data);
+  return Plan::read(packed.const_data_ptr<int32_t>());
 }
 
 template <class T>
@@ -81,7 +75,7 @@ void over_nodes(bool spread, int64_t count, const Task& task) {
   if (spread && count >= 2 * kNodesPerTask) {
     // Tiles begin at multiples of the task's size, whatever the number of threads.
     const int64_t tasks = (count + kNodesPerTask - 1) / kNodesPerTask;
-    at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
       task(begin * kNodesPerTask, std::min(end * kNodesPerTask, count));
     });
   } else if (count > 0) {
@@ -93,7 +87,7 @@ void over_nodes(bool spread, int64_t count, const Task& task) {
 template <class Task>
 void over_graphs(const Plan& plan, const Task& task) {
   const int64_t graphs = plan.num_graphs;
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t threads = num_threads();
   const int64_t bins = std::min<int64_t>(threads, graphs);
   if (bins < 2) {
     for (int64_t g = 0; g < graphs; ++g) task(g, threads > 1);
@@ -113,7 +107,7 @@ void over_graphs(const Plan& plan, const Task& task) {
     share[least].push_back(g);
     load[least] += cost[g];
   }
-  at::parallel_for(0, bins, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, bins, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       for (const int64_t g : share[b]) task(g, false);
     }
@@ -240,8 +234,8 @@ void backward_graph(const Call<T>& call, const T* grad, const T* x, const T* sav
 }
 
 template <class T>
-void forward(const GatedGnnArgs& args, const Plan& plan, const at::Tensor& x, at::Tensor& out,
-             at::Tensor& saved, int64_t sweeps) {
+void forward(const GatedGnnArgs& args, const Plan& plan, const Tensor& x, Tensor& out,
+             Tensor& saved, int64_t sweeps) {
   const WeightMemory<T> weights(args, false);
   const std::vector<T> inverse = inverse_distances<T>(plan);
   const Call<T> call{args, plan, weights.get(), inverse, kernels<T>(), sweeps};
@@ -254,9 +248,8 @@ void forward(const GatedGnnArgs& args, const Plan& plan, const at::Tensor& x, at
 }
 
 template <class T>
-std::vector<at::Tensor> backward(const GatedGnnArgs& args, const Plan& plan, const at::Tensor& grad,
-                                 const at::Tensor& x, const at::Tensor& saved, at::Tensor& grad_x,
-                                 int64_t sweeps) {
+std::vector<Tensor> backward(const GatedGnnArgs& args, const Plan& plan, const Tensor& grad,
+                             const Tensor& x, const Tensor& saved, Tensor& grad_x, int64_t sweeps) {
   const WeightMemory<T> weights(args, true);
   const std::vector<T> inverse = inverse_distances<T>(plan);
   const Call<T> call{args, plan, weights.get(), inverse, kernels<T>(), sweeps};
@@ -277,25 +270,22 @@ std::vector<at::Tensor> backward(const GatedGnnArgs& args, const Plan& plan, con
 
 // The kernels compute in float32 or float64.
 GatedGnnArgs in_compute_dtype(GatedGnnArgs args) {
-  for (at::Tensor& weight : args.weights) weight = weight.to(args.compute);
+  for (Tensor& weight : args.weights) weight = weight.to(args.compute);
   return args;
 }
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> gated_gnn_forward_cpu(const at::Tensor& x,
-                                                         const at::Tensor& packed,
-                                                         at::TensorList weights, int64_t steps,
-                                                         bool save) {
+std::tuple<Tensor, Tensor> gated_gnn_forward_cpu(const Tensor& x, const Tensor& packed,
+                                                 TensorList weights, int64_t steps, bool save) {
   const GatedGnnArgs args = in_compute_dtype(gated_gnn_args(x, packed, weights, steps));
   const Plan plan = checked_plan(packed, args.num_nodes);
-  const at::Tensor rows = x.to(args.compute).contiguous();
-  at::Tensor out = at::empty_like(rows);
-  at::Tensor saved =
-      save ? at::empty({2 * steps, args.num_nodes, args.record.width}, rows.options())
-           : at::empty({0}, rows.options());
-  if (rows.numel() == 0) return {at::empty_like(x), saved};
-  if (args.compute == at::kFloat) {
+  const Tensor rows = x.to(args.compute).contiguous();
+  Tensor out = empty_like(rows);
+  Tensor saved = save ? empty({2 * steps, args.num_nodes, args.record.width}, rows.options())
+                      : empty({0}, rows.options());
+  if (rows.numel() == 0) return {empty_like(x), saved};
+  if (args.compute == kFloat) {
     forward<float>(args, plan, rows, out, saved, 2 * steps);
   } else {
     forward<double>(args, plan, rows, out, saved, 2 * steps);
@@ -303,26 +293,26 @@ std::tuple<at::Tensor, at::Tensor> gated_gnn_forward_cpu(const at::Tensor& x,
   return {out.to(x.scalar_type()), saved};
 }
 
-std::tuple<at::Tensor, std::vector<at::Tensor>> gated_gnn_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& packed, at::TensorList weights,
-    const at::Tensor& saved, int64_t steps) {
+std::tuple<Tensor, std::vector<Tensor>> gated_gnn_backward_cpu(const Tensor& grad, const Tensor& x,
+                                                               const Tensor& packed,
+                                                               TensorList weights,
+                                                               const Tensor& saved, int64_t steps) {
   const GatedGnnArgs args = in_compute_dtype(gated_gnn_args(x, packed, weights, steps));
   check_backward_args(args, grad, x, saved, steps);
   const Plan plan = checked_plan(packed, args.num_nodes);
-  const at::Tensor d = grad.to(args.compute).contiguous(), rows = x.to(args.compute).contiguous();
-  const at::Tensor record = saved.contiguous();
-  at::Tensor grad_x = at::empty_like(rows);
-  std::vector<at::Tensor> grad_weights =
-      args.compute == at::kFloat
-          ? backward<float>(args, plan, d, rows, record, grad_x, 2 * steps)
-          : backward<double>(args, plan, d, rows, record, grad_x, 2 * steps);
-  for (at::Tensor& grad_weight : grad_weights) grad_weight = grad_weight.to(x.scalar_type());
+  const Tensor d = grad.to(args.compute).contiguous(), rows = x.to(args.compute).contiguous();
+  const Tensor record = saved.contiguous();
+  Tensor grad_x = empty_like(rows);
+  std::vector<Tensor> grad_weights =
+      args.compute == kFloat ? backward<float>(args, plan, d, rows, record, grad_x, 2 * steps)
+                             : backward<double>(args, plan, d, rows, record, grad_x, 2 * steps);
+  for (Tensor& grad_weight : grad_weights) grad_weight = grad_weight.to(x.scalar_type());
   return {grad_x.to(x.scalar_type()), grad_weights};
 }
 
-TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
-  m.impl("gated_gnn_forward", &gated_gnn_forward_cpu);
-  m.impl("gated_gnn_backward", &gated_gnn_backward_cpu);
+STABLE_TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
+  m.impl("gated_gnn_forward", boxed<&gated_gnn_forward_cpu>);
+  m.impl("gated_gnn_backward", boxed<&gated_gnn_backward_cpu>);
 }
 
 }  // namespace ghn

@@ -43,9 +43,9 @@ class WeightMemory {
 
 // Gradients of the weights from their sums, which lie like the weights of the backward.
 template <class T>
-std::vector<at::Tensor> unpack_weight_sums(const PackedWeights<T>& sums, const GatedGnnArgs& args) {
+std::vector<Tensor> unpack_weight_sums(const PackedWeights<T>& sums, const GatedGnnArgs& args) {
   GatedGnnArgs result = args;
-  for (at::Tensor& weight : result.weights) weight = at::empty_like(weight);
+  for (Tensor& weight : result.weights) weight = empty_like(weight);
   each_weight_block<T>(args, result.pointers().data(), sums, true, [](const auto& block) {
     for (int64_t r = 0; r < block.rows; ++r) {
       for (int64_t c = 0; c < block.columns; ++c) {

@@ -7,11 +7,6 @@
 // numbers are the same with every number of threads, and those of a graph in every batch.
 //
 // Floor: 2 d multiplications and one exp a pair and head, and for small d the look-up of its bias.
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -20,6 +15,8 @@
 #include <vector>
 
 #include "../common/checks.h"
+#include "../common/parallel.h"
+#include "../common/torch_call.h"
 #include "graph_attention_kernels.h"
 
 namespace ghn {
@@ -29,40 +26,37 @@ namespace {
 constexpr int64_t kGrain = int64_t(1) << 15;
 
 struct Batch {
-  at::Tensor qkv, codes, table;  // table (H, R)
+  Tensor qkv, codes, table;           // table (H, R)
   std::vector<int64_t> first, pairs;  // of each graph, and at the end
   int64_t heads, width, rows;
 
-  Batch(const at::Tensor& given, const at::Tensor& code, at::IntArrayRef offsets,
-        const at::Tensor& bias) {
-    check_device(given, at::kCPU, "qkv");
-    check_dtype(given, at::kFloat, "qkv");
-    TORCH_CHECK_VALUE(given.dim() == 4 && given.size(1) == 3, "qkv: got shape ", given.sizes(),
-                      ", needs (N, 3, H, d)");
-    check_device(bias, at::kCPU, "table");
-    check_dtype(bias, at::kFloat, "table");
+  Batch(const Tensor& given, const Tensor& code, IntArrayRef offsets, const Tensor& bias) {
+    check_device(given, kCPU, "qkv");
+    check_dtype(given, kFloat, "qkv");
+    GHN_CHECK(given.dim() == 4 && given.size(1) == 3, "qkv: got shape ", given.sizes(),
+              ", needs (N, 3, H, d)");
+    check_device(bias, kCPU, "table");
+    check_dtype(bias, kFloat, "table");
     heads = given.size(2), width = given.size(3);
-    TORCH_CHECK_VALUE(heads > 0 && width > 0, "qkv: got shape ", given.sizes(),
-                      ", needs (N, 3, H, d)");
-    TORCH_CHECK_VALUE(bias.dim() == 2 && bias.size(1) == heads, "table: got shape ", bias.sizes(),
-                      ", needs (R, ", heads, ")");
+    GHN_CHECK(heads > 0 && width > 0, "qkv: got shape ", given.sizes(), ", needs (N, 3, H, d)");
+    GHN_CHECK(bias.dim() == 2 && bias.size(1) == heads, "table: got shape ", bias.sizes(),
+              ", needs (R, ", heads, ")");
     rows = bias.size(0);
-    check_device(code, at::kCPU, "codes");
-    TORCH_CHECK_TYPE(code.scalar_type() == at::kByte || code.scalar_type() == at::kShort,
-                     "codes: got ", code.scalar_type(), ", needs uint8 or int16");
-    TORCH_CHECK_VALUE(!offsets.empty() && offsets[0] == 0 && offsets.back() == given.size(0),
-                      "offsets: got ", offsets, ", needs numbers that ascend from 0 to ",
-                      given.size(0));
+    check_device(code, kCPU, "codes");
+    GHN_CHECK(code.scalar_type() == kByte || code.scalar_type() == kShort, "codes: got ",
+              code.scalar_type(), ", needs uint8 or int16");
+    GHN_CHECK(!offsets.empty() && offsets[0] == 0 && offsets.back() == given.size(0),
+              "offsets: got ", offsets, ", needs numbers that ascend from 0 to ", given.size(0));
     pairs.push_back(0);
     for (size_t g = 0; g + 1 < offsets.size(); ++g) {
-      TORCH_CHECK_VALUE(offsets[g + 1] >= offsets[g], "offsets: got ", offsets,
-                        ", needs numbers that ascend from 0 to ", given.size(0));
+      GHN_CHECK(offsets[g + 1] >= offsets[g], "offsets: got ", offsets,
+                ", needs numbers that ascend from 0 to ", given.size(0));
       const int64_t size = offsets[g + 1] - offsets[g];
       pairs.push_back(pairs.back() + size * size);
     }
-    first = offsets.vec();
-    TORCH_CHECK_VALUE(code.dim() == 1 && code.size(0) == pairs.back(), "codes: got shape ",
-                      code.sizes(), ", needs (", pairs.back(), ",)");
+    first.assign(offsets.begin(), offsets.end());
+    GHN_CHECK(code.dim() == 1 && code.size(0) == pairs.back(), "codes: got shape ", code.sizes(),
+              ", needs (", pairs.back(), ",)");
     qkv = given.contiguous();
     codes = code.contiguous();
     table = bias.t().contiguous();
@@ -72,7 +66,7 @@ struct Batch {
   int64_t graphs() const { return int64_t(first.size()) - 1; }
   int64_t size(int64_t g) const { return first[size_t(g) + 1] - first[size_t(g)]; }
   int64_t stride() const { return 3 * heads * width; }
-  bool wide() const { return codes.scalar_type() == at::kShort; }
+  bool wide() const { return codes.scalar_type() == kShort; }
 
   // A look-up outside of the table would read anything.
   void check_codes() const {
@@ -88,8 +82,8 @@ struct Batch {
       const uint8_t* data = codes.const_data_ptr<uint8_t>();
       for (int64_t i = 0; i < count; ++i) high = data[i] > high ? data[i] : high;
     }
-    TORCH_CHECK_VALUE(count == 0 || (low >= 0 && high < rows), "codes: got codes from ", low,
-                      " to ", high, ", needs codes from 0 to ", rows - 1);
+    GHN_CHECK(count == 0 || (low >= 0 && high < rows), "codes: got codes from ", low, " to ", high,
+              ", needs codes from 0 to ", rows - 1);
   }
 };
 
@@ -108,7 +102,7 @@ struct QueryCodes {
       all += round_up(n, lanes) * (batch.wide() ? 2 * n : round_up(n, 4));
     }
     memory.resize(size_t(all));
-    at::parallel_for(0, batch.graphs(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch.graphs(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; ++g) {
         const int64_t n = batch.size(g), padded = round_up(n, lanes);
         char* to = memory.data() + first[size_t(g)];
@@ -210,7 +204,7 @@ template <class Work>
 void each_head(const Batch& batch, Work work) {
   const int64_t tasks = batch.graphs() * batch.heads;
   const int64_t each = tasks == 0 ? 1 : batch.pairs.back() * batch.heads / tasks + 1;
-  at::parallel_for(0, tasks, std::max<int64_t>(1, kGrain / each), [&](int64_t begin, int64_t end) {
+  parallel_for(0, tasks, std::max<int64_t>(1, kGrain / each), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t g = task / batch.heads;
       if (batch.size(g) > 0) work(g, task % batch.heads);
@@ -220,15 +214,13 @@ void each_head(const Batch& batch, Work work) {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> graph_attention_cpu(const at::Tensor& qkv,
-                                                       const at::Tensor& codes,
-                                                       at::IntArrayRef offsets,
-                                                       const at::Tensor& table) {
+std::tuple<Tensor, Tensor> graph_attention_cpu(const Tensor& qkv, const Tensor& codes,
+                                               IntArrayRef offsets, const Tensor& table) {
   const Batch batch(qkv, codes, offsets, table);
   const AttentionKernels kernels = attention_kernels();
   const int64_t nodes = batch.first.back(), d = batch.width;
-  at::Tensor out = at::empty({nodes, batch.heads * d}, batch.qkv.options());
-  at::Tensor logsum = at::empty({nodes, batch.heads}, batch.qkv.options());
+  Tensor out = empty({nodes, batch.heads * d}, batch.qkv.options());
+  Tensor logsum = empty({nodes, batch.heads}, batch.qkv.options());
   float *to = out.data_ptr<float>(), *sums = logsum.data_ptr<float>();
   const QueryCodes by_query(batch, kernels.lanes);
   each_head(batch, [&](int64_t g, int64_t h) {
@@ -241,24 +233,24 @@ std::tuple<at::Tensor, at::Tensor> graph_attention_cpu(const at::Tensor& qkv,
   return {out, logsum};
 }
 
-std::tuple<at::Tensor, at::Tensor> graph_attention_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& qkv, const at::Tensor& codes,
-    at::IntArrayRef offsets, const at::Tensor& table, const at::Tensor& out,
-    const at::Tensor& logsum) {
+std::tuple<Tensor, Tensor> graph_attention_backward_cpu(const Tensor& grad, const Tensor& qkv,
+                                                        const Tensor& codes, IntArrayRef offsets,
+                                                        const Tensor& table, const Tensor& out,
+                                                        const Tensor& logsum) {
   const Batch batch(qkv, codes, offsets, table);
   const AttentionKernels kernels = attention_kernels();
   const int64_t nodes = batch.first.back(), d = batch.width, heads = batch.heads;
   for (const auto& [tensor, name] : {std::pair(&grad, "grad"), std::pair(&out, "out")}) {
-    check_device(*tensor, at::kCPU, name);
-    check_dtype(*tensor, at::kFloat, name);
+    check_device(*tensor, kCPU, name);
+    check_dtype(*tensor, kFloat, name);
     check_shape(*tensor, {nodes, heads * d}, name);
   }
-  check_device(logsum, at::kCPU, "logsum");
-  check_dtype(logsum, at::kFloat, "logsum");
+  check_device(logsum, kCPU, "logsum");
+  check_dtype(logsum, kFloat, "logsum");
   check_shape(logsum, {nodes, heads}, "logsum");
-  const at::Tensor given = grad.contiguous(), result = out.contiguous(), sums = logsum.contiguous();
-  at::Tensor grad_qkv = at::empty(batch.qkv.sizes(), batch.qkv.options());
-  at::Tensor parts = at::zeros({batch.graphs(), heads, batch.rows}, batch.qkv.options());
+  const Tensor given = grad.contiguous(), result = out.contiguous(), sums = logsum.contiguous();
+  Tensor grad_qkv = empty(batch.qkv.sizes(), batch.qkv.options());
+  Tensor parts = zeros({batch.graphs(), heads, batch.rows}, batch.qkv.options());
   float *to = grad_qkv.data_ptr<float>(), *part = parts.data_ptr<float>();
   each_head(batch, [&](int64_t g, int64_t h) {
     const Head made(batch, g, h, kernels.lanes);
@@ -280,14 +272,19 @@ std::tuple<at::Tensor, at::Tensor> graph_attention_backward_cpu(
       }
     }
   });
-  at::Tensor grad_table = at::zeros({heads, batch.rows}, batch.qkv.options());
-  for (int64_t g = 0; g < batch.graphs(); ++g) grad_table += parts[g];
-  return {grad_qkv, grad_table.t().contiguous()};
+  Tensor grad_table = zeros({batch.rows, heads}, batch.qkv.options());
+  float* sum = grad_table.data_ptr<float>();
+  for (int64_t g = 0; g < batch.graphs(); ++g) {
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t r = 0; r < batch.rows; ++r) sum[r * heads + h] += *part++;
+    }
+  }
+  return {grad_qkv, grad_table};
 }
 
-TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
-  m.impl("graph_attention_forward", &graph_attention_cpu);
-  m.impl("graph_attention_backward", &graph_attention_backward_cpu);
+STABLE_TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
+  m.impl("graph_attention_forward", boxed<&graph_attention_cpu>);
+  m.impl("graph_attention_backward", boxed<&graph_attention_backward_cpu>);
 }
 
 }  // namespace ghn

@@ -11,10 +11,6 @@
 // memory takes 0.05 ms on one core (AVX-512 server CPU), this takes 0.28 ms: 1.4 ns per pair, to
 // compact the targets that are reached and to store three separate numbers for each. In fresh memory
 // both wait for its pages.
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <atomic>
@@ -24,6 +20,8 @@
 #include <vector>
 
 #include "../common/checks.h"
+#include "../common/parallel.h"
+#include "../common/torch_call.h"
 
 namespace ghn {
 namespace {
@@ -44,12 +42,12 @@ struct Graph {
 
 void check_edges(const int64_t* edges, int64_t count, int64_t num_nodes) {
   const auto [low, high] = std::minmax_element(edges, edges + 2 * count);
-  TORCH_CHECK_VALUE(*low >= 0 && *high < num_nodes, "edges: got indices from ", *low, " to ", *high,
-                    ", needs indices from 0 to ", num_nodes - 1);
+  GHN_CHECK(*low >= 0 && *high < num_nodes, "edges: got indices from ", *low, " to ", *high,
+            ", needs indices from 0 to ", num_nodes - 1);
   for (int64_t e = 0; e < count; ++e) {
-    TORCH_CHECK_VALUE(edges[2 * e] < edges[2 * e + 1], "edges: row ", e, " leads from node ",
-                      edges[2 * e], " to node ", edges[2 * e + 1],
-                      ", needs nodes numbered in topological order (from < to); is there a cycle?");
+    GHN_CHECK(edges[2 * e] < edges[2 * e + 1], "edges: row ", e, " leads from node ", edges[2 * e],
+              " to node ", edges[2 * e + 1],
+              ", needs nodes numbered in topological order (from < to); is there a cycle?");
   }
 }
 
@@ -175,8 +173,8 @@ template <class F>
 void in_turn(int64_t count, const F& f) {
   std::atomic<int64_t> taken{0};
   // Tiles of a network's graph take some 20 microseconds each, and waking a thread as much or more.
-  const int64_t threads = std::clamp<int64_t>(count / 8, 1, at::get_num_threads());
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  const int64_t threads = std::clamp<int64_t>(count / 8, 1, num_threads());
+  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t i = taken++; i < count; i = taken++) f(i);
   });
 }
@@ -201,7 +199,7 @@ int64_t set_places(std::vector<Tile>& tiles, int64_t nodes) {
 }
 
 template <class T>
-at::Tensor distances_as(const Graph& graph, int64_t limit, const at::TensorOptions& options) {
+Tensor distances_as(const Graph& graph, int64_t limit, const TensorOptions& options) {
   const Distances<T> distances{graph, T(limit)};
   const int64_t nodes = graph.size();
   std::vector<Tile> tiles;
@@ -220,7 +218,7 @@ at::Tensor distances_as(const Graph& graph, int64_t limit, const at::TensorOptio
     if (keep) kept[i] = std::move(rows);
   });
   const int64_t pairs = set_places(tiles, nodes);
-  at::Tensor out = at::empty({pairs, 3}, options);
+  Tensor out = empty({pairs, 3}, options);
   int64_t* data = out.data_ptr<int64_t>();
   in_turn(tiles.size(), [&](int64_t i) {
     std::unique_ptr<T[]> again;
@@ -236,20 +234,20 @@ at::Tensor distances_as(const Graph& graph, int64_t limit, const at::TensorOptio
 
 }  // namespace
 
-at::Tensor shortest_distances_cpu(const at::Tensor& edges, int64_t num_nodes, int64_t cutoff) {
-  TORCH_CHECK_TYPE(edges.scalar_type() == at::kLong || edges.scalar_type() == at::kInt,
-                   "edges: got ", edges.scalar_type(), ", needs an int64 or int32 tensor");
-  TORCH_CHECK_VALUE(edges.dim() == 2 && edges.size(1) == 2, "edges: got shape ", edges.sizes(),
-                    ", needs (E, 2)");
+Tensor shortest_distances_cpu(const Tensor& edges, int64_t num_nodes, int64_t cutoff) {
+  GHN_CHECK(edges.scalar_type() == kLong || edges.scalar_type() == kInt, "edges: got ",
+            edges.scalar_type(), ", needs an int64 or int32 tensor");
+  GHN_CHECK(edges.dim() == 2 && edges.size(1) == 2, "edges: got shape ", edges.sizes(),
+            ", needs (E, 2)");
   const int64_t most = std::numeric_limits<int32_t>::max();
-  TORCH_CHECK_VALUE(num_nodes >= 0 && num_nodes <= most, "num_nodes: got ", num_nodes,
-                    ", needs 0 to ", most);
-  TORCH_CHECK_VALUE(cutoff >= 1, "cutoff: got ", cutoff, ", needs at least 1");
-  TORCH_CHECK_VALUE(edges.size(0) < most / 4, "edges: got ", edges.size(0),
-                    " rows, needs fewer than ", most / 4);
-  const at::TensorOptions options = edges.options().dtype(at::kLong);
-  if (edges.size(0) == 0) return at::empty({0, 3}, options);
-  const at::Tensor pairs = edges.to(at::kLong).contiguous();
+  GHN_CHECK(num_nodes >= 0 && num_nodes <= most, "num_nodes: got ", num_nodes, ", needs 0 to ",
+            most);
+  GHN_CHECK(cutoff >= 1, "cutoff: got ", cutoff, ", needs at least 1");
+  GHN_CHECK(edges.size(0) < most / 4, "edges: got ", edges.size(0), " rows, needs fewer than ",
+            most / 4);
+  const TensorOptions options = edges.options().dtype(kLong);
+  if (edges.size(0) == 0) return empty({0, 3}, options);
+  const Tensor pairs = edges.to(kLong).contiguous();
   check_edges(pairs.const_data_ptr<int64_t>(), pairs.size(0), num_nodes);
   const Graph graph = read_graph(pairs.const_data_ptr<int64_t>(), pairs.size(0));
   // No shortest path is longer than the number of nodes.
@@ -263,6 +261,8 @@ at::Tensor shortest_distances_cpu(const at::Tensor& edges, int64_t num_nodes, in
   return distances_as<int32_t>(graph, limit, options);
 }
 
-TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) { m.impl("shortest_distances", &shortest_distances_cpu); }
+STABLE_TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
+  m.impl("shortest_distances", boxed<&shortest_distances_cpu>);
+}
 
 }  // namespace ghn

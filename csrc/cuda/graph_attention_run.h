@@ -2,11 +2,6 @@
 // of a GPU or of its emulation on the host.
 #pragma once
 
-#include <ATen/TensorOperators.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-
 #include <algorithm>
 #include <cmath>
 #include <tuple>
@@ -17,36 +12,32 @@
 namespace ghn::cuda {
 
 struct AttentionInputs {
-  at::Tensor qkv, codes, table;
-  at::IntArrayRef offsets;
+  Tensor qkv, codes, table;
+  IntArrayRef offsets;
 
-  AttentionInputs(const at::Tensor& given, const at::Tensor& code, at::IntArrayRef offset,
-                  const at::Tensor& bias)
+  AttentionInputs(const Tensor& given, const Tensor& code, IntArrayRef offset, const Tensor& bias)
       : offsets(offset) {
-    check_dtype(given, at::kFloat, "qkv");
-    TORCH_CHECK_VALUE(given.dim() == 4 && given.size(1) == 3 && given.size(2) > 0 &&
-                          given.size(3) > 0 && given.size(3) <= kWidestHead,
-                      "qkv: got shape ", given.sizes(), ", needs (N, 3, H, d) with d up to ",
-                      kWidestHead);
-    TORCH_CHECK_VALUE(given.size(2) < 65536, "qkv: got ", given.size(2),
-                      " heads, needs at most 65,535");
+    check_dtype(given, kFloat, "qkv");
+    GHN_CHECK(given.dim() == 4 && given.size(1) == 3 && given.size(2) > 0 && given.size(3) > 0 &&
+                  given.size(3) <= kWidestHead,
+              "qkv: got shape ", given.sizes(), ", needs (N, 3, H, d) with d up to ", kWidestHead);
+    GHN_CHECK(given.size(2) < 65536, "qkv: got ", given.size(2), " heads, needs at most 65,535");
     check_device(bias, given.device(), "table");
-    check_dtype(bias, at::kFloat, "table");
-    TORCH_CHECK_VALUE(bias.dim() == 2 && bias.size(0) > 0 && bias.size(1) == given.size(2),
-                      "table: got shape ", bias.sizes(), ", needs (R, ", given.size(2), ")");
+    check_dtype(bias, kFloat, "table");
+    GHN_CHECK(bias.dim() == 2 && bias.size(0) > 0 && bias.size(1) == given.size(2),
+              "table: got shape ", bias.sizes(), ", needs (R, ", given.size(2), ")");
     check_device(code, given.device(), "codes");
-    TORCH_CHECK_TYPE(code.scalar_type() == at::kByte || code.scalar_type() == at::kShort,
-                     "codes: got ", code.scalar_type(), ", needs uint8 or int16");
-    TORCH_CHECK_VALUE(!offset.empty() && offset[0] == 0 && offset.back() == given.size(0) &&
-                          std::is_sorted(offset.begin(), offset.end()),
-                      "offsets: got ", offset, ", needs numbers that ascend from 0 to ",
-                      given.size(0));
+    GHN_CHECK(code.scalar_type() == kByte || code.scalar_type() == kShort, "codes: got ",
+              code.scalar_type(), ", needs uint8 or int16");
+    GHN_CHECK(!offset.empty() && offset[0] == 0 && offset.back() == given.size(0) &&
+                  std::is_sorted(offset.begin(), offset.end()),
+              "offsets: got ", offset, ", needs numbers that ascend from 0 to ", given.size(0));
     int64_t pairs = 0;
     for (size_t g = 0; g + 1 < offset.size(); ++g) {
       pairs += (offset[g + 1] - offset[g]) * (offset[g + 1] - offset[g]);
     }
-    TORCH_CHECK_VALUE(code.dim() == 1 && code.size(0) == pairs, "codes: got shape ", code.sizes(),
-                      ", needs (", pairs, ",)");
+    GHN_CHECK(code.dim() == 1 && code.size(0) == pairs, "codes: got shape ", code.sizes(),
+              ", needs (", pairs, ",)");
     qkv = given.contiguous();
     codes = code.contiguous();
     table = bias.contiguous();
@@ -56,7 +47,7 @@ struct AttentionInputs {
     AttentionArgs made{};
     made.heads = qkv.size(2), made.width = qkv.size(3), made.rows = table.size(0);
     made.scale = 1.0f / std::sqrt(float(made.width));
-    made.wide = codes.scalar_type() == at::kShort;
+    made.wide = codes.scalar_type() == kShort;
     made.qkv = qkv.const_data_ptr<float>();
     made.codes = codes.const_data_ptr();
     made.table = table.const_data_ptr<float>();
@@ -97,11 +88,10 @@ struct AttentionInputs {
 };
 
 template <class Launches>
-std::tuple<at::Tensor, at::Tensor> run_attention(const Launches& launches,
-                                                 const AttentionInputs& given) {
+std::tuple<Tensor, Tensor> run_attention(const Launches& launches, const AttentionInputs& given) {
   AttentionArgs args = given.args();
-  at::Tensor out = at::empty({given.qkv.size(0), args.heads * args.width}, given.qkv.options());
-  at::Tensor logsum = at::empty({given.qkv.size(0), args.heads}, given.qkv.options());
+  Tensor out = empty({given.qkv.size(0), args.heads * args.width}, given.qkv.options());
+  Tensor logsum = empty({given.qkv.size(0), args.heads}, given.qkv.options());
   args.out = out.data_ptr<float>();
   args.logsum = logsum.data_ptr<float>();
   given.each([&](const Graphs& graphs, int64_t tiles) { launches.forward(args, graphs, tiles); });
@@ -109,24 +99,23 @@ std::tuple<at::Tensor, at::Tensor> run_attention(const Launches& launches,
 }
 
 template <class Launches>
-std::tuple<at::Tensor, at::Tensor> run_attention_backward(
-    const Launches& launches, const AttentionInputs& given, const at::Tensor& grad,
-    const at::Tensor& out, const at::Tensor& logsum) {
+std::tuple<Tensor, Tensor> run_attention_backward(const Launches& launches,
+                                                  const AttentionInputs& given, const Tensor& grad,
+                                                  const Tensor& out, const Tensor& logsum) {
   AttentionArgs args = given.args();
   const int64_t nodes = given.qkv.size(0);
   for (const auto& [tensor, name] : {std::pair(&grad, "grad"), std::pair(&out, "out")}) {
     check_device(*tensor, given.qkv.device(), name);
-    check_dtype(*tensor, at::kFloat, name);
+    check_dtype(*tensor, kFloat, name);
     check_shape(*tensor, {nodes, args.heads * args.width}, name);
   }
   check_device(logsum, given.qkv.device(), "logsum");
-  check_dtype(logsum, at::kFloat, "logsum");
+  check_dtype(logsum, kFloat, "logsum");
   check_shape(logsum, {nodes, args.heads}, "logsum");
-  const at::Tensor slopes = grad.contiguous(), sums = logsum.contiguous();
-  const at::Tensor mean = (slopes * out).view({nodes, args.heads, args.width}).sum(2);
-  at::Tensor grad_qkv = at::empty_like(given.qkv);
-  const at::Tensor parts =
-      at::empty({given.tiles(), args.heads, args.rows}, given.qkv.options());
+  const Tensor slopes = grad.contiguous(), sums = logsum.contiguous();
+  const Tensor mean = (slopes * out).view({nodes, args.heads, args.width}).sum(2);
+  Tensor grad_qkv = empty_like(given.qkv);
+  const Tensor parts = empty({given.tiles(), args.heads, args.rows}, given.qkv.options());
   args.logsum = const_cast<float*>(sums.const_data_ptr<float>());
   args.grad = slopes.const_data_ptr<float>();
   args.mean = mean.const_data_ptr<float>();

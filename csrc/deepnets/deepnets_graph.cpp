@@ -1,13 +1,11 @@
 // Architectures of DeepNets-1M from their packed records: sizes, and graphs with their schedule.
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <limits>
 #include <tuple>
 
 #include "../common/checks.h"
 #include "../common/per_thread.h"
+#include "../common/torch_call.h"
 #include "graph.h"
 #include "network.h"
 #include "schedule.h"
@@ -17,14 +15,14 @@ namespace {
 
 using namespace deepnets;
 
-void check_records(const at::Tensor& records) {
-  check_dtype(records, at::kByte, "records");
-  TORCH_CHECK_VALUE(records.dim() == 1, "records: got shape ", records.sizes(), ", needs (bytes,)");
+void check_records(const Tensor& records) {
+  check_dtype(records, kByte, "records");
+  GHN_CHECK(records.dim() == 1, "records: got shape ", records.sizes(), ", needs (bytes,)");
 }
 
 void check_connected(const NetworkSpec& spec, int64_t index) {
-  TORCH_CHECK_VALUE(spec.connected, "config: no path leads from the input to the output (record ",
-                    index, "); needs fewer 'none' operations");
+  GHN_CHECK(spec.connected, "config: no path leads from the input to the output (record ", index,
+            "); needs fewer 'none' operations");
 }
 
 void derive(Graph& graph, const NetworkSpec& spec, const Params& params) {
@@ -33,7 +31,7 @@ void derive(Graph& graph, const NetworkSpec& spec, const Params& params) {
 }
 
 // Parameters that no node stands for, in the module's order.
-at::Tensor skipped_names(const Graph& graph, const Params& params) {
+Tensor skipped_names(const Graph& graph, const Params& params) {
   std::vector<char> reached(params.all.size(), 0);
   for (const int32_t p : graph.param) {
     if (p < 0) continue;
@@ -44,14 +42,14 @@ at::Tensor skipped_names(const Graph& graph, const Params& params) {
   for (size_t p = 0; p < reached.size(); ++p) {
     if (!reached[p]) names.push_back(params.all[p].name);
   }
-  at::Tensor result = at::empty({int64_t(names.size())}, at::kInt);
+  Tensor result = empty({int64_t(names.size())}, kInt);
   std::copy(names.begin(), names.end(), result.data_ptr<int32_t>());
   return result;
 }
 
 // Rows (name, dims, shape): name -1 without a parameter, dims 0 without a shape.
-at::Tensor node_table(const Graph& graph, const Params& shapes) {
-  at::Tensor table = at::empty({graph.nodes(), 6}, at::kInt);
+Tensor node_table(const Graph& graph, const Params& shapes) {
+  Tensor table = empty({graph.nodes(), 6}, kInt);
   int32_t* row = table.data_ptr<int32_t>();
   for (int32_t n = 0; n < graph.nodes(); ++n, row += 6) {
     const int32_t p = graph.param[n];
@@ -60,8 +58,8 @@ at::Tensor node_table(const Graph& graph, const Params& shapes) {
     row[1] = p >= 0 ? shapes.all[p].dims : pool ? 4 : 0;
     for (int d = 0; d < 4; ++d) {
       const int64_t size = p >= 0 ? shapes.all[p].shape[d] : pool ? (d < 2 ? 1 : 3) : 1;
-      TORCH_CHECK_VALUE(size <= std::numeric_limits<int32_t>::max(),
-                        "record: a parameter has a dimension of ", size, ", needs less than 2^31");
+      GHN_CHECK(size <= std::numeric_limits<int32_t>::max(),
+                "record: a parameter has a dimension of ", size, ", needs less than 2^31");
       row[2 + d] = int32_t(size);
     }
   }
@@ -70,23 +68,23 @@ at::Tensor node_table(const Graph& graph, const Params& shapes) {
 
 }  // namespace
 
-at::Tensor deepnets_sizes_cpu(const at::Tensor& records, const at::Tensor& ends,
-                              int64_t num_classes, at::IntArrayRef image_sizes, bool nodes) {
+Tensor deepnets_sizes_cpu(const Tensor& records, const Tensor& ends, int64_t num_classes,
+                          IntArrayRef image_sizes, bool nodes) {
   check_records(records);
-  check_dtype(ends, at::kLong, "ends");
-  TORCH_CHECK_VALUE(ends.dim() == 1, "ends: got shape ", ends.sizes(), ", needs (B,)");
-  TORCH_CHECK_VALUE(!nodes || !image_sizes.empty(), "image_sizes: got none, needs one for nodes");
-  const at::Tensor data = records.contiguous(), stops = ends.contiguous();
+  check_dtype(ends, kLong, "ends");
+  GHN_CHECK(ends.dim() == 1, "ends: got shape ", ends.sizes(), ", needs (B,)");
+  GHN_CHECK(!nodes || !image_sizes.empty(), "image_sizes: got none, needs one for nodes");
+  const Tensor data = records.contiguous(), stops = ends.contiguous();
   const auto* bytes = data.const_data_ptr<uint8_t>();
   const auto* end = stops.const_data_ptr<int64_t>();
   const int64_t count = stops.numel(), columns = 1 + int64_t(image_sizes.size());
-  at::Tensor result = at::empty({count, columns}, at::kLong);
+  Tensor result = empty({count, columns}, kLong);
   auto* row = result.data_ptr<int64_t>();
   auto& graph = per_thread<Graph>();
   int64_t start = 0;
   for (int64_t i = 0; i < count; ++i, row += columns) {
-    TORCH_CHECK_VALUE(end[i] >= start && end[i] <= data.numel(), "ends: got ", end[i], " after ",
-                      start, ", needs numbers that ascend up to ", data.numel());
+    GHN_CHECK(end[i] >= start && end[i] <= data.numel(), "ends: got ", end[i], " after ", start,
+              ", needs numbers that ascend up to ", data.numel());
     const Net net = Net::read(bytes + start, end[i] - start, i);
     start = end[i];
     row[0] = 0;
@@ -104,33 +102,35 @@ at::Tensor deepnets_sizes_cpu(const at::Tensor& records, const at::Tensor& ends,
   return result;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deepnets_graph_cpu(
-    const at::Tensor& record, int64_t num_classes, int64_t image_size, int64_t structure_size,
-    int64_t virtual_edges) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> deepnets_graph_cpu(const Tensor& record,
+                                                              int64_t num_classes,
+                                                              int64_t image_size,
+                                                              int64_t structure_size,
+                                                              int64_t virtual_edges) {
   check_records(record);
-  TORCH_CHECK_VALUE(virtual_edges >= 1, "virtual_edges: got ", virtual_edges,
-                    ", needs at least 1 (1 means none)");
-  const at::Tensor bytes = record.contiguous();
+  GHN_CHECK(virtual_edges >= 1, "virtual_edges: got ", virtual_edges,
+            ", needs at least 1 (1 means none)");
+  const Tensor bytes = record.contiguous();
   const Net net = Net::read(bytes.const_data_ptr<uint8_t>(), bytes.numel(), 0);
   const NetworkSpec spec = NetworkSpec::of(net, num_classes, structure_size);
   check_connected(spec, 0);
   const Params params = Params::of(spec);
   auto& graph = per_thread<Graph>();
   derive(graph, spec, params);
-  at::Tensor table;
+  Tensor table;
   if (image_size == structure_size) {
     table = node_table(graph, params);
   } else {
     table = node_table(graph, Params::of(NetworkSpec::of(net, num_classes, image_size)));
   }
-  at::Tensor types = at::empty({graph.nodes()}, at::kLong);
+  Tensor types = empty({graph.nodes()}, kLong);
   std::copy(graph.type.begin(), graph.type.end(), types.data_ptr<int64_t>());
   return {types, table, skipped_names(graph, params), make_plan(graph, virtual_edges)};
 }
 
-TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
-  m.impl("deepnets_sizes", &deepnets_sizes_cpu);
-  m.impl("deepnets_graph", &deepnets_graph_cpu);
+STABLE_TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
+  m.impl("deepnets_sizes", boxed<&deepnets_sizes_cpu>);
+  m.impl("deepnets_graph", boxed<&deepnets_graph_cpu>);
 }
 
 }  // namespace ghn

@@ -1,9 +1,9 @@
 // Records of networks, and what a record describes.
 #include "network.h"
 
-#include <c10/util/Exception.h>
-
 #include <algorithm>
+
+#include "../common/checks.h"
 
 namespace ghn::deepnets {
 namespace {
@@ -23,10 +23,10 @@ void read_genes(Cell& cell, const uint8_t* data, int64_t steps, int64_t index, c
   cell.genes.resize(2 * steps);
   for (int64_t i = 0; i < 2 * steps; ++i) {
     const Gene gene{data[2 * i], data[2 * i + 1]};
-    TORCH_CHECK_VALUE(gene.primitive < kPrimitives && gene.source < 2 + i / 2, "records: ", index,
-                      ": ", name, "[", i, "]: got primitive ", int(gene.primitive), " of state ",
-                      int(gene.source), ", needs a primitive below ", int(kPrimitives),
-                      " and a state below ", 2 + i / 2);
+    GHN_CHECK(gene.primitive < kPrimitives && gene.source < 2 + i / 2, "records: ", index, ": ",
+              name, "[", i, "]: got primitive ", int(gene.primitive), " of state ",
+              int(gene.source), ", needs a primitive below ", int(kPrimitives),
+              " and a state below ", 2 + i / 2);
     cell.genes[i] = gene;
   }
 }
@@ -36,9 +36,8 @@ void read_concat(Cell& cell, const uint8_t* data, int64_t count, int64_t index, 
   const int64_t states = 2 + int64_t(cell.genes.size()) / 2;
   for (int64_t i = 0; i < count; ++i) {
     const bool repeated = std::find(data, data + i, data[i]) != data + i;
-    TORCH_CHECK_VALUE(data[i] >= 2 && data[i] < states && !repeated, "records: ", index, ": ",
-                      name, "_concat: got state ", int(data[i]), ", needs distinct ones from 2 to ",
-                      states - 1);
+    GHN_CHECK(data[i] >= 2 && data[i] < states && !repeated, "records: ", index, ": ", name,
+              "_concat: got state ", int(data[i]), ", needs distinct ones from 2 to ", states - 1);
   }
 }
 
@@ -65,16 +64,16 @@ bool splits_odd_channels(const Net& net) {
 // As NetworkConfig does.
 void check_channels(const Net& net, int64_t index) {
   const bool wide = std::max(net.normal.concat.size(), net.reduce.concat.size()) > 1;
-  TORCH_CHECK_VALUE(net.preproc || (!wide && net.c_mult == 1), "records: ", index,
-                    ": preproc: got false, needs true when a cell concatenates several states or "
-                    "C_mult is above 1");
+  GHN_CHECK(net.preproc || (!wide && net.c_mult == 1), "records: ", index,
+            ": preproc: got false, needs true when a cell concatenates several states or "
+            "C_mult is above 1");
   const bool halved = uses(net, kCse) || (net.imagenet_stem && !net.vit);
   const int64_t least = net.vit ? kHeads : halved ? 2 : 1;
-  TORCH_CHECK_VALUE(net.channels >= least, "records: ", index, ": C: got ", net.channels,
-                    ", needs at least ", least);
-  TORCH_CHECK_VALUE(net.vit || !splits_odd_channels(net), "records: ", index, ": C: got ",
-                    net.channels, ", needs an even number: layers that halve the size split "
-                    "channels");
+  GHN_CHECK(net.channels >= least, "records: ", index, ": C: got ", net.channels,
+            ", needs at least ", least);
+  GHN_CHECK(net.vit || !splits_odd_channels(net), "records: ", index, ": C: got ", net.channels,
+            ", needs an even number: layers that halve the size split "
+            "channels");
 }
 
 void stem_spec(NetworkSpec& spec, const Net& net, int64_t image_size) {
@@ -87,8 +86,8 @@ void stem_spec(NetworkSpec& spec, const Net& net, int64_t image_size) {
     spec.stem = Stem::kVit;
     spec.kernel = large ? 16 : 3;
     spec.sizes[0] = spec.sizes[1] = large ? image_size / 16 : (image_size - 1) / 3 + 1;
-    TORCH_CHECK_VALUE(spec.sizes[1] >= 2, "image_size: got ", image_size,
-                      ", needs at least 4 for networks with msa");
+    GHN_CHECK(spec.sizes[1] >= 2, "image_size: got ", image_size,
+              ", needs at least 4 for networks with msa");
   } else if (net.imagenet_stem) {
     spec.stem = Stem::kImagenet;
     spec.sizes[0] = (image_size - 1) / (large ? 4 : 1) + 1;
@@ -162,12 +161,11 @@ void find_alive(NetworkSpec& spec, const Net& net) {
 }  // namespace
 
 Net Net::read(const uint8_t* data, int64_t size, int64_t index) {
-  TORCH_CHECK_VALUE(size >= kHead, "records: ", index, ": got ", size, " bytes, needs at least ",
-                    kHead);
+  GHN_CHECK(size >= kHead, "records: ", index, ": got ", size, " bytes, needs at least ", kHead);
   const int64_t steps[2] = {data[0], data[1]}, concats[2] = {data[2], data[3]};
   const int64_t expected = kHead + 4 * (steps[0] + steps[1]) + concats[0] + concats[1];
-  TORCH_CHECK_VALUE(size == expected, "records: ", index, ": got ", size, " bytes, needs ",
-                    expected, " for cells of ", steps[0], " and ", steps[1], " steps");
+  GHN_CHECK(size == expected, "records: ", index, ": got ", size, " bytes, needs ", expected,
+            " for cells of ", steps[0], " and ", steps[1], " steps");
   Net net;
   net.n_cells = number(data + 4, 2);
   net.c_mult = number(data + 6, 2);
@@ -183,23 +181,23 @@ Net Net::read(const uint8_t* data, int64_t size, int64_t index) {
   net.glob_avg = flags & 16;
   const bool positive = net.n_cells && net.c_mult && net.channels && net.fc_dim && net.fc_layers &&
                         net.kernel && steps[0] && steps[1] && concats[0] && concats[1];
-  TORCH_CHECK_VALUE(positive, "records: ", index,
-                    ": got a zero among steps, concatenated states, n_cells, C, C_mult, fc_layers, "
-                    "fc_dim and ks, needs positive numbers");
-  TORCH_CHECK_VALUE(std::max(steps[0], steps[1]) <= 253, "records: ", index, ": got cells of ",
-                    steps[0], " and ", steps[1], " steps, needs at most 253");
+  GHN_CHECK(positive, "records: ", index,
+            ": got a zero among steps, concatenated states, n_cells, C, C_mult, fc_layers, "
+            "fc_dim and ks, needs positive numbers");
+  GHN_CHECK(std::max(steps[0], steps[1]) <= 253, "records: ", index, ": got cells of ", steps[0],
+            " and ", steps[1], " steps, needs at most 253");
   // A few bytes must not ask for hours of work.
-  TORCH_CHECK_VALUE(net.n_cells * std::max(steps[0], steps[1]) <= kMostSteps, "records: ", index,
-                    ": got ", net.n_cells, " cells of up to ", std::max(steps[0], steps[1]),
-                    " steps, needs at most ", kMostSteps, " steps in all cells");
-  TORCH_CHECK_VALUE(flags < 64 && !data[21] && !data[22] && !data[23], "records: ", index,
-                    ": got flags ", int(flags), ", knows those below 64, and zeros behind them");
-  TORCH_CHECK_VALUE(net.kernel % 2 == 1, "records: ", index, ": ks: got ", net.kernel,
-                    ", needs an odd positive integer");
+  GHN_CHECK(net.n_cells * std::max(steps[0], steps[1]) <= kMostSteps, "records: ", index, ": got ",
+            net.n_cells, " cells of up to ", std::max(steps[0], steps[1]), " steps, needs at most ",
+            kMostSteps, " steps in all cells");
+  GHN_CHECK(flags < 64 && !data[21] && !data[22] && !data[23], "records: ", index, ": got flags ",
+            int(flags), ", knows those below 64, and zeros behind them");
+  GHN_CHECK(net.kernel % 2 == 1, "records: ", index, ": ks: got ", net.kernel,
+            ", needs an odd positive integer");
   // Keeps every product of a width and a size below 2^63.
   const int64_t widest = net.channels * net.c_mult;
-  TORCH_CHECK_VALUE(widest <= (int64_t(1) << 24) / net.c_mult, "records: ", index, ": got C ",
-                    net.channels, " and C_mult ", net.c_mult, ", needs C * C_mult^2 up to 2^24");
+  GHN_CHECK(widest <= (int64_t(1) << 24) / net.c_mult, "records: ", index, ": got C ", net.channels,
+            " and C_mult ", net.c_mult, ", needs C * C_mult^2 up to 2^24");
   const uint8_t* at = data + kHead;
   read_genes(net.normal, at, steps[0], index, "normal");
   read_genes(net.reduce, at += 4 * steps[0], steps[1], index, "reduce");
@@ -212,10 +210,10 @@ Net Net::read(const uint8_t* data, int64_t size, int64_t index) {
 
 NetworkSpec NetworkSpec::of(const Net& net, int64_t num_classes, int64_t image_size) {
   const int64_t limit = 1 << 20;
-  TORCH_CHECK_VALUE(num_classes >= 1 && num_classes < int64_t(1) << 31, "num_classes: got ",
-                    num_classes, ", needs a positive integer below 2^31");
-  TORCH_CHECK_VALUE(image_size >= 1 && image_size <= limit, "image_size: got ", image_size,
-                    ", needs a positive integer up to ", limit);
+  GHN_CHECK(num_classes >= 1 && num_classes < int64_t(1) << 31, "num_classes: got ", num_classes,
+            ", needs a positive integer below 2^31");
+  GHN_CHECK(image_size >= 1 && image_size <= limit, "image_size: got ", image_size,
+            ", needs a positive integer up to ", limit);
   NetworkSpec spec;
   spec.norm = net.norm;
   spec.glob_avg = net.glob_avg;
@@ -258,9 +256,9 @@ int64_t count_elements(const Params& params, int64_t index) {
     int64_t elements = 1;
     for (int d = 0; d < param.dims; ++d) {
       const bool fits = !__builtin_mul_overflow(elements, param.shape[d], &elements);
-      TORCH_CHECK_VALUE(fits, "records: ", index, ": has 2^63 parameters or more");
+      GHN_CHECK(fits, "records: ", index, ": has 2^63 parameters or more");
     }
-    TORCH_CHECK_VALUE(elements <= limit - total, "records: ", index, ": has too many parameters");
+    GHN_CHECK(elements <= limit - total, "records: ", index, ": has too many parameters");
     total += elements;
   }
   return total;

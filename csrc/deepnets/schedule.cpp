@@ -2,16 +2,13 @@
 // neighbours' rows, plus one. The edges of a node within the cutoff are then what its row lists.
 #include "schedule.h"
 
-#include <ATen/ops/empty.h>
-#include <c10/core/InferenceMode.h>
-#include <c10/util/Exception.h>
-
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 
+#include "../common/checks.h"
 #include "../common/per_thread.h"
 #include "../plan/gated_gnn_plan_check.h"
 
@@ -220,7 +217,7 @@ void fill_order(const SweepOrder& sweep, const int32_t* level, int32_t n, Worksp
 }
 
 template <class Distance>
-at::Tensor plan_within(const Graph& graph, Distance cutoff) {
+Tensor plan_within(const Graph& graph, Distance cutoff) {
   auto& work = per_thread<Workspace>();
   auto& rows = per_thread<std::array<Rows<Distance>, 2>>();
   const int32_t n = graph.nodes();
@@ -239,9 +236,7 @@ at::Tensor plan_within(const Graph& graph, Distance cutoff) {
                              fill_levels(levels[1], out, n, false)};
   const int32_t header[Plan::kHeader] = {Plan::kMagic, 1, n, int32_t(edges), counts[0], counts[1],
                                          largest, 0};
-  // Inference tensors have no version counter, by which writes to a plan are noticed.
-  const c10::InferenceMode guard(false);
-  at::Tensor packed = at::empty({Plan::size(header)}, at::kInt);
+  Tensor packed = new_plan(Plan::size(header));
   int32_t* data = packed.data_ptr<int32_t>();
   std::copy_n(header, Plan::kHeader, data);
   const Plan plan = Plan::read(data);
@@ -250,16 +245,14 @@ at::Tensor plan_within(const Graph& graph, Distance cutoff) {
   fill_list(plan.in, in, rows[1], n, cutoff, int32_t(edges));
   fill_list(plan.out, out, rows[0], n, cutoff, int32_t(edges));
   for (int i = 0; i < 2; ++i) fill_order(plan.sweep[i], levels[i], n, work);
-  remember_plan(packed, data);
   return packed;
 }
 
 }  // namespace
 
-at::Tensor make_plan(const Graph& graph, int64_t cutoff) {
+Tensor make_plan(const Graph& graph, int64_t cutoff) {
   const int32_t n = graph.nodes();
-  TORCH_CHECK_VALUE(n <= kMostNodes, "records: the graph has ", n, " nodes, needs at most ",
-                    kMostNodes);
+  GHN_CHECK(n <= kMostNodes, "records: the graph has ", n, " nodes, needs at most ", kMostNodes);
   // No path is longer than the number of nodes, so that distances always fit.
   const int64_t limit = std::min<int64_t>(cutoff, n);
   if (limit < kFar<uint8_t>) return plan_within<uint8_t>(graph, uint8_t(limit));

@@ -2,8 +2,7 @@
 // (common/gated_gnn_plan.h), straight from its edges.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
+#include "../common/tensor.h"
 #include "graph.h"
 
 namespace ghn::deepnets {
@@ -12,6 +11,6 @@ namespace ghn::deepnets {
 constexpr int64_t kMostNodes = 8192;
 
 // int32 tensor, equal to gated_gnn_plan(shortest_distances(edges, N, cutoff), {0, N}).
-at::Tensor make_plan(const Graph& graph, int64_t cutoff);
+Tensor make_plan(const Graph& graph, int64_t cutoff);
 
 }  // namespace ghn::deepnets

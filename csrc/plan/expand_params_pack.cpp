@@ -1,16 +1,16 @@
 // The packed plan of the expansion of parameters, for CUDA; made where the table is.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <cstring>
 
+#include "../common/checks.h"
 #include "../common/expand_params_args.h"
+#include "../common/torch_call.h"
 
 namespace ghn {
 
 // Layout: see ExpandPlan in common/expand_params_plan.h.
-at::Tensor expand_params_pack(const at::Tensor& table, at::TensorList blocks, int64_t numel) {
-  TORCH_CHECK_VALUE(numel >= 0, "numel: got ", numel, ", needs at least 0");
+Tensor expand_params_pack(const Tensor& table, TensorList blocks, int64_t numel) {
+  GHN_CHECK(numel >= 0, "numel: got ", numel, ", needs at least 0");
   const std::vector<ExpandRow> rows = read_table(table, blocks, numel);
   const Chains found = find_chains(rows);
 
@@ -48,13 +48,13 @@ at::Tensor expand_params_pack(const at::Tensor& table, at::TensorList blocks, in
   header.segment_tiles = tiles;
   std::vector<int64_t> row_tiles;
   for (const ExpandRow& row : rows) {
-    TORCH_CHECK_VALUE(row.padded < (int64_t(1) << 31) && row.block_size < (int64_t(1) << 31),
-                      "plan.rows[", row_tiles.size(), "]: got ", row.padded,
-                      " elements, CUDA needs fewer than 2^31 in one parameter");
+    GHN_CHECK(row.padded < (int64_t(1) << 31) && row.block_size < (int64_t(1) << 31), "plan.rows[",
+              row_tiles.size(), "]: got ", row.padded,
+              " elements, CUDA needs fewer than 2^31 in one parameter");
     row_tiles.push_back(header.row_tiles);
     header.row_tiles += (row.padded + kTile - 1) / kTile;
   }
-  at::Tensor packed = at::empty({ExpandPlan::bytes(header)}, at::kByte);
+  Tensor packed = empty({ExpandPlan::bytes(header)}, kByte);
   uint8_t* at = packed.data_ptr<uint8_t>();
   std::memset(at, 0, size_t(packed.numel()));
   const auto write = [&](const void* from, size_t bytes) {
@@ -70,8 +70,8 @@ at::Tensor expand_params_pack(const at::Tensor& table, at::TensorList blocks, in
 }
 
 // It needs the sizes of the blocks alone, wherever they are.
-TORCH_LIBRARY_IMPL(ghn_fast, CompositeExplicitAutograd, m) {
-  m.impl("expand_params_pack", &expand_params_pack);
+STABLE_TORCH_LIBRARY_IMPL(ghn_fast, CompositeExplicitAutograd, m) {
+  m.impl("expand_params_pack", boxed<&expand_params_pack>);
 }
 
 }  // namespace ghn

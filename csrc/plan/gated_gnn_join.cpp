@@ -1,30 +1,26 @@
 // Packed plans side by side: their nodes, edges and levels numbered through.
-#include <ATen/core/Tensor.h>
-#include <ATen/core/List.h>
-#include <ATen/ops/empty.h>
-#include <c10/core/InferenceMode.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "../common/checks.h"
+#include "../common/torch_call.h"
 #include "gated_gnn_plan_check.h"
 
 namespace ghn {
 namespace {
 
-Plan read_plan(const at::Tensor& packed, const char* name, int64_t index) {
-  check_dtype(packed, at::kInt, name);
-  TORCH_CHECK_VALUE(packed.device().is_cpu() && packed.dim() == 1 && packed.is_contiguous(), name,
-                    ": ", index, ": needs a contiguous vector on the CPU");
+Plan read_plan(const Tensor& packed, const char* name, int64_t index) {
+  check_dtype(packed, kInt, name);
+  GHN_CHECK(packed.device().is_cpu() && packed.dim() == 1 && packed.is_contiguous(), name, ": ",
+            index, ": needs a contiguous vector on the CPU");
   const auto* data = packed.const_data_ptr<int32_t>();
   const bool valid = packed.numel() >= Plan::kHeader && data[0] == Plan::kMagic &&
                      *std::min_element(data + 1, data + Plan::kHeader) >= 0 &&
                      Plan::size(data) == packed.numel();
-  TORCH_CHECK_VALUE(valid, name, ": ", index, ": got ", packed.numel(),
-                    " numbers that are no plan of this version");
+  GHN_CHECK(valid, name, ": ", index, ": got ", packed.numel(),
+            " numbers that are no plan of this version");
   return Plan::read(data);
 }
 
@@ -39,7 +35,7 @@ void check_list(const Plan& plan) {
   for (int32_t v = 0; v < plan.num_nodes; ++v) {
     valid &= list.ptr[v] <= list.split[v] && list.split[v] <= list.ptr[v + 1];
   }
-  TORCH_CHECK_VALUE(valid, "plan: its edges are not in order");
+  GHN_CHECK(valid, "plan: its edges are not in order");
 }
 
 int32_t* append(int32_t*& at, const int32_t* from, int64_t count, int32_t shift) {
@@ -85,26 +81,24 @@ void join_sweeps(const SweepOrder& joined, const std::vector<Plan>& plans, int d
 
 }  // namespace
 
-at::Tensor gated_gnn_join_cpu(const at::TensorList plans) {
-  TORCH_CHECK_VALUE(!plans.empty(), "plans: got none, needs at least one");
+Tensor gated_gnn_join_cpu(const TensorList plans) {
+  GHN_CHECK(!plans.empty(), "plans: got none, needs at least one");
   std::vector<Plan> parts;
   int64_t total[7] = {0};
   for (size_t i = 0; i < plans.size(); ++i) {
     parts.push_back(read_plan(plans[i], "plans", int64_t(i)));
-    known_plan(plans[i]);
+    check_plan(plans[i]);
     const auto* data = plans[i].const_data_ptr<int32_t>();
     for (int j = 1; j < 6; ++j) total[j] += data[j];
     total[6] = std::max<int64_t>(total[6], data[6]);
   }
   for (int j = 1; j < 6; ++j) {
-    TORCH_CHECK_VALUE(total[j] < std::numeric_limits<int32_t>::max() / 8, "plans: have ",
-                      total[j], " nodes, edges or levels together, needs fewer than 2^28");
+    GHN_CHECK(total[j] < std::numeric_limits<int32_t>::max() / 8, "plans: have ", total[j],
+              " nodes, edges or levels together, needs fewer than 2^28");
   }
   int32_t header[Plan::kHeader] = {Plan::kMagic};
   for (int j = 1; j < 7; ++j) header[j] = int32_t(total[j]);
-  // Inference tensors have no version counter, by which writes to a plan are noticed.
-  const c10::InferenceMode guard(false);
-  at::Tensor packed = at::empty({Plan::size(header)}, at::kInt);
+  Tensor packed = new_plan(Plan::size(header));
   int32_t* data = packed.data_ptr<int32_t>();
   std::copy_n(header, Plan::kHeader, data);
   const Plan joined = Plan::read(data);
@@ -121,13 +115,12 @@ at::Tensor gated_gnn_join_cpu(const at::TensorList plans) {
   *graph_ptr = nodes;
   *in.ptr = *out.ptr = edges;
   for (int i = 0; i < 2; ++i) join_sweeps(joined.sweep[i], parts, i, nodes);
-  remember_plan(packed, data);
   return packed;
 }
 
-at::Tensor gated_gnn_plan_edges_cpu(const at::Tensor& packed) {
+Tensor gated_gnn_plan_edges_cpu(const Tensor& packed) {
   const Plan plan = read_plan(packed, "plan", 0);
-  at::Tensor result = at::empty({plan.num_edges, 3}, at::kLong);
+  Tensor result = empty({plan.num_edges, 3}, kLong);
   auto* row = result.data_ptr<int64_t>();
   const EdgeList& list = plan.out;
   check_list(plan);
@@ -150,9 +143,9 @@ at::Tensor gated_gnn_plan_edges_cpu(const at::Tensor& packed) {
   return result;
 }
 
-TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
-  m.impl("gated_gnn_join", &gated_gnn_join_cpu);
-  m.impl("gated_gnn_plan_edges", &gated_gnn_plan_edges_cpu);
+STABLE_TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
+  m.impl("gated_gnn_join", boxed<&gated_gnn_join_cpu>);
+  m.impl("gated_gnn_plan_edges", boxed<&gated_gnn_plan_edges_cpu>);
 }
 
 }  // namespace ghn

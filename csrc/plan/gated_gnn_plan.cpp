@@ -1,14 +1,11 @@
 // The packed plan of a batch of graphs from its list of edges. Counting sorts, linear in the edges.
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <c10/core/InferenceMode.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "../common/checks.h"
+#include "../common/torch_call.h"
 #include "gated_gnn_plan_check.h"
 
 namespace ghn {
@@ -21,16 +18,16 @@ struct Edges {
   int64_t distance(int64_t edge) const { return rows[3 * edge + 2]; }
 };
 
-std::vector<int32_t> graph_of_node(const at::Tensor& offsets, int64_t num_graphs) {
+std::vector<int32_t> graph_of_node(const Tensor& offsets, int64_t num_graphs) {
   const int64_t* offset = offsets.const_data_ptr<int64_t>();
-  TORCH_CHECK_VALUE(offset[0] == 0, "offsets: starts with ", offset[0], ", needs 0");
+  GHN_CHECK(offset[0] == 0, "offsets: starts with ", offset[0], ", needs 0");
   for (int64_t g = 0; g < num_graphs; ++g) {
-    TORCH_CHECK_VALUE(offset[g] <= offset[g + 1], "offsets: ", offset[g + 1], " comes after ",
-                      offset[g], ", needs ascending numbers");
+    GHN_CHECK(offset[g] <= offset[g + 1], "offsets: ", offset[g + 1], " comes after ", offset[g],
+              ", needs ascending numbers");
   }
   const int64_t limit = std::numeric_limits<int32_t>::max() / 4;
-  TORCH_CHECK_VALUE(offset[num_graphs] < limit, "offsets: got ", offset[num_graphs],
-                    " nodes, needs fewer than ", limit);
+  GHN_CHECK(offset[num_graphs] < limit, "offsets: got ", offset[num_graphs],
+            " nodes, needs fewer than ", limit);
   std::vector<int32_t> graph(offset[num_graphs]);
   for (int64_t g = 0; g < num_graphs; ++g) {
     std::fill(graph.begin() + offset[g], graph.begin() + offset[g + 1], int32_t(g));
@@ -42,15 +39,15 @@ void check_edges(const Edges& edges, const std::vector<int32_t>& graph) {
   const int64_t num_nodes = graph.size();
   for (int64_t e = 0; e < edges.count; ++e) {
     const int64_t source = edges.end(e, false), target = edges.end(e, true);
-    TORCH_CHECK_VALUE(source >= 0 && source < num_nodes && target >= 0 && target < num_nodes,
-                      "edges: row ", e, " joins nodes ", source, " and ", target,
-                      ", needs nodes from 0 to ", num_nodes - 1);
-    TORCH_CHECK_VALUE(source < target, "edges: row ", e, " leads from node ", source, " to node ",
-                      target, ", needs nodes numbered in topological order; is there a cycle?");
-    TORCH_CHECK_VALUE(graph[source] == graph[target], "edges: row ", e, " joins nodes ", source,
-                      " and ", target, ", which belong to different graphs");
-    TORCH_CHECK_VALUE(edges.distance(e) >= 1 && edges.distance(e) <= num_nodes, "edges: row ", e,
-                      " has distance ", edges.distance(e), ", needs 1 to ", num_nodes);
+    GHN_CHECK(source >= 0 && source < num_nodes && target >= 0 && target < num_nodes, "edges: row ",
+              e, " joins nodes ", source, " and ", target, ", needs nodes from 0 to ",
+              num_nodes - 1);
+    GHN_CHECK(source < target, "edges: row ", e, " leads from node ", source, " to node ", target,
+              ", needs nodes numbered in topological order; is there a cycle?");
+    GHN_CHECK(graph[source] == graph[target], "edges: row ", e, " joins nodes ", source, " and ",
+              target, ", which belong to different graphs");
+    GHN_CHECK(edges.distance(e) >= 1 && edges.distance(e) <= num_nodes, "edges: row ", e,
+              " has distance ", edges.distance(e), ", needs 1 to ", num_nodes);
   }
 }
 
@@ -131,17 +128,16 @@ void fill_order(const SweepOrder& sweep, const std::vector<int32_t>& level, cons
 
 }  // namespace
 
-at::Tensor gated_gnn_plan_cpu(const at::Tensor& edges, const at::Tensor& offsets) {
-  check_dtype(edges, at::kLong, "edges");
-  check_dtype(offsets, at::kLong, "offsets");
-  TORCH_CHECK_VALUE(edges.dim() == 2 && edges.size(1) == 3, "edges: got shape ", edges.sizes(),
-                    ", needs (M, 3)");
-  TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.numel() >= 1, "offsets: got shape ",
-                    offsets.sizes(), ", needs (B + 1,)");
-  TORCH_CHECK_VALUE(edges.size(0) < std::numeric_limits<int32_t>::max() / 8, "edges: got ",
-                    edges.size(0), " rows, needs fewer than ",
-                    std::numeric_limits<int32_t>::max() / 8);
-  const at::Tensor rows = edges.contiguous(), ends = offsets.contiguous();
+Tensor gated_gnn_plan_cpu(const Tensor& edges, const Tensor& offsets) {
+  check_dtype(edges, kLong, "edges");
+  check_dtype(offsets, kLong, "offsets");
+  GHN_CHECK(edges.dim() == 2 && edges.size(1) == 3, "edges: got shape ", edges.sizes(),
+            ", needs (M, 3)");
+  GHN_CHECK(offsets.dim() == 1 && offsets.numel() >= 1, "offsets: got shape ", offsets.sizes(),
+            ", needs (B + 1,)");
+  GHN_CHECK(edges.size(0) < std::numeric_limits<int32_t>::max() / 8, "edges: got ", edges.size(0),
+            " rows, needs fewer than ", std::numeric_limits<int32_t>::max() / 8);
+  const Tensor rows = edges.contiguous(), ends = offsets.contiguous();
   const int64_t num_graphs = ends.numel() - 1;
   const int64_t* offset = ends.const_data_ptr<int64_t>();
   const std::vector<int32_t> graph = graph_of_node(ends, num_graphs);
@@ -163,9 +159,7 @@ at::Tensor gated_gnn_plan_cpu(const at::Tensor& edges, const at::Tensor& offsets
                                           node_levels(plan.out, false, offset, graph)};
   for (int i = 0; i < 2; ++i) draft[4 + i] = count_levels(levels[i], offset, num_graphs);
 
-  // Inference tensors have no version counter, by which writes to a plan are noticed.
-  const c10::InferenceMode guard(false);
-  at::Tensor packed = at::empty({Plan::size(draft.data())}, edges.options().dtype(at::kInt));
+  Tensor packed = new_plan(Plan::size(draft.data()));
   int32_t* data = packed.data_ptr<int32_t>();
   const int64_t lists = plan.sweep[0].node - draft.data();
   std::copy(draft.begin(), draft.begin() + lists, data);
@@ -174,35 +168,27 @@ at::Tensor gated_gnn_plan_cpu(const at::Tensor& edges, const at::Tensor& offsets
     const_cast<int32_t*>(plan.graph_ptr)[g] = int32_t(offset[g]);
   }
   for (int i = 0; i < 2; ++i) fill_order(plan.sweep[i], levels[i], offset, num_graphs);
-  remember_plan(packed, data);
   return packed;
 }
 
-at::Tensor gated_gnn_plan_to(const at::Tensor& plan, const at::Device& device, bool pin) {
-  check_dtype(plan, at::kInt, "plan");
-  TORCH_CHECK_VALUE(plan.dim() == 1 && plan.is_contiguous(), "plan: got shape ", plan.sizes(),
-                    " and strides ", plan.strides(), ", needs a contiguous vector");
-  check_device(plan, at::kCPU, "plan");
-  TORCH_CHECK_VALUE(!pin || device.is_cpu(), "pin: got true for ", device,
-                    ", needs false: page-locked memory is the host's");
+Tensor gated_gnn_plan_to(const Tensor& plan, const Device& device, bool pin) {
+  check_dtype(plan, kInt, "plan");
+  GHN_CHECK(plan.dim() == 1 && plan.is_contiguous(), "plan: got shape ", plan.sizes(),
+            " and strides ", plan.strides(), ", needs a contiguous vector");
+  check_device(plan, kCPU, "plan");
+  GHN_CHECK(!pin || device.is_cpu(), "pin: got true for ", device,
+            ", needs false: page-locked memory is the host's");
   known_plan(plan);
-  const int32_t* data = plan.const_data_ptr<int32_t>();
-  // What is known of a tensor was true of its memory when it was looked at.
-  TORCH_CHECK_VALUE(plan_in_bounds(data, plan.numel()),
-                    "plan: its memory has been overwritten, needs the result of gated_gnn_plan as "
-                    "it was made");
-  const c10::InferenceMode guard(false);
   // The copy is queued, and nobody waits for it; memory that is not page-locked has been read when
   // the call returns.
-  const at::Tensor moved =
-      pin ? plan.pin_memory() : plan.to(device, plan.scalar_type(), true, true);
-  remember_plan(moved, data);
+  const Tensor moved = pin ? plan.pin_memory() : plan.to(device, /*non_blocking=*/true);
+  remember_plan(moved, plan.const_data_ptr<int32_t>());
   return moved;
 }
 
-TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
-  m.impl("gated_gnn_plan", &gated_gnn_plan_cpu);
-  m.impl("gated_gnn_plan_to", &gated_gnn_plan_to);
+STABLE_TORCH_LIBRARY_IMPL(ghn_fast, CPU, m) {
+  m.impl("gated_gnn_plan", boxed<&gated_gnn_plan_cpu>);
+  m.impl("gated_gnn_plan_to", boxed<&gated_gnn_plan_to>);
 }
 
 }  // namespace ghn

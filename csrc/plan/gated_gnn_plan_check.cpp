@@ -1,12 +1,17 @@
-// Checks of packed plans, and the memory of which tensors passed them.
-#include <c10/util/Exception.h>
-
-#include <algorithm>
-#include <mutex>
-#include <unordered_map>
-#include <vector>
+// Checks of packed plans, and the memory of which contents and which tensors passed them.
 
 #include "gated_gnn_plan_check.h"
+
+#include <algorithm>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "../common/checks.h"
+#include "content_hash.h"
 
 namespace ghn {
 namespace {
@@ -116,21 +121,140 @@ uint64_t fingerprint(const Plan& plan, const EdgeList& list, bool by_receiver) {
   return sum;
 }
 
-struct Entry {
-  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
-  const void* data;
-  int64_t numel;
-  uint32_t version;
-  KnownPlan plan;
+KnownPlan facts_of(const int32_t* header_and_graphs) {
+  KnownPlan known;
+  known.checked = true;
+  known.num_graphs = header_and_graphs[1], known.num_nodes = header_and_graphs[2];
+  const int32_t* const graph_ptr = header_and_graphs + Plan::kHeader;
+  for (int64_t g = 0; g < known.num_graphs; ++g) {
+    known.largest_graph = std::max<int64_t>(known.largest_graph, graph_ptr[g + 1] - graph_ptr[g]);
+  }
+  return known;
+}
+
+// Contents that were found sound. The latest ones stay: what is not asked for again while kMost
+// others are goes.
+class SoundContents {
+ public:
+  bool has(const ContentHash& hash) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (recent_.contains(hash)) return true;
+    if (!before_.contains(hash)) return false;
+    insert(hash);
+    return true;
+  }
+  void add(const ContentHash& hash) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    insert(hash);
+  }
+
+ private:
+  static constexpr size_t kMost = 4096;
+  struct Place {
+    size_t operator()(const ContentHash& hash) const { return size_t(hash.low); }
+  };
+  using Set = std::unordered_set<ContentHash, Place>;
+
+  void insert(const ContentHash& hash) {
+    if (recent_.size() >= kMost) {
+      before_ = std::move(recent_);
+      recent_ = Set();
+    }
+    recent_.insert(hash);
+  }
+
+  std::mutex mutex_;
+  Set recent_, before_;
 };
 
-// By the address of the storage, which stays taken as long as the entry refers to it. Never
-// destroyed: other threads may still be at work when the process exits.
-std::mutex& mutex = *new std::mutex;
-auto& entries = *new std::unordered_map<const c10::StorageImpl*, Entry>;
-size_t sweep_at = 64;
+// Memory of plans that the library made and nobody has written to, as far as torch knows: their
+// tensors are at version 0.
+class MadePlans {
+ public:
+  void add(const void* address, int64_t numel) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    numel_[address] = numel;
+  }
+  void forget(const void* address) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    numel_.erase(address);
+  }
+  bool has(const Tensor& packed) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto found = numel_.find(packed.const_data_ptr());
+      if (found == numel_.end() || found->second != packed.numel()) return false;
+    }
+    return !packed.is_inference() && packed.version() == 0;
+  }
 
-}  // namespace
+ private:
+  std::mutex mutex_;
+  std::unordered_map<const void*, int64_t> numel_;
+};
+
+// Plans on devices, where reading costs a copy. Each is held, so that its memory is nobody else's;
+// it is that plan's as long as the tensor has it, and unchanged as far as its version tells.
+class PlansOnDevices {
+ public:
+  std::optional<KnownPlan> find(const Tensor& packed) {
+    const void* const data = packed.const_data_ptr();
+    const int64_t numel = packed.numel(), version = packed.version();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const Entry& entry : entries_) {
+      if (entry.data == data && entry.numel == numel && entry.version == version &&
+          entry.tensor.const_data_ptr() == data && entry.tensor.version() == version) {
+        return entry.plan;
+      }
+    }
+    return std::nullopt;
+  }
+  void add(const Tensor& packed, const KnownPlan& plan) {
+    const void* const data = packed.const_data_ptr();
+    const int64_t numel = packed.numel(), version = packed.version();
+    // Freed when the lock is: that may wait for Python's lock, which may wait for ours.
+    std::vector<Entry> gone;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto take = [&](std::deque<Entry>::iterator entry) {
+      held_ -= entry->numel;
+      gone.push_back(std::move(*entry));
+      entries_.erase(entry);
+    };
+    const auto same = [&](const Entry& entry) { return entry.data == data; };
+    const auto known = std::find_if(entries_.begin(), entries_.end(), same);
+    if (known != entries_.end()) take(known);
+    while (!entries_.empty() && held_ + numel > kMost) take(entries_.begin());
+    entries_.push_back({packed, data, numel, version, plan});
+    held_ += numel;
+  }
+
+ private:
+  static constexpr int64_t kMost = int64_t(1) << 24;  // numbers: 64 MiB
+  struct Entry {
+    Tensor tensor;
+    const void* data;
+    int64_t numel, version;
+    KnownPlan plan;
+  };
+
+  std::mutex mutex_;
+  std::deque<Entry> entries_;
+  int64_t held_ = 0;
+};
+
+// Never destroyed: other threads may still be at work when the process exits.
+SoundContents& sound_contents() {
+  static auto& contents = *new SoundContents;
+  return contents;
+}
+MadePlans& made_plans() {
+  static auto& plans = *new MadePlans;
+  return plans;
+}
+PlansOnDevices& plans_on_devices() {
+  static auto& plans = *new PlansOnDevices;
+  return plans;
+}
 
 bool plan_in_bounds(const int32_t* data, int64_t size) {
   if (!header_fits(data, size)) return false;
@@ -139,6 +263,21 @@ bool plan_in_bounds(const int32_t* data, int64_t size) {
          list_in_bounds(plan, plan.in) && list_in_bounds(plan, plan.out) &&
          order_in_bounds(plan, plan.sweep[0]) && order_in_bounds(plan, plan.sweep[1]);
 }
+
+// Checks contents that were not seen before in full; of a plan that the library `made`, what could
+// lead out of bounds.
+void check_contents(const int32_t* data, int64_t size, bool made) {
+  const ContentHash hash = content_hash(data, size);
+  if (sound_contents().has(hash)) return;
+  if (!made || !plan_in_bounds(data, size)) {
+    const std::string problem = plan_problem(data, size);
+    GHN_CHECK(problem.empty(), "plan: ", problem,
+              ", needs the result of gated_gnn_plan as it was made");
+  }
+  sound_contents().add(hash);
+}
+
+}  // namespace
 
 std::string plan_problem(const int32_t* data, int64_t size) {
   if (!header_fits(data, size)) {
@@ -184,50 +323,48 @@ std::string plan_problem(const int32_t* data, int64_t size) {
   return {};
 }
 
-KnownPlan remember_plan(const at::Tensor& packed, const int32_t* header_and_graphs) {
-  KnownPlan known;
-  known.checked = true;
-  known.num_graphs = header_and_graphs[1], known.num_nodes = header_and_graphs[2];
-  const int32_t* const graph_ptr = header_and_graphs + Plan::kHeader;
-  for (int64_t g = 0; g < known.num_graphs; ++g) {
-    known.largest_graph = std::max<int64_t>(known.largest_graph, graph_ptr[g + 1] - graph_ptr[g]);
-  }
-  if (packed.is_inference()) return known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (entries.size() >= sweep_at) {
-    std::erase_if(entries, [](const auto& item) { return item.second.storage.expired(); });
-    sweep_at = std::max<size_t>(64, 2 * entries.size());
-  }
-  entries.insert_or_assign(packed.storage().unsafeGetStorageImpl(),
-                           Entry{packed.storage().getWeakStorageImpl(), packed.const_data_ptr(),
-                                 packed.numel(), uint32_t(packed._version()), known});
-  return known;
+Tensor new_plan(int64_t numel) {
+  const Tensor packed =
+      watched(empty({numel}, kInt), [](const void* address) { made_plans().forget(address); });
+  made_plans().add(packed.const_data_ptr(), numel);
+  return packed;
 }
 
-KnownPlan known_plan(const at::Tensor& packed, bool may_copy) {
-  if (!packed.is_inference()) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = entries.find(packed.storage().unsafeGetStorageImpl());
-    if (found != entries.end()) {
-      const Entry& entry = found->second;
-      if (!entry.storage.expired() && entry.data == packed.const_data_ptr() &&
-          entry.numel == packed.numel() && entry.version == uint32_t(packed._version())) {
-        return entry.plan;
-      }
-    }
+void remember_plan(const Tensor& packed, const int32_t* header_and_graphs) {
+  // On the CPU it is its contents that are known.
+  if (packed.is_cpu() || packed.is_inference()) return;
+  plans_on_devices().add(packed, facts_of(header_and_graphs));
+}
+
+void check_plan(const Tensor& packed) {
+  if (!made_plans().has(packed)) {
+    check_contents(packed.const_data_ptr<int32_t>(), packed.numel(), false);
   }
-  if (!packed.is_cpu() && !may_copy) return {};
-  const at::Tensor here = packed.cpu();
-  const int32_t* const data = here.const_data_ptr<int32_t>();
-  const std::string problem = plan_problem(data, here.numel());
-  TORCH_CHECK_VALUE(problem.empty(), "plan: ", problem,
-                    ", needs the result of gated_gnn_plan as it was made");
-  return remember_plan(packed, data);
+}
+
+KnownPlan known_plan(const Tensor& packed, bool may_copy) {
+  if (packed.is_cpu()) {
+    const int32_t* const data = packed.const_data_ptr<int32_t>();
+    const bool made = made_plans().has(packed);
+    check_contents(data, packed.numel(), made);
+    // From now on its contents are what it is known by.
+    if (made) made_plans().forget(data);
+    return facts_of(data);
+  }
+  if (!packed.is_inference()) {
+    if (const auto found = plans_on_devices().find(packed)) return *found;
+  }
+  if (!may_copy) return {};
+  const Tensor copy = packed.cpu();
+  const int32_t* const data = copy.const_data_ptr<int32_t>();
+  check_contents(data, copy.numel(), false);
+  remember_plan(packed, data);
+  return facts_of(data);
 }
 
 void check_plan_nodes(const KnownPlan& plan, int64_t num_nodes) {
-  TORCH_CHECK_VALUE(!plan.checked || plan.num_nodes == num_nodes, "x: got ", num_nodes,
-                    " nodes, needs ", plan.num_nodes, ", as many as the plan has");
+  GHN_CHECK(!plan.checked || plan.num_nodes == num_nodes, "x: got ", num_nodes, " nodes, needs ",
+            plan.num_nodes, ", as many as the plan has");
 }
 
 }  // namespace ghn

@@ -1,22 +1,24 @@
-// When a packed plan is sound, and which tensors are known to hold one.
+// When a packed plan is sound, and how that is known without looking again.
 //
-// Anyone can pass any numbers as a plan. Two checks stand between them and the memory:
+// Anyone can pass any numbers as a plan. Before it is used, a plan has been checked in full: in
+// bounds, every node once, in topological order, both lists of edges alike.
 //
-// - Whether the plan is sound in full (in bounds, every node once, in topological order, both lists
-//   of edges alike) is found out when a tensor is first seen, and again when its version counter
-//   says that it has been written to. Plans that the library made or moved itself are known from
-//   the start, so that a plan on a GPU costs no copy back to the host. Inference tensors have no
-//   version counter and are checked in each call.
-// - What keeps reads in bounds is checked in each call, by the CPU op before it starts and by the
-//   CUDA kernels where they read. It catches what no counter sees: writes past torch, and plans of
-//   a call that is captured into a CUDA graph, when nothing can be copied to the host.
+// - On the CPU what was found sound is known by a hash of its contents, taken in each call, whatever
+//   tensor holds them and whoever wrote there (content_hash.h). A plan that the library made itself,
+//   and that nobody has written to as far as torch knows, is sound; when it is first used, only what
+//   could lead out of bounds is looked at.
+// - On a GPU it is known by the tensor and its version counter: what gated_gnn_plan_to moved there
+//   is known from the start, anything else costs a copy to the host when it is first seen and after
+//   every write that torch knows of. The latest 64 MiB of them are known, and held. Inference
+//   tensors have no version counter and are checked in each call. The kernels keep their own reads
+//   in bounds besides, against writes past torch, and in a call that is captured into a CUDA graph,
+//   when nothing can be copied to the host.
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <string>
 
 #include "../common/gated_gnn_plan.h"
+#include "../common/tensor.h"
 
 namespace ghn {
 
@@ -26,18 +28,21 @@ struct KnownPlan {
   int64_t largest_graph = 0;  // nodes
 };
 
-// What is wrong with a plan, empty if nothing; the first of the things above.
+// What is wrong with a plan, empty if nothing.
 std::string plan_problem(const int32_t* data, int64_t size);
 
-// Whether every index stays inside its array; the second. `data` has at least a header.
-bool plan_in_bounds(const int32_t* data, int64_t size);
+// Memory on the CPU for a plan that is going to be sound; it is known as such from now on.
+Tensor new_plan(int64_t numel);
 
-// Note that a tensor holds a sound plan, which begins with this header.
-KnownPlan remember_plan(const at::Tensor& packed, const int32_t* header_and_graphs);
+// Note that a tensor on a device holds a sound plan, which begins with this header.
+void remember_plan(const Tensor& packed, const int32_t* header_and_graphs);
 
-// What is known of the plan; raises ValueError if it is not sound or has another number of nodes.
-// Unless it `may_copy` from the device, what is not known stays so.
-KnownPlan known_plan(const at::Tensor& packed, bool may_copy = true);
+// ValueError if a plan on the CPU is not sound, as far as torch knows what was written to it.
+void check_plan(const Tensor& packed);
+
+// What is known of the plan; raises ValueError if it is not sound at this moment. Unless it
+// `may_copy` from the device, what is not known stays so.
+KnownPlan known_plan(const Tensor& packed, bool may_copy = true);
 
 // ValueError unless the plan is for so many nodes.
 void check_plan_nodes(const KnownPlan& plan, int64_t num_nodes);

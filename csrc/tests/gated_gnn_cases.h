@@ -10,16 +10,18 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops.h"
 
 namespace ghn {
-at::Tensor gated_gnn_plan_cpu(const at::Tensor& edges, const at::Tensor& offsets);
-std::tuple<at::Tensor, at::Tensor> gated_gnn_forward_cpu(const at::Tensor& x,
-                                                         const at::Tensor& plan,
-                                                         at::TensorList weights, int64_t steps,
-                                                         bool save);
-std::tuple<at::Tensor, std::vector<at::Tensor>> gated_gnn_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& plan, at::TensorList weights,
-    const at::Tensor& saved, int64_t steps);
+inline constexpr tests::Op<at::Tensor(const at::Tensor&, const at::Tensor&)> gated_gnn_plan_cpu{
+    "ghn_fast::gated_gnn_plan"};
+inline constexpr tests::Op<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                              at::TensorList, int64_t, bool)>
+    gated_gnn_forward_cpu{"ghn_fast::gated_gnn_forward"};
+inline constexpr tests::Op<std::tuple<at::Tensor, std::vector<at::Tensor>>(
+    const at::Tensor&, const at::Tensor&, const at::Tensor&, at::TensorList, const at::Tensor&,
+    int64_t)>
+    gated_gnn_backward_cpu{"ghn_fast::gated_gnn_backward"};
 }  // namespace ghn
 
 namespace ghn::cases {

@@ -1,17 +1,16 @@
 // The CPU ops of attention within graphs.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <tuple>
 
+#include "ops.h"
+
 namespace ghn {
-std::tuple<at::Tensor, at::Tensor> graph_attention_cpu(const at::Tensor& qkv,
-                                                       const at::Tensor& codes,
-                                                       at::IntArrayRef offsets,
-                                                       const at::Tensor& table);
-std::tuple<at::Tensor, at::Tensor> graph_attention_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& qkv, const at::Tensor& codes,
-    at::IntArrayRef offsets, const at::Tensor& table, const at::Tensor& out,
-    const at::Tensor& logsum);
+inline constexpr tests::Op<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                              at::IntArrayRef, const at::Tensor&)>
+    graph_attention_cpu{"ghn_fast::graph_attention_forward"};
+inline constexpr tests::Op<std::tuple<at::Tensor, at::Tensor>(
+    const at::Tensor&, const at::Tensor&, const at::Tensor&, at::IntArrayRef, const at::Tensor&,
+    const at::Tensor&, const at::Tensor&)>
+    graph_attention_backward_cpu{"ghn_fast::graph_attention_backward"};
 }  // namespace ghn

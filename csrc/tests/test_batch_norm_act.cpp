@@ -6,7 +6,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../cpu/image_ops.h"
+#include "../aten/image_ops.h"
 #include "checks.h"
 
 namespace {

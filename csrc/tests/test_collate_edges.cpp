@@ -6,9 +6,11 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops.h"
 
 namespace ghn {
-at::Tensor collate_edges_cpu(at::TensorList edges, at::IntArrayRef offsets);
+inline constexpr tests::Op<at::Tensor(at::TensorList, at::IntArrayRef)> collate_edges_cpu{
+    "ghn_fast::collate_edges"};
 }  // namespace ghn
 
 namespace {

@@ -8,11 +8,12 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops.h"
 
 namespace ghn {
-std::vector<at::Tensor> decode_blocks_cpu(const at::Tensor& x, const at::Tensor& nodes,
-                                          at::IntArrayRef numbers, at::TensorList weights,
-                                          bool middle);
+inline constexpr tests::Op<std::vector<at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                   at::IntArrayRef, at::TensorList, bool)>
+    decode_blocks_cpu{"ghn_fast::decode_blocks"};
 }  // namespace ghn
 
 namespace {

@@ -9,17 +9,23 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops.h"
 
 namespace ghn {
-at::Tensor deepnets_sizes_cpu(const at::Tensor& records, const at::Tensor& ends,
-                              int64_t num_classes, at::IntArrayRef image_sizes, bool nodes);
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deepnets_graph_cpu(
-    const at::Tensor& record, int64_t num_classes, int64_t image_size, int64_t structure_size,
-    int64_t virtual_edges);
-at::Tensor gated_gnn_join_cpu(at::TensorList plans);
-at::Tensor gated_gnn_plan_cpu(const at::Tensor& edges, const at::Tensor& offsets);
-at::Tensor gated_gnn_plan_edges_cpu(const at::Tensor& packed);
-at::Tensor shortest_distances_cpu(const at::Tensor& edges, int64_t num_nodes, int64_t cutoff);
+inline constexpr tests::Op<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t,
+                                      at::IntArrayRef, bool)>
+    deepnets_sizes_cpu{"ghn_fast::deepnets_sizes"};
+inline constexpr tests::Op<std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
+    const at::Tensor&, int64_t, int64_t, int64_t, int64_t)>
+    deepnets_graph_cpu{"ghn_fast::deepnets_graph"};
+inline constexpr tests::Op<at::Tensor(at::TensorList)> gated_gnn_join_cpu{
+    "ghn_fast::gated_gnn_join"};
+inline constexpr tests::Op<at::Tensor(const at::Tensor&, const at::Tensor&)> gated_gnn_plan_cpu{
+    "ghn_fast::gated_gnn_plan"};
+inline constexpr tests::Op<at::Tensor(const at::Tensor&)> gated_gnn_plan_edges_cpu{
+    "ghn_fast::gated_gnn_plan_edges"};
+inline constexpr tests::Op<at::Tensor(const at::Tensor&, int64_t, int64_t)> shortest_distances_cpu{
+    "ghn_fast::shortest_distances"};
 }  // namespace ghn
 
 namespace {

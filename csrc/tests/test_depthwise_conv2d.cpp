@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "../cpu/image_ops.h"
+#include "../aten/image_ops.h"
 #include "checks.h"
 
 namespace {

@@ -10,15 +10,19 @@
 #include "../common/expand_params_args.h"
 #include "../common/expand_params_walk.h"
 #include "checks.h"
+#include "ops.h"
 
 namespace ghn {
-at::Tensor expand_params_cpu(at::TensorList blocks, const at::Tensor& table,
-                             const std::optional<at::Tensor>& packed, int64_t numel);
-std::vector<at::Tensor> expand_params_backward_cpu(const at::Tensor& grad, at::TensorList blocks,
-                                                   const at::Tensor& table,
-                                                   const std::optional<at::Tensor>& packed);
-void expand_params_into_cpu(at::TensorList blocks, const at::Tensor& table, at::TensorList out);
-at::Tensor expand_params_pack(const at::Tensor& table, at::TensorList blocks, int64_t numel);
+inline constexpr tests::Op<at::Tensor(at::TensorList, const at::Tensor&,
+                                      const std::optional<at::Tensor>&, int64_t)>
+    expand_params_cpu{"ghn_fast::expand_params"};
+inline constexpr tests::Op<std::vector<at::Tensor>(
+    const at::Tensor&, at::TensorList, const at::Tensor&, const std::optional<at::Tensor>&)>
+    expand_params_backward_cpu{"ghn_fast::expand_params_backward"};
+inline constexpr tests::Op<void(at::TensorList, const at::Tensor&, at::TensorList)>
+    expand_params_into_cpu{"ghn_fast::expand_params_into"};
+inline constexpr tests::Op<at::Tensor(const at::Tensor&, at::TensorList, int64_t)>
+    expand_params_pack{"ghn_fast::expand_params_pack"};
 }  // namespace ghn
 
 namespace {

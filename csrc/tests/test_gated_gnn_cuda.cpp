@@ -168,13 +168,31 @@ struct Results {
   std::vector<at::Tensor> grad_weights;
 };
 
+GatedGnnArgs args_of(const Case& a, const at::Tensor& plan, int64_t steps) {
+  return gated_gnn_args(ours(a.x), ours(plan), ours(a.weights), steps);
+}
+
+std::tuple<at::Tensor, at::Tensor> run_forward(const EmulatedLaunches& launches, const Case& a,
+                                               const at::Tensor& plan, int64_t steps, bool save) {
+  return torchs(
+      cuda::run_forward(launches, args_of(a, plan, steps), ours(a.x), ours(plan), steps, save));
+}
+
+std::tuple<at::Tensor, std::vector<at::Tensor>> run_backward(const EmulatedLaunches& launches,
+                                                             const Case& a, const at::Tensor& plan,
+                                                             const at::Tensor& probe,
+                                                             const at::Tensor& saved,
+                                                             int64_t steps) {
+  return torchs(cuda::run_backward(launches, args_of(a, plan, steps), ours(probe), ours(a.x),
+                                   ours(plan), ours(saved), steps));
+}
+
 Results run(const EmulatedLaunches& launches, const Case& a, const at::Tensor& plan,
             const at::Tensor& probe, int64_t steps) {
-  const GatedGnnArgs args = gated_gnn_args(a.x, plan, a.weights, steps);
   Results found;
-  std::tie(found.out, found.saved) = cuda::run_forward(launches, args, a.x, plan, steps, true);
+  std::tie(found.out, found.saved) = run_forward(launches, a, plan, steps, true);
   std::tie(found.grad_x, found.grad_weights) =
-      cuda::run_backward(launches, args, probe, a.x, plan, found.saved, steps);
+      run_backward(launches, a, plan, probe, found.saved, steps);
   return found;
 }
 
@@ -243,8 +261,7 @@ void test_size(const Size& size, bool virtual_edges, at::ScalarType dtype) {
   const Results found = run(roomy, a, plan, probe, size.steps);
   std::printf("  error %.2g\n", error(found, expected));
   check(error(found, expected) < allowed, "the kernels equal the CPU op");
-  const auto without = cuda::run_forward(roomy, gated_gnn_args(a.x, plan, a.weights, size.steps),
-                                         a.x, plan, size.steps, false);
+  const auto without = run_forward(roomy, a, plan, size.steps, false);
   check(at::equal(std::get<0>(without), found.out), "the same bits without a record");
   for (const Order order : {Order::descending, Order::shuffled}) {
     EmulatedLaunches other = roomy;
@@ -253,7 +270,7 @@ void test_size(const Size& size, bool virtual_edges, at::ScalarType dtype) {
           "the same bits in another order of threads, and with one block");
   }
   // Just what a tile of one node needs: weights and messages lie in global memory.
-  const Record record = gated_gnn_args(a.x, plan, a.weights, size.steps).record;
+  const Record record = args_of(a, plan, size.steps).record;
   const int64_t element = dtype == at::kDouble ? 8 : 4;
   const int64_t least = element * std::max(cuda::Footprint::forward(record, 1, 0).work,
                                            cuda::Footprint::backward(record, 1, 0).work);
@@ -271,7 +288,7 @@ void test_ahead(const char* what, const Case& exact, at::ScalarType dtype, int64
   const at::Tensor plan = gated_gnn_plan_cpu(a.edges, a.offsets);
   const at::Tensor probe = at::randn_like(exact.x).to(dtype);
   const Results expected = expected_of(reference, plan, probe, steps);
-  const GatedGnnArgs args = gated_gnn_args(a.x, plan, a.weights, steps);
+  const GatedGnnArgs args = args_of(a, plan, steps);
   const EmulatedLaunches ahead{232448, at::diff(a.offsets).max().item<int64_t>()};
   const Results found = run(ahead, a, plan, probe, steps);
   std::printf("%s, %s, %d messages: error %.2g\n", what, c10::toString(dtype),
@@ -287,8 +304,8 @@ void test_ahead(const char* what, const Case& exact, at::ScalarType dtype, int64
   }
   if (dtype != at::kDouble && dtype != at::kFloat) return;
   // A record of the CPU op goes into the backward, and one of the forward into the CPU op's.
-  const auto [grad_x, grad_weights] = cuda::run_backward(
-      ahead, args, probe, a.x, plan, expected.saved.to(dtype), steps);
+  const auto [grad_x, grad_weights] =
+      run_backward(ahead, a, plan, probe, expected.saved.to(dtype), steps);
   Results mixed{expected.out, expected.saved, grad_x, grad_weights};
   check(error(mixed, expected) < allowed_of(dtype), "from a record of the CPU op");
   std::tie(mixed.grad_x, mixed.grad_weights) = gated_gnn_backward_cpu(
@@ -423,8 +440,7 @@ void test_far_distances_and_odd_records() {
   const at::Tensor odd = at::empty({found.saved.numel() + 1}, found.saved.options()).narrow(
       0, 1, found.saved.numel()).view(found.saved.sizes());
   odd.copy_(found.saved);
-  const auto again = cuda::run_backward(launches, gated_gnn_args(a.x, plan, a.weights, 1), probe,
-                                        a.x, plan, odd, 1);
+  const auto again = run_backward(launches, a, plan, probe, odd, 1);
   check(at::equal(std::get<0>(again), found.grad_x), "the same bits from an odd address");
 }
 

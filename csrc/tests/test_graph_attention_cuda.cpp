@@ -83,9 +83,10 @@ struct Results {
 Results run(Order order, const cuda::AttentionInputs& given, const at::Tensor& probe) {
   Results found;
   const EmulatedLaunches launches{order};
-  std::tie(found.out, found.logsum) = cuda::run_attention(launches, given);
-  std::tie(found.grad_qkv, found.grad_table) =
-      cuda::run_attention_backward(launches, given, probe, found.out, found.logsum);
+  const auto forward = cuda::run_attention(launches, given);
+  std::tie(found.out, found.logsum) = torchs(forward);
+  std::tie(found.grad_qkv, found.grad_table) = torchs(cuda::run_attention_backward(
+      launches, given, ours(probe), std::get<0>(forward), std::get<1>(forward)));
   return found;
 }
 
@@ -101,7 +102,7 @@ void compare(const std::vector<int64_t>& sizes, int64_t heads, int64_t width, in
   const at::Tensor codes =
       at::randint(0, rows, {pairs}, at::kLong).to(rows <= 256 ? at::kByte : at::kShort);
   const at::Tensor probe = at::randn({offsets.back(), heads * width});
-  const cuda::AttentionInputs given(qkv, codes, offsets, table);
+  const cuda::AttentionInputs given(ours(qkv), ours(codes), offsets, ours(table));
   const Results found = run(Order::ascending, given, probe);
   const auto [out, logsum] = graph_attention_cpu(qkv, codes, offsets, table);
   const auto [grad_qkv, grad_table] =
@@ -119,9 +120,9 @@ void unknown_codes() {
   codes.data_ptr<uint8_t>()[5] = 7;
   const at::Tensor qkv = at::randn({5, 3, 1, 4});
   const std::vector<int64_t> offsets = {0, 2, 5};
-  const auto [out, logsum] = cuda::run_attention(
+  const auto [out, logsum] = torchs(cuda::run_attention(
       EmulatedLaunches{Order::ascending},
-      cuda::AttentionInputs(qkv, codes, offsets, at::zeros({3, 1})));
+      cuda::AttentionInputs(ours(qkv), ours(codes), offsets, ours(at::zeros({3, 1})))));
   const at::Tensor is_nan = out.isnan().all(1);
   check(is_nan.sum().item<int64_t>() == 1 && is_nan[2].item<bool>(), "an unknown code makes NaN");
 }
@@ -131,7 +132,7 @@ void refuse() {
   const at::Tensor codes = at::zeros({13}, at::kByte);
   const auto given = [](const at::Tensor& x, const at::Tensor& c, std::vector<int64_t> offsets,
                         const at::Tensor& t) {
-    return [=] { cuda::AttentionInputs(x, c, offsets, t); };
+    return [=] { cuda::AttentionInputs(ours(x), ours(c), offsets, ours(t)); };
   };
   check(!refused(given(qkv, codes, {0, 2, 5}, table)), "what is right");
   check(refused(given(qkv, codes, {0, 3, 2, 5}, table)), "offsets that descend");

@@ -5,9 +5,9 @@
 
 #include <vector>
 
-#include "../cpu/gradient_sum.h"
-#include "../cpu/network_program.h"
-#include "../cpu/program_tape.h"
+#include "../aten/gradient_sum.h"
+#include "../aten/network_program.h"
+#include "../aten/program_tape.h"
 #include "checks.h"
 
 namespace {

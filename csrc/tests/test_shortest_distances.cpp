@@ -9,9 +9,11 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops.h"
 
 namespace ghn {
-at::Tensor shortest_distances_cpu(const at::Tensor& edges, int64_t num_nodes, int64_t cutoff);
+inline constexpr tests::Op<at::Tensor(const at::Tensor&, int64_t, int64_t)> shortest_distances_cpu{
+    "ghn_fast::shortest_distances"};
 }  // namespace ghn
 
 namespace {

@@ -11,7 +11,7 @@ class, a hook) has no key and is captured every time.
 What a forward pass reads from outside of the network, a global variable say, no key can know.
 
 The walk over the modules, which is most of the work, is compiled where the extension is there
-(csrc/python/structure.cpp); it lists the same things in a form of its own.
+(csrc/aten/structure.cpp); it lists the same things in a form of its own.
 """
 
 from __future__ import annotations

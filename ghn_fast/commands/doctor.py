@@ -12,6 +12,9 @@ from ghn_fast._version import __version__
 from ghn_fast.ops import backend, load_all
 from ghn_fast.vision.precision import choose
 
+# What plain PyTorch and Python do without the extension.
+_WITHOUT = "training and the first look at a module are slower"
+
 
 def facts() -> dict[str, Any]:
     """Versions, devices, compiled back ends, and which back end each op uses on which device."""
@@ -23,6 +26,7 @@ def facts() -> dict[str, Any]:
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}",
         "CUDA": _cuda(),
+        "library": _library(),
         "extension": _extension(),
         "triton": _triton(),
         "back end": _requested(),
@@ -58,13 +62,20 @@ def _cuda() -> str:
     return f"{torch.version.cuda}, {', '.join(names)}"
 
 
+def _library() -> str:
+    problem = backend.library_problem()
+    if problem is not None:
+        return f"no: {problem}"
+    parts = "CPU and CUDA" if backend.has_kernel("gated_gnn_forward", "CUDA") else "CPU only"
+    return f"{parts}, for every torch from 2.11 on ({backend.library_file()})"
+
+
 def _extension() -> str:
     problem = backend.extension_problem()
     if problem is not None:
-        return f"no: {problem}"
+        return f"no: {problem} ({_WITHOUT})"
     module = backend.extension.module
-    parts = "CPU and CUDA" if module.has_cuda else "CPU only"
-    return f"{parts}, compiled for torch {module.torch_version} ({module.__file__})"
+    return f"compiled for torch {module.torch_version} ({module.__file__})"
 
 
 def _triton() -> str:

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -38,18 +39,37 @@ _warned = False
 
 
 class Extension(NamedTuple):
-    """The compiled module, or the reason why it is not there."""
+    """A compiled module, or the reason why it is not there."""
 
     module: Any
     problem: str | None
 
 
-def _load_extension() -> Extension:
+def library_file() -> Path | None:
+    """Where the compiled ops on LibTorch's stable ABI are, ``None`` in an install without them."""
+    folder = Path(__file__).parents[1]
+    return next((p for p in folder.glob("_ops.*") if p.suffix in (".so", ".pyd")), None)
+
+
+def _load_library() -> str | None:
+    """Load the compiled ops on the stable ABI; why they cannot be loaded, or ``None``."""
+    file = library_file()
+    if file is None:
+        return "the package was installed without ghn_fast/_ops"
     try:
-        module = importlib.import_module("ghn_fast._C")
+        torch.ops.load_library(file)
+    except OSError as error:
+        return f"{file.name} does not load with torch {torch.__version__} ({error})"
+    return None
+
+
+def _load_extension() -> Extension:
+    """``ghn_fast._aten``: what needs the very torch that it was compiled for."""
+    try:
+        module = importlib.import_module("ghn_fast._aten")
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError):
-            return Extension(None, "the package was installed without it")
+            return Extension(None, "the package was installed without ghn_fast._aten")
         return Extension(None, f"it does not load ({error}); was it compiled for another torch?")
     built, running = (v.split("+")[0] for v in (module.torch_version, torch.__version__))
     if built.split(".")[:2] != running.split(".")[:2]:
@@ -57,20 +77,36 @@ def _load_extension() -> Extension:
     return Extension(module, None)
 
 
+_library_problem: str | None = _load_library()
 extension: Extension = _load_extension()
 
 
+def library_problem() -> str | None:
+    """Why the compiled ops on the stable ABI cannot be used, or ``None`` where they can."""
+    return _library_problem
+
+
 def extension_problem() -> str | None:
-    """Why the compiled ops cannot be used, or ``None`` where they can."""
+    """Why what is compiled for one torch alone cannot be used, or ``None`` where it can.
+
+    These are the ops for images and whole networks (depthwise_conv2d, batch_norm_act,
+    program_gradient), the allocator that keeps freed memory, and the walk over modules by which
+    known structures are found again. Without it they run in plain PyTorch and Python.
+    """
     return extension.problem
+
+
+def has_kernel(schema: str, device: str) -> bool:
+    """Whether a native op has an implementation for ``CPU``, ``CUDA`` or ``Meta`` tensors."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"ghn_fast::{schema}", device)
 
 
 def cuda_problem() -> str | None:
     """Why the compiled CUDA ops cannot be used, or ``None`` where they can."""
-    if extension.problem is not None:
-        return extension.problem
-    if not extension.module.has_cuda:
-        return "the extension was compiled without CUDA"
+    if _library_problem is not None:
+        return _library_problem
+    if not has_kernel("gated_gnn_forward", "CUDA"):
+        return "the ops were compiled without CUDA"
     return None if torch.cuda.is_available() else "CUDA finds no device"
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ghn_fast.ops.backend import extension_problem, register_op, resolve
+from ghn_fast.ops.backend import library_problem, register_op, resolve
 
 
 def collate_edges(edges: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
@@ -97,7 +97,7 @@ def _fake(edges: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
     return edges[0].new_empty(sum(rows.shape[0] for rows in edges), 3)
 
 
-if extension_problem() is None:
+if library_problem() is None:
     torch.library.register_fake("ghn_fast::collate_edges", _fake)
 
-register_op("collate_edges", {"cpu": extension_problem}, on_host=True)
+register_op("collate_edges", {"cpu": library_problem}, on_host=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ghn_fast.ops.backend import extension_problem, register_op, resolve
+from ghn_fast.ops.backend import library_problem, register_op, resolve
 
 # As errors name them, in the order of DecoderWeights.
 _LAYERS = (
@@ -98,8 +98,6 @@ def is_compiled(x: Tensor, weights: DecoderWeights, *, middle: bool = False) -> 
     """
     tensors = (x, *weights)
     fits = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-    if middle and not _takes_middle():
-        return False
     needs_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return fits and not needs_gradients and resolve("decode_blocks", "cpu") != "reference"
 
@@ -137,8 +135,9 @@ def decode_blocks(
             block, or a node is not a row of ``x``; if the back end that is asked for cannot run.
     """
     if is_compiled(x, weights, middle=middle):
-        further = (True,) if middle else ()
-        return torch.ops.ghn_fast.decode_blocks(x, nodes, groups, weights, *further)
+        if nodes.dtype != torch.int64:
+            raise TypeError(f"nodes: got {nodes.dtype}, needs torch.int64")
+        return torch.ops.ghn_fast.decode_blocks(x, nodes, groups, weights, middle)
     return reference(x, nodes, groups, weights, middle=middle)
 
 
@@ -265,14 +264,6 @@ def _read_groups(
     return rows
 
 
-def _takes_middle() -> bool:
-    """Whether the extension was compiled since the op has that argument."""
-    if extension_problem() is not None:
-        return False
-    schema = torch.ops.ghn_fast.decode_blocks.default._schema
-    return any(argument.name == "middle" for argument in schema.arguments)
-
-
 def _fake(
     x: Tensor,
     nodes: Tensor,
@@ -296,7 +287,7 @@ def _fake(
     return result
 
 
-if extension_problem() is None:
+if library_problem() is None:
     torch.library.register_fake("ghn_fast::decode_blocks", _fake)
 
-register_op("decode_blocks", {"cpu": extension_problem})
+register_op("decode_blocks", {"cpu": library_problem})

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghn_fast.ops.backend import extension_problem, register_op
+from ghn_fast.ops.backend import library_problem, register_op
+from ghn_fast.ops.gated_gnn_plan import no_inference
 
 
 def deepnets_graph(
@@ -44,9 +45,10 @@ def deepnets_graph(
         RuntimeError: If the compiled ops are not there.
     """
     _check("record", record, torch.uint8)
-    return torch.ops.ghn_fast.deepnets_graph(
-        record, num_classes, image_size, structure_size, virtual_edges
-    )
+    with no_inference():
+        return torch.ops.ghn_fast.deepnets_graph(
+            record, num_classes, image_size, structure_size, virtual_edges
+        )
 
 
 def deepnets_sizes(
@@ -91,8 +93,8 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
         raise ValueError(f"{name}: got a tensor on {tensor.device}, needs it on the CPU")
     if tensor.ndim != 1:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, needs one dimension")
-    if extension_problem() is not None:
-        raise RuntimeError(f"deepnets_graph needs the compiled ops: {extension_problem()}")
+    if library_problem() is not None:
+        raise RuntimeError(f"deepnets_graph needs the compiled ops: {library_problem()}")
 
 
 def _fake_graph(
@@ -115,9 +117,9 @@ def _fake_sizes(
     return ends.new_empty((ends.shape[0], 1 + len(image_sizes)))
 
 
-if extension_problem() is None:
+if library_problem() is None:
     torch.library.register_fake("ghn_fast::deepnets_graph", _fake_graph)
     torch.library.register_fake("ghn_fast::deepnets_sizes", _fake_sizes)
 
-register_op("deepnets_graph", {"cpu": extension_problem}, on_host=True)
-register_op("deepnets_sizes", {"cpu": extension_problem}, on_host=True)
+register_op("deepnets_graph", {"cpu": library_problem}, on_host=True)
+register_op("deepnets_sizes", {"cpu": library_problem}, on_host=True)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ghn_fast.ops import expand_params_triton
-from ghn_fast.ops.backend import cuda_problem, extension_problem, register_op, resolve
+from ghn_fast.ops.backend import cuda_problem, library_problem, register_op, resolve
 from ghn_fast.ops.expand_params_plan import (
     Kind,
     ParamPlan,
@@ -69,8 +69,8 @@ def expand_params(blocks: Sequence[Tensor], plan: ParamPlan) -> Tensor:
         return reference(blocks, plan)
     blocks = list(blocks)
     check_devices(blocks)
+    check_types(blocks)
     if chosen == "triton":
-        check_types(blocks)
         return expand_params_triton.expand(blocks, plan.work(blocks), plan.numel)
     narrow = chosen == "cpu" and blocks[0].dtype in (torch.float16, torch.bfloat16)
     dtype = blocks[0].dtype
@@ -128,7 +128,10 @@ def expand_params_into(
             table = plan.table if len(wanted) == len(out) else plan.table[wanted]
             if blocks[0].dtype in (torch.float16, torch.bfloat16):
                 blocks = [block.float() for block in blocks]
+            check_types(blocks)
             torch.ops.ghn_fast.expand_params_into(blocks, table, to)
+            # So that autograd notices where an overwritten value was kept for a backward pass.
+            torch.autograd.graph.increment_version(to)
             return
         whole = tuple(index for index in wanted if not has_parts(plan.rows[index], out[index]))
         for piece, places in plan.pieces(tuple(wanted), whole):
@@ -227,7 +230,7 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
     return grads, None, None, None
 
 
-if extension_problem() is None:
+if library_problem() is None:
     torch.library.register_fake("ghn_fast::expand_params", _fake)
     torch.library.register_fake("ghn_fast::expand_params_backward", _backward_fake)
     torch.library.register_fake("ghn_fast::expand_params_into", lambda blocks, table, out: None)
@@ -237,5 +240,5 @@ if extension_problem() is None:
 
 register_op(
     "expand_params",
-    {"cpu": extension_problem, "cuda": cuda_problem, "triton": expand_params_triton.problem},
+    {"cpu": library_problem, "cuda": cuda_problem, "triton": expand_params_triton.problem},
 )

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ghn_fast.ops import gated_gnn_triton
-from ghn_fast.ops.backend import cuda_problem, extension_problem, register_op, resolve
+from ghn_fast.ops.backend import cuda_problem, library_problem, register_op, resolve
 from ghn_fast.ops.gated_gnn_plan import GraphPlan, SweepPlan
 
 
@@ -261,7 +261,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...
     return grad_x, None, grad_weights, None, None
 
 
-if extension_problem() is None:
+if library_problem() is None:
     torch.library.register_fake("ghn_fast::gated_gnn_forward", _forward_fake)
     torch.library.register_fake("ghn_fast::gated_gnn_backward", _backward_fake)
     torch.library.register_autograd(
@@ -270,5 +270,5 @@ if extension_problem() is None:
 
 register_op(
     "gated_gnn",
-    {"cpu": extension_problem, "cuda": cuda_problem, "triton": gated_gnn_triton.problem},
+    {"cpu": library_problem, "cuda": cuda_problem, "triton": gated_gnn_triton.problem},
 )

@@ -8,12 +8,13 @@ so one step updates a whole level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ghn_fast.ops.backend import extension_problem
+from ghn_fast.ops.backend import library_problem
 from ghn_fast.ops.collate_edges import check_edge_rows
 from ghn_fast.ops.gated_gnn_packing import packed_plan
 
@@ -77,8 +78,9 @@ class GraphPlan:
         self.num_graphs = len(offsets) - 1
         self.device = torch.device("cpu")
         self.packed: Tensor | None = None
-        if extension_problem() is None:
-            self.packed = torch.ops.ghn_fast.gated_gnn_plan(edges, torch.tensor(offsets))
+        if library_problem() is None:
+            with no_inference():
+                self.packed = torch.ops.ghn_fast.gated_gnn_plan(edges, torch.tensor(offsets))
         else:
             _check_edges(edges, offsets)
         self._edges: Tensor | None = edges
@@ -114,7 +116,8 @@ class GraphPlan:
         packed = [plan.packed for plan in plans if plan.packed is not None]
         if len(packed) == len(plans):
             nodes = sum(plan.num_nodes for plan in plans)
-            return cls.of_packed(torch.ops.ghn_fast.gated_gnn_join(packed), nodes)
+            with no_inference():
+                return cls.of_packed(torch.ops.ghn_fast.gated_gnn_join(packed), nodes)
         rows, offsets = [], [0]
         for plan in plans:
             rows.append(plan.edges + torch.tensor([offsets[-1], offsets[-1], 0]))
@@ -146,8 +149,7 @@ class GraphPlan:
         if self.packed is None:
             assert self._offsets is not None
             levels = level_schedule(self.edges, self.num_nodes)
-            # Kept, and saved for backward passes, which inference tensors cannot be.
-            with torch.inference_mode(False):
+            with no_inference():
                 self.packed = packed_plan(self.edges, self._offsets, levels).to(self.device)
         return self.packed
 
@@ -178,14 +180,20 @@ class GraphPlan:
         return pinned
 
 
+def no_inference() -> AbstractContextManager[Any]:
+    """Tensors that are made inside are none of inference mode's, wherever that is on.
+
+    Plans are kept, and saved for backward passes, which inference tensors cannot be; and these
+    have no version counter, by which a plan on a GPU is known again.
+    """
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
 def _move(packed: Tensor, device: torch.device, *, pin: bool = False) -> Tensor:
     """The plan on a device; what the compiled back ends know of it stays known."""
-    if extension_problem() is None:
-        here = packed.cpu()
-        if pin:
-            return torch.ops.ghn_fast.gated_gnn_plan_to(here, device, True)
-        return torch.ops.ghn_fast.gated_gnn_plan_to(here, device)
-    with torch.inference_mode(False):
+    with no_inference():
+        if library_problem() is None:
+            return torch.ops.ghn_fast.gated_gnn_plan_to(packed.cpu(), device, pin)
         return packed.pin_memory() if pin else packed.to(device)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ghn_fast.ops import graph_attention_triton
-from ghn_fast.ops.backend import cuda_problem, extension_problem, register_op, resolve
+from ghn_fast.ops.backend import cuda_problem, library_problem, register_op, resolve
 from ghn_fast.ops.graph_attention_gradient import backward_fake, differentiate, forward_fake
 
 # Widest head of the CUDA kernels, and most codes, whose sums lie in the memory of a block.
@@ -111,29 +111,12 @@ def _check(qkv: Tensor, codes: Tensor, offsets: Sequence[int], table: Tensor) ->
         raise ValueError(f"codes: got shape {list(codes.shape)}, needs ({pairs},)")
 
 
-def _problem() -> str | None:
-    """Why the compiled op cannot be used, ``None`` where it can."""
-    problem = extension_problem()
-    if problem is None and not hasattr(torch.ops.ghn_fast, "graph_attention_forward"):
-        return "the extension was compiled before it had this op; compile it again"
-    return problem
-
-
-def _cuda_problem() -> str | None:
-    """Why the compiled op cannot be used on a GPU, ``None`` where it can."""
-    problem = cuda_problem()
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    if problem is None and not has("ghn_fast::graph_attention_forward", "CUDA"):
-        return "the extension was compiled before it had this op; compile it again"
-    return problem
-
-
-if _problem() is None:
+if library_problem() is None:
     torch.library.register_fake("ghn_fast::graph_attention_forward", forward_fake)
     torch.library.register_fake("ghn_fast::graph_attention_backward", backward_fake)
     differentiate("graph_attention_forward", "graph_attention_backward")
 
 register_op(
     "graph_attention",
-    {"cpu": _problem, "cuda": _cuda_problem, "triton": graph_attention_triton.problem},
+    {"cpu": library_problem, "cuda": cuda_problem, "triton": graph_attention_triton.problem},
 )

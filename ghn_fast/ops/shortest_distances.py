@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ghn_fast.ops.backend import extension_problem, register_op, resolve
+from ghn_fast.ops.backend import library_problem, register_op, resolve
 
 _FAR = np.int32(1 << 30)
 _MOST = 2**31 - 1
@@ -119,7 +119,7 @@ def _fake(edges: Tensor, num_nodes: int, cutoff: int) -> Tensor:
     return edges.new_empty((pairs, 3), dtype=torch.int64)
 
 
-if extension_problem() is None:
+if library_problem() is None:
     torch.library.register_fake("ghn_fast::shortest_distances", _fake)
 
-register_op("shortest_distances", {"cpu": extension_problem}, on_host=True)
+register_op("shortest_distances", {"cpu": library_problem}, on_host=True)

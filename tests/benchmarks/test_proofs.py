@@ -74,7 +74,7 @@ def test_a_planted_commit_is_found_among_sixteen(base: Path, tmp_path: Path, pat
         tree = made / commit
         if not tree.is_dir():
             git("worktree", "add", "-q", "--detach", str(tree), commit)
-            for extension in (base / "ghn_fast").glob("_C*"):
+            for extension in trees.compiled(base / "ghn_fast"):
                 shutil.copy2(extension, tree / "ghn_fast" / extension.name)
         return tree
 

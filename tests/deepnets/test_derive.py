@@ -176,7 +176,7 @@ def test_bad_records_are_refused(seeded: int) -> None:
     for ends in ([len(good) + 1], [-1], [len(good), 3]):
         with pytest.raises(ValueError, match="ends: got"):
             op(data, torch.tensor(ends), 10, [32], False)
-    with pytest.raises(TypeError, match="records: got Int"):
+    with pytest.raises(ValueError, match="records: got Int"):
         op(data.int(), torch.tensor([len(good)]), 10, [32], False)
     with pytest.raises(ValueError, match="virtual_edges: got 0"):
         torch.ops.ghn_fast.deepnets_graph(data, 10, 32, 32, 0)

@@ -17,7 +17,7 @@ from ghn_fast.deepnets.architectures.spec import LARGE_IMAGE
 from ghn_fast.deepnets.graphs import derive
 from ghn_fast.deepnets.graphs.sizes import sizes_of_records
 from ghn_fast.graph import NODE_TYPES
-from ghn_fast.ops.backend import extension_problem
+from ghn_fast.ops.backend import library_problem
 from random_configs import random_config
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "deepnets"
@@ -90,7 +90,7 @@ def test_the_order_is_that_of_the_published_generator() -> None:
     ]
 
 
-@pytest.mark.skipif(extension_problem() is not None, reason="the compiled ops are not here")
+@pytest.mark.skipif(library_problem() is not None, reason="the compiled ops are not here")
 def test_both_readers_refuse_the_same_records(seeded: int) -> None:
     rng = random.Random(seeded)
     outcomes = {True: 0, False: 0}

@@ -147,15 +147,14 @@ def test_published_sizes(name: str, count: int) -> None:
         ghn_fast.GHNConfig.named("ghn3")
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_predicted_parameters_are_those_of_each_alone(graphs: list[ArchGraph]) -> None:
     """Bit for bit, on the compiled back end."""
     ghn = ghn_fast.GHN(CONFIG).eval()
     plain = plain_layers(ghn.blocks), plain_layers(ghn.vectors)
     weights = DecoderWeights(*(plain[0] or ()), *(plain[1] or ()))
     with torch.no_grad():
-        if not is_compiled(torch.zeros(1, CONFIG.hid), weights, middle=True):
-            pytest.skip("the extension was compiled before decode_blocks knew windows")
+        assert is_compiled(torch.zeros(1, CONFIG.hid), weights, middle=True)
         together = ghn.predict_tensors(graphs)
         for graph, tensors in zip(graphs, together, strict=True):
             (alone,) = ghn.predict_tensors([graph])

@@ -127,7 +127,7 @@ def test_large_batches(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
 class TestCalls:
     pytestmark = runs_kernels
 
-    @pytest.mark.extension
+    @pytest.mark.library
     @pytest.mark.parametrize("messages", [2, 1])
     def test_either_pass_may_be_the_other_back_ends(self, messages: int) -> None:
         plan, op = make_plan(), torch.ops.ghn_fast

@@ -9,7 +9,7 @@ A call may raise an exception or succeed. It may not end the process, and it may
 argument that its schema does not name as written to. Before each call its number and what was
 changed are printed, so that the last line says what ended the process.
 
-``LD_PRELOAD`` of a sanitizer's library and an extension compiled with it make this a search for
+``LD_PRELOAD`` of a sanitizer's library and native ops compiled with it make this a search for
 reads and writes out of bounds.
 """
 
@@ -75,7 +75,7 @@ def recorded_calls() -> list[Call]:
     """Calls of every op, on small inputs.
 
     Raises:
-        AssertionError: If an op of the extension was not called.
+        AssertionError: If a native op was not called.
     """
     import ghn_fast
     from ghn_fast.deepnets import DeepNets, SampledNets, build_graph, count_parameters
@@ -175,7 +175,7 @@ def program_calls() -> list[Call]:
 
 
 def op_names() -> list[str]:
-    """Names of all ops of the extension."""
+    """Names of all native ops."""
     schemas = torch._C._jit_get_all_schemas()
     names = {s.name.partition("::")[2] for s in schemas if s.name.startswith(f"{NAMESPACE}::")}
     # Triton's ops are registered from Python when they are first used.

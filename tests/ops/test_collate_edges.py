@@ -9,7 +9,7 @@ import naive
 from ghn_fast.ops.collate_edges import collate_edges
 from randomised import given, settings, st
 
-BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.extension)]
+BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.library)]
 
 
 def graph(num_nodes: int, seed: int = 0) -> Tensor:
@@ -65,13 +65,13 @@ def test_the_inputs_stay_as_they_are(name: str) -> None:
     assert torch.equal(edges[0], edges[1])
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_opcheck() -> None:
     op = torch.ops.ghn_fast.collate_edges.default
     torch.library.opcheck(op, ([graph(9), graph(0), graph(4)], [0, 9, 9, 13]))
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_compiles_into_one_graph() -> None:
     edges = [graph(9), graph(4)]
     run = torch.compile(
@@ -118,7 +118,7 @@ def test_bad_arguments_are_named(name: str) -> None:
                 collate_edges([graph(3)], offsets)
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_the_op_itself_refuses_bad_input() -> None:
     op = torch.ops.ghn_fast.collate_edges
     rows = torch.tensor([[0, 1, 1]])
@@ -126,7 +126,7 @@ def test_the_op_itself_refuses_bad_input() -> None:
         (([rows], [0]), ValueError),
         (([rows], [3, 1]), ValueError),
         (([rows], [-2, 1]), ValueError),
-        (([rows.int()], [0, 2]), TypeError),
+        (([rows.int()], [0, 2]), ValueError),
         (([rows[0]], [0, 2]), ValueError),
         (([rows], [0, 1]), ValueError),
     ):

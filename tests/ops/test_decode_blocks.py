@@ -34,7 +34,7 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(params=["reference", pytest.param("cpu", marks=pytest.mark.extension)])
+@pytest.fixture(params=["reference", pytest.param("cpu", marks=pytest.mark.library)])
 def name_of_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each back end in turn, for the whole test."""
     with ghn_fast.backend(request.param):
@@ -122,7 +122,7 @@ def test_equals_the_plain_layers(name: str, seed: int) -> None:
         assert_close(a, b, name=f"group {number}, {row}", dtype=torch.float32)
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_values_depend_on_nothing_else() -> None:
     """One node alone, in a crowd, and with other numbers of threads: the same bits."""
     config = CONFIGS["small"]
@@ -187,7 +187,7 @@ def test_nothing_to_decode() -> None:
     assert blocks.shape == (0, 2, 3, 1, 1)
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_opcheck() -> None:
     config = CONFIGS["small"]
     rows, nodes = random_groups(config, 2, 20)
@@ -196,7 +196,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(op, (torch.randn(20, config.hid), nodes, group_numbers(rows), weights))
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_compiles_as_one_graph() -> None:
     config = CONFIGS["small"]
     rows, nodes = random_groups(config, 2, 20)
@@ -210,7 +210,7 @@ def test_compiles_as_one_graph() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, run(x), strict=True))
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_what_is_compiled() -> None:
     config = CONFIGS["small"]
     weights = weights_of(*decoders(config))

@@ -10,11 +10,6 @@ from ghn_fast.ops import backend
 from ghn_fast.ops.deepnets_graph import deepnets_graph, deepnets_sizes
 from ghn_fast.ops.gated_gnn_plan import GraphPlan
 
-WITHOUT_EXTENSION = backend.extension_problem()
-pytest.mark.extension = pytest.mark.skipif(
-    WITHOUT_EXTENSION is not None, reason=f"the compiled ops are not here: {WITHOUT_EXTENSION}"
-)
-
 
 def bytes_of(*records: bytes) -> Tensor:
     return torch.frombuffer(bytearray(b"".join(records)), dtype=torch.uint8)
@@ -24,7 +19,7 @@ def configs(count: int) -> list[NetworkConfig]:
     return [sample_config("train", index, 2) for index in range(count)]
 
 
-@pytest.mark.extension
+@pytest.mark.library
 @pytest.mark.usefixtures("nan_empty")
 def test_equals_the_reference() -> None:
     """tests/deepnets/test_derive.py compares names and shapes, over more networks."""
@@ -40,7 +35,7 @@ def test_equals_the_reference() -> None:
         assert table[:, 1].tolist() == dims
 
 
-@pytest.mark.extension
+@pytest.mark.library
 @pytest.mark.usefixtures("nan_empty")
 def test_sizes_equal_those_of_the_reference() -> None:
     records = [encode(config) for config in configs(4)]
@@ -59,7 +54,7 @@ def test_sizes_equal_those_of_the_reference() -> None:
     assert deepnets_sizes(bytes_of(*records)[:0], ends[:0], 3, (32,)).shape == (0, 2)
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_layout_does_not_matter() -> None:
     record = bytes_of(encode(configs(1)[0]))
     strided = torch.stack((record, record), dim=1)[:, 0]
@@ -70,7 +65,7 @@ def test_layout_does_not_matter() -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_opcheck() -> None:
     records = [encode(config) for config in configs(2)]
     ends = torch.tensor([len(records[0]), len(records[0]) + len(records[1])])
@@ -81,7 +76,7 @@ def test_opcheck() -> None:
     )
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_compiles_into_one_graph() -> None:
     record = encode(configs(1)[0])
     data, ends = bytes_of(record), torch.tensor([len(record)])
@@ -93,7 +88,7 @@ def test_compiles_into_one_graph() -> None:
     assert torch.equal(run(data, ends), deepnets_sizes(data, ends, 10, (32,)) * 2)
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_bad_arguments_are_named() -> None:
     record = encode(configs(1)[0])
     data, ends = bytes_of(record), torch.tensor([len(record)])
@@ -127,8 +122,8 @@ def test_bad_arguments_are_named() -> None:
         deepnets_graph(bytes_of(encode(cut)), 10, 32, 32, 50)
 
 
-def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = "ghn_fast.ops.deepnets_graph.extension_problem"
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "ghn_fast.ops.deepnets_graph.library_problem"
     monkeypatch.setattr(module, lambda: "it is elsewhere")
     with pytest.raises(RuntimeError, match="needs the compiled ops: it is elsewhere"):
         deepnets_graph(bytes_of(b"\0"), 10, 32, 32, 50)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ghn_fast.ops.backend import extension_problem
 
-
-@pytest.mark.skipif(extension_problem() is not None, reason=str(extension_problem()))
+@pytest.mark.library
+@pytest.mark.extension
 def test_random_calls() -> None:
     calls = os.environ.get("GHN_FAST_FUZZ_CALLS", "2000")
     command = [sys.executable, Path(__file__).with_name("fuzz.py"), "--calls", calls]

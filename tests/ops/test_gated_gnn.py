@@ -164,7 +164,7 @@ def test_every_width_equals_the_reference(
     compare_with_reference(compiled, device, network(hid, hidden, dtype=dtype), x, plan)
 
 
-@pytest.mark.extension
+@pytest.mark.library
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
@@ -335,11 +335,7 @@ def on_threads(count: int, run: Callable[[], list[Tensor | None]]) -> list[Tenso
         torch.set_num_threads(before)
 
 
-@pytest.mark.extension
-@pytest.mark.skipif(
-    backend.extension_problem() is None and not backend.extension.module.has_threads,
-    reason="the extension was compiled without OpenMP",
-)
+@pytest.mark.library
 @pytest.mark.parametrize("sizes", [[90, 3, 41, 60, 7], [300]], ids=["batch", "wide levels"])
 def test_bits_do_not_depend_on_threads_or_repetition(sizes: list[int]) -> None:
     plan = batch_of(sizes, density=0.01)
@@ -444,7 +440,7 @@ def test_bad_arguments_are_named(name: str, device: torch.device) -> None:
         gated_gnn(torch.zeros(2, 8, device="meta"), *rest)
 
 
-@pytest.mark.parametrize("native", [pytest.param(True, marks=pytest.mark.extension), False])
+@pytest.mark.parametrize("native", [pytest.param(True, marks=pytest.mark.library), False])
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -461,7 +457,7 @@ def test_bad_edges_are_named(
     native: bool, row: tuple[int, int, int], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native:
-        monkeypatch.setattr("ghn_fast.ops.gated_gnn_plan.extension_problem", lambda: "not compiled")
+        monkeypatch.setattr("ghn_fast.ops.gated_gnn_plan.library_problem", lambda: "not compiled")
     with pytest.raises(ValueError, match=message):
         GraphPlan(torch.tensor([(0, 1, 1), row]), [0, 2, 4])
 

@@ -152,7 +152,7 @@ def test_what_is_no_plan_at_all_is_refused(device: torch.device) -> None:
             ValueError, match=f"plan: got a vector of {len(bad)} numbers that is no"
         ):
             call(bad, device)
-    with pytest.raises(TypeError, match="plan: got Long, needs Int"):
+    with pytest.raises(ValueError, match="plan: got Long, needs Int"):
         call(plan.long(), device)
     with pytest.raises(ValueError, match=r"plan: got shape .*needs a contiguous vector"):
         call(plan.reshape(-1, 1), device)
@@ -192,15 +192,45 @@ def test_a_plan_of_inference_mode(device: torch.device) -> None:
     call(made, device)
 
 
-def test_writes_that_torch_does_not_see_stay_in_bounds() -> None:
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("in.node", 1_000_000), ("in.distance", 2), ("forward.node", 1), ("backward.node", 0)],
+)
+def test_writes_that_torch_does_not_see_are_refused_on_the_cpu(part: str, value: int) -> None:
     plan = packed_plan()
     x, weights = torch.randn(6, CHANNELS), make_weights(torch.device("cpu"))
-    torch.ops.ghn_fast.gated_gnn_forward(x, plan, weights, 1, False)
-    version = plan._version
-    plan.numpy()[places()["in.node"]] = 1_000_000
-    assert plan._version == version
-    with pytest.raises(ValueError, match="plan: its memory has been overwritten"):
-        torch.ops.ghn_fast.gated_gnn_forward(x, plan, weights, 1, False)
+    before = torch.ops.ghn_fast.gated_gnn_forward(x, plan, weights, 1, False)[0]
+    version, number = plan._version, int(plan[places()[part]])
+    plan.numpy()[places()[part]] = value
+    assert plan._version == version and number != value
+    for call in (
+        lambda: torch.ops.ghn_fast.gated_gnn_forward(x, plan, weights, 1, False),
+        lambda: torch.ops.ghn_fast.gated_gnn_plan_to(plan, torch.device("cpu")),
+        lambda: torch.ops.ghn_fast.gated_gnn_join([packed_plan(), plan]),
+    ):
+        with pytest.raises(ValueError, match=r"plan: .*needs the result of gated_gnn_plan"):
+            call()
+    plan.numpy()[places()[part]] = number
+    assert torch.equal(torch.ops.ghn_fast.gated_gnn_forward(x, plan, weights, 1, False)[0], before)
+
+
+def test_contents_are_known_whatever_tensor_holds_them() -> None:
+    """A sound plan at an address that held another, and in memory that does not begin evenly."""
+    x, weights = torch.randn(6, CHANNELS), make_weights(torch.device("cpu"))
+    plan = packed_plan()
+    expected = torch.ops.ghn_fast.gated_gnn_forward(x, plan, weights, 1, False)[0]
+    reused = torch.empty(len(plan) + 3, dtype=torch.int32)
+    for start in (0, 1, 3):
+        reused.zero_()
+        with pytest.raises(ValueError, match="is no plan"):
+            torch.ops.ghn_fast.gated_gnn_forward(
+                x, reused[start : start + len(plan)], weights, 1, False
+            )
+        reused[start : start + len(plan)] = plan
+        out = torch.ops.ghn_fast.gated_gnn_forward(
+            x, reused[start : start + len(plan)], weights, 1, False
+        )[0]
+        assert torch.equal(out, expected)
 
 
 def test_a_plan_on_another_device_is_refused(device: torch.device) -> None:
@@ -235,7 +265,7 @@ def test_weights_that_do_not_fit_are_refused(device: torch.device) -> None:
     for index, weight, message in cases:
         with pytest.raises(ValueError, match=message):
             call(plan, device, weights=with_weight(index, weight))
-    with pytest.raises(TypeError, match=r"gru\.weight_hh: got Double, needs Float"):
+    with pytest.raises(ValueError, match=r"gru\.weight_hh: got Double, needs Float"):
         call(plan, device, weights=with_weight(9, torch.zeros(24, 8, dtype=torch.float64)))
     with pytest.raises(ValueError, match="weights: got 11 tensors, needs 8 or 12"):
         call(plan, device, weights=make_weights(device)[:-1])
@@ -245,7 +275,7 @@ def test_weights_that_do_not_fit_are_refused(device: torch.device) -> None:
 
 def test_features_that_do_not_fit_are_refused(device: torch.device) -> None:
     plan = packed_plan().to(device)
-    with pytest.raises(TypeError, match="x: got Int, needs float32, float64, float16 or bfloat16"):
+    with pytest.raises(ValueError, match="x: got Int, needs float32, float64, float16 or bfloat16"):
         call(plan, device, torch.zeros(6, CHANNELS, dtype=torch.int32, device=device))
     with pytest.raises(ValueError, match=r"x: got shape \[6\], needs \(N, C\)"):
         call(plan, device, torch.zeros(6, device=device))
@@ -266,11 +296,11 @@ def test_what_backward_gets_is_checked(device: torch.device, dtype: torch.dtype)
             backward(out, x, plan, weights, bad, 1)
     with pytest.raises(ValueError, match="saved: got shape"):
         backward(out, x, plan, weights, saved, 2)
-    with pytest.raises(TypeError, match="saved: got Double, needs Float"):
+    with pytest.raises(ValueError, match="saved: got Double, needs Float"):
         backward(out, x, plan, weights, saved.double(), 1)
     with pytest.raises(ValueError, match="grad: got shape"):
         backward(out[:-1], x, plan, weights, saved, 1)
-    with pytest.raises(TypeError, match="grad: got Double"):
+    with pytest.raises(ValueError, match="grad: got Double"):
         backward(out.double(), x, plan, weights, saved, 1)
     with pytest.raises(ValueError, match="steps: got 0"):
         backward(out, x, plan, weights, saved, 0)

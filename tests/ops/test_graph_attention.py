@@ -43,7 +43,7 @@ def naive(qkv: Tensor, codes: Tensor, offsets: list[int], table: Tensor) -> Tens
     return torch.stack(rows)
 
 
-@pytest.fixture(params=["reference", pytest.param("cpu", marks=pytest.mark.extension)])
+@pytest.fixture(params=["reference", pytest.param("cpu", marks=pytest.mark.library)])
 def name_of_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each back end in turn, for the whole test."""
     if request.param == "cpu" and problem_of("graph_attention", "cpu", "cpu") is not None:
@@ -111,7 +111,7 @@ def test_a_graph_gets_the_same_numbers_in_every_batch() -> None:
             start += size * size
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_threads_change_nothing() -> None:
     if problem_of("graph_attention", "cpu", "cpu") is not None:
         pytest.skip(str(problem_of("graph_attention", "cpu", "cpu")))
@@ -128,7 +128,7 @@ def test_threads_change_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_codes_outside_of_the_table_are_refused() -> None:
     if problem_of("graph_attention", "cpu", "cpu") is not None:
         pytest.skip(str(problem_of("graph_attention", "cpu", "cpu")))
@@ -138,7 +138,7 @@ def test_codes_outside_of_the_table_are_refused() -> None:
         graph_attention(qkv, codes, offsets, table)
 
 
-@pytest.mark.extension
+@pytest.mark.library
 def test_opcheck_and_compile() -> None:
     if problem_of("graph_attention", "cpu", "cpu") is not None:
         pytest.skip(str(problem_of("graph_attention", "cpu", "cpu")))

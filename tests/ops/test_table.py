@@ -57,7 +57,9 @@ BACKENDS = {"csrc/cpu": "cpu", "csrc/cuda": "cuda", "kernels": "triton"}
 
 def schemas() -> list[str]:
     """Names of all schemas of the native ops."""
-    return re.findall(r'm\.def\(\s*"(\w+)\(', (ROOT / "csrc/ops.cpp").read_text())
+    files = ("csrc/ops.cpp", "csrc/aten/ops.cpp")
+    text = "".join((ROOT / file).read_text() for file in files)
+    return re.findall(r'm\.def\(\s*"(\w+)\(', text)
 
 
 def op_of(schema: str) -> str:
@@ -121,6 +123,7 @@ def draw(found: dict[tuple[str, str], bool]) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.library
 @pytest.mark.extension
 def test_only_the_back_ends_are_missing_that_no_op_registers() -> None:
     found = table()

@@ -5,7 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/BFloat16.h>
 
-#include "../common/checks.h"
+#include "checks.h"
 
 namespace ghn {
 

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../common/checks.h"
+#include "checks.h"
 
 namespace ghn {
 

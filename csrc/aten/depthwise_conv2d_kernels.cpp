@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <utility>
 
-#include "isa.h"
+#include "../cpu/isa.h"
 #include "lanes.h"
 
-#define GHN_KERNELS "depthwise_conv2d_isa.h"
-#include "each_isa.h"
+#define GHN_KERNELS "../aten/depthwise_conv2d_isa.h"
+#include "../cpu/each_isa.h"
 
 namespace ghn {
 

@@ -25,7 +25,7 @@
 #include "depthwise_conv2d.h"
 #include "depthwise_conv2d_kernels.h"
 #include "images.h"
-#include "isa.h"
+#include "../cpu/isa.h"
 
 namespace ghn {
 namespace {

@@ -1,14 +1,14 @@
-// The Python module ghn_fast._C. Importing it registers the ops; it holds what it was compiled for
-// (the version of torch, CUDA or not, threads on the CPU or not), and what works on Python objects.
+// The Python module ghn_fast._aten. Importing it registers the ops that need ATen; it holds what it was
+// compiled for (the version of torch, threads or not), and what works on Python objects.
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
 #include <utility>
 
-#include "../cpu/caching_allocator.h"
+#include "caching_allocator.h"
 #include "structure.h"
 
-PYBIND11_MODULE(_C, m) {
+PYBIND11_MODULE(_aten, m) {
   ghn::bind_structure(m);
   m.def("cache_cpu_memory", &ghn::cache_cpu_memory);
   m.def("cached_cpu_memory", [] {
@@ -20,10 +20,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_threads") = true;
 #else
   m.attr("has_threads") = false;
-#endif
-#ifdef GHN_FAST_CUDA
-  m.attr("has_cuda") = true;
-#else
-  m.attr("has_cuda") = false;
 #endif
 }

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../common/checks.h"
+#include "checks.h"
 #include "network_program.h"
 #include "program_tape.h"
 

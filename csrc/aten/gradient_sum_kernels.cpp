@@ -4,11 +4,11 @@
 
 #include <type_traits>
 
-#include "isa.h"
+#include "../cpu/isa.h"
 #include "lanes.h"
 
-#define GHN_KERNELS "gradient_sum_isa.h"
-#include "each_isa.h"
+#define GHN_KERNELS "../aten/gradient_sum_isa.h"
+#include "../cpu/each_isa.h"
 
 namespace ghn {
 
