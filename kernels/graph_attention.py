@@ -26,10 +26,10 @@ __all__ = ["LARGEST", "ROWS", "WARPS", "backward", "constants", "forward"]
 
 # Widest head whose tiles fit into a program's registers.
 LARGEST = 32
-# Queries and keys of a tile.
-ROWS = 32
-# With 4, the gradients of heads wider than 16 spill (sm_90, Triton 3.8).
-WARPS = 8
+# Queries and keys of a tile, as few as products take. With 32, the gradients of wide heads spill
+# (sm_90; Triton 3.6 with 4, 8 and 16 warps, Triton 3.8 with 4).
+ROWS = 16
+WARPS = 4
 
 
 def constants(heads: int, width: int, rows: int) -> dict[str, Any]:
