@@ -46,7 +46,7 @@ def test_is_small_and_comes_with_its_log(name: str) -> None:
 # Chance is 10 %; a hypernetwork that has learnt something is far above it.
 @pytest.mark.parametrize(
     ("name", "index", "least"),
-    [("ghn2-digits", 0, 30.0), ("ghn2-digits", 2, 30.0), ("ghn2-cifar10", 0, 18.0)],
+    [("ghn2-digits", 0, 30.0), ("ghn2-digits", 2, 30.0), ("ghn2-cifar10", 0, 35.0)],
 )
 def test_predicts_networks_that_recognise_images(name: str, index: int, least: float) -> None:
     ghn = ghn_fast.from_pretrained(name)
