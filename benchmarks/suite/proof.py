@@ -50,14 +50,14 @@ class Proof:
     """Runs on a tree, kept in a file.
 
     Args:
-        base: A tree with compiled ops.
+        base: The tree of a commit, named by it, with compiled ops.
         thresholds: Ratios above which a case has become slower, by name.
         results: Folder of results.
         say: Called with a line after every run.
 
     Attributes:
-        runs: What was seen: `kind` ("planted" or "unchanged"), `case`, `percent`, `alarms` (names
-            of the cases that were called slower), `undecided`, `rounds`, `seconds`.
+        runs: What was seen: `commit`, `case` (``None`` for unchanged trees), `percent`, `alarms`
+            (names of the cases that were called slower), `undecided`, `rounds`, `seconds`.
     """
 
     def __init__(
@@ -75,25 +75,16 @@ class Proof:
 
     def planted(self, path: str, percent: int, runs: int) -> None:
         """Slow a path down and compare its case, until there are so many runs of that."""
-        case = case_of(path)
-        with tempfile.TemporaryDirectory() as folder:
-            head = Path(folder) / "head"
-            shutil.copytree(self.base, head, symlinks=True)
-            plants.plant_slowdown(head, percent, path)
-            while len(self.of(path, percent)) < runs:
-                self._run(head, [case], case=path, percent=percent)
+        self._repeat(path, percent, runs, [case_of(path)])
 
     def unchanged(self, runs: int) -> None:
         """Compare all cases with a copy of the tree, until there are so many runs of that."""
-        with tempfile.TemporaryDirectory() as folder:
-            head = Path(folder) / "head"
-            shutil.copytree(self.base, head, symlinks=True)
-            while len(self.of(None, 0)) < runs:
-                self._run(head, cpu_cases(), case=None, percent=0)
+        self._repeat(None, 0, runs, cpu_cases())
 
     def of(self, path: str | None, percent: int) -> list[dict[str, Any]]:
-        """The runs of a plant; of unchanged trees for ``None``."""
-        return [run for run in self.runs if (run["case"], run["percent"]) == (path, percent)]
+        """The runs of a plant on this tree; of unchanged trees for ``None``."""
+        wanted = (self.base.name, path, percent)
+        return [r for r in self.runs if (r["commit"], r["case"], r["percent"]) == wanted]
 
     def table(self) -> list[str]:
         """What was found, line by line."""
@@ -108,6 +99,17 @@ class Proof:
             lines.append(_line(f"{alarmed} of {len(found)}", found, "alarms on unchanged trees"))
         return lines
 
+    def _repeat(self, case: str | None, percent: int, runs: int, cases: Sequence[Case]) -> None:
+        if len(self.of(case, percent)) >= runs:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            head = Path(folder) / "head"
+            shutil.copytree(self.base, head, symlinks=True)
+            if case is not None:
+                plants.plant_slowdown(head, percent, case)
+            while len(self.of(case, percent)) < runs:
+                self._run(head, cases, case, percent)
+
     def _run(self, head: Path, cases: Sequence[Case], case: str | None, percent: int) -> None:
         begin = time.monotonic()
         outcomes = compare(
@@ -115,6 +117,7 @@ class Proof:
             most_seconds=MOST_SECONDS,
         )  # fmt: skip
         run = {
+            "commit": self.base.name,
             "case": case,
             "percent": percent,
             "alarms": [o.case.name for o in outcomes if o.failed],

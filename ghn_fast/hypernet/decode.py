@@ -47,7 +47,7 @@ def decode(
     if layers is not None and others is not None:
         weights = DecoderWeights(*layers, *others)
         middle = blocks.window == "middle"
-        if is_compiled(x, weights, middle=middle):
+        if is_compiled(x, weights):
             return plan.finish(decode_blocks(x, *plan.nodes_and_groups, weights, middle=middle))
     # No node is in two groups, so that the gradient of the selection is a plain copy.
     embeddings = x.index_select(0, plan.nodes(x.device)).split(

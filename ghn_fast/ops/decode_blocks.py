@@ -88,7 +88,7 @@ def group_numbers(rows: Sequence[GroupRow]) -> list[int]:
     return [int(n) for row in rows for n in (row.decoder, *row.shape, row.nodes)]
 
 
-def is_compiled(x: Tensor, weights: DecoderWeights, *, middle: bool = False) -> bool:
+def is_compiled(x: Tensor, weights: DecoderWeights) -> bool:
     """Whether :func:`decode_blocks` runs on a compiled back end.
 
     That takes float32 on the CPU without gradients; everything else goes to the reference.
@@ -134,7 +134,7 @@ def decode_blocks(
         ValueError: If shapes or devices do not fit, a group is larger than the decoder's largest
             block, or a node is not a row of ``x``; if the back end that is asked for cannot run.
     """
-    if is_compiled(x, weights, middle=middle):
+    if is_compiled(x, weights):
         if nodes.dtype != torch.int64:
             raise TypeError(f"nodes: got {nodes.dtype}, needs torch.int64")
         return torch.ops.ghn_fast.decode_blocks(x, nodes, groups, weights, middle)

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -251,10 +252,7 @@ def evaluate_networks(
     for item in itertools.islice(items, rank, limit, size):
         record = ArchitectureResult(index=int(item.index), name=str(item.name))
         try:
-            with tensor_cores(precision, device):
-                _evaluate_item(
-                    record, item, predict, splits, batches, device, baseline, seed, extra
-                )
+            _evaluate_item(record, item, predict, splits, batches, device, baseline, seed, extra)
         except Exception as error:
             record.error = one_line(error)
             if device.type == "cuda":
@@ -290,11 +288,17 @@ class _Extra:
     on_network: Callable[[nn.Module, ArchitectureResult], None] | None
     precision: str
 
+    @contextmanager
+    def computing(self, device: torch.device) -> Iterator[None]:
+        """Inside, networks compute in the precision that was asked for."""
+        with tensor_cores(self.precision, device), autocast(self.precision, device):
+            yield
+
     def accuracy(
         self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
     ) -> Accuracy:
         """Accuracy in the precision that was asked for."""
-        with autocast(self.precision, device):
+        with self.computing(device):
             return accuracy(model, batches, device=device)
 
     def measure(
@@ -313,7 +317,7 @@ class _Extra:
             return
         record.running_top1, record.running_top5 = record.top1, record.top5
         # Without a BatchNorm layer the protocols are one.
-        with autocast(self.precision, device):
+        with self.computing(device):
             collected = collect_running_statistics(model, self.training, self.count, device=device)
         if collected:
             result = self.accuracy(model, batches, device)

@@ -154,7 +154,7 @@ def test_predicted_parameters_are_those_of_each_alone(graphs: list[ArchGraph]) -
     plain = plain_layers(ghn.blocks), plain_layers(ghn.vectors)
     weights = DecoderWeights(*(plain[0] or ()), *(plain[1] or ()))
     with torch.no_grad():
-        assert is_compiled(torch.zeros(1, CONFIG.hid), weights, middle=True)
+        assert is_compiled(torch.zeros(1, CONFIG.hid), weights)
         together = ghn.predict_tensors(graphs)
         for graph, tensors in zip(graphs, together, strict=True):
             (alone,) = ghn.predict_tensors([graph])
