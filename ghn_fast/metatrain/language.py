@@ -7,19 +7,16 @@ gradient are those of image data (:mod:`ghn_fast.metatrain.step`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ghn_fast.capturing.capture import capture
-from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.rules import GraphRules
-from ghn_fast.utils.cache import BoundedCache
+from ghn_fast.metatrain.sized_networks import SizedNetwork, draw_width
 from ghn_fast.utils.optional import require
 from ghn_fast.utils.seeds import derive_seed
 
@@ -155,12 +152,8 @@ class LanguageModel(nn.Module):
         return logits.flatten(0, 1)
 
 
-# Sizes come again: there are about a hundred of them.
-_graphs: BoundedCache[tuple[object, ...], ArchGraph] = BoundedCache(256)
-
-
 @dataclass(frozen=True)
-class GPTItem:
+class GPTItem(SizedNetwork):
     """A GPT-2 to train on; what a step needs of an architecture.
 
     Attributes:
@@ -169,6 +162,8 @@ class GPTItem:
         context: Number of symbols that it reads.
         virtual_edges, rules: Of its graph.
     """
+
+    num_classes = VOCABULARY
 
     index: int
     layers: int
@@ -200,29 +195,18 @@ class GPTItem:
         )
         return LanguageModel(transformers.GPT2LMHeadModel(config))
 
-    @cached_property
-    def graph(self) -> ArchGraph:
-        """Its architecture graph."""
-        return self.graph_for(VOCABULARY, self.context)
-
     @property
-    def num_nodes(self) -> int:
-        """Number of nodes of its graph."""
-        return self.graph.num_nodes
+    def image_size(self) -> int:  # type: ignore[override]
+        """Number of symbols; it has the name that it has for images."""
+        return self.context
 
-    def graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
-        """Its architecture graph."""
-        key = (self.layers, self.width, self.context, self.virtual_edges, self.rules, num_classes)
-        graph = _graphs.get(key)
-        if graph is not None:
-            return graph
-        with torch.device("meta"):
-            network = self.build(num_classes)
-        symbols = torch.zeros(1, min(3, self.context), dtype=torch.int64)
-        graph = capture(
-            network, None, self.virtual_edges, example_inputs=(symbols,), rules=self.rules
-        )
-        return _graphs.keep(key, graph)
+    def size(self, num_classes: int, image_size: int) -> Hashable:
+        """All that its graph depends on beside virtual edges and rules."""
+        return self.layers, self.width, self.context, num_classes
+
+    def example(self, image_size: int) -> dict[str, Any]:
+        """A few symbols."""
+        return {"example_inputs": (torch.zeros(1, min(3, self.context), dtype=torch.int64),)}
 
 
 def gpt_batches(
@@ -246,11 +230,9 @@ def gpt_batches(
         items = []
         for place in range(meta_batch):
             layers = int(torch.randint(3, 10, (), generator=generator))
-            least, most = (
-                min(max(width, widths[0], _SMALLEST), max(widths[1], _SMALLEST)) // _STEP
-                for width in _WIDTHS[layers]
+            width = draw_width(
+                _WIDTHS[layers], widths, step=_STEP, smallest=_SMALLEST, generator=generator
             )
-            width = _STEP * int(torch.randint(least, most + 1, (), generator=generator))
             number = step * meta_batch + place
             items.append(GPTItem(number, layers, width, context, virtual_edges, rules))
         yield items

@@ -6,18 +6,15 @@ captured once for each size, of which there are about a hundred.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ghn_fast.capturing.capture import capture
-from ghn_fast.graph.arch_graph import ArchGraph
 from ghn_fast.graph.rules import GraphRules
-from ghn_fast.utils.cache import BoundedCache
+from ghn_fast.metatrain.sized_networks import SizedNetwork, draw_width
 from ghn_fast.utils.optional import require
 from ghn_fast.utils.seeds import derive_seed
 
@@ -32,11 +29,9 @@ _STEP = 32
 # Images from this size on have patches as for ImageNet.
 _LARGE_IMAGE, _PATCH, _LARGE_PATCH = 64, 2, 16
 
-_graphs: BoundedCache[tuple[object, ...], ArchGraph] = BoundedCache(256)
-
 
 @dataclass(frozen=True)
-class ViTItem:
+class ViTItem(SizedNetwork):
     """A vision transformer; what a step needs of an architecture.
 
     Attributes:
@@ -92,28 +87,13 @@ class ViTItem:
             "encoder.pos_embedding": positions,
         }
 
-    @cached_property
-    def graph(self) -> ArchGraph:
-        """Its architecture graph."""
-        return self.graph_for(self.num_classes, self.image_size)
+    def size(self, num_classes: int, image_size: int) -> Hashable:
+        """All that its graph depends on beside virtual edges and rules."""
+        return self.layers, self.width, self.heads, num_classes, image_size
 
-    @property
-    def num_nodes(self) -> int:
-        """Number of nodes of its graph."""
-        return self.graph.num_nodes
-
-    def graph_for(self, num_classes: int, image_size: int) -> ArchGraph:
-        """Its architecture graph."""
-        size = (self.layers, self.width, self.heads, num_classes, image_size)
-        key = (*size, self.virtual_edges, self.rules)
-        graph = _graphs.get(key)
-        if graph is not None:
-            return graph
-        with torch.device("meta"):
-            network = self.build(num_classes, image_size)
-        shape = (3, image_size, image_size)
-        graph = capture(network, shape, self.virtual_edges, rules=self.rules)
-        return _graphs.keep(key, graph)
+    def example(self, image_size: int) -> dict[str, Any]:
+        """The size of an image."""
+        return {"input_shape": (3, image_size, image_size)}
 
 
 def _patch(image_size: int) -> int:
@@ -148,11 +128,9 @@ def vit_batches(
         items = []
         for place in range(meta_batch):
             layers = draw(3, 9)
-            least, most = (
-                min(max(width, widths[0], _STEP), max(widths[1], _STEP)) // _STEP
-                for width in _WIDTHS[layers]
+            width = draw_width(
+                _WIDTHS[layers], widths, step=_STEP, smallest=_STEP, generator=generator
             )
-            width = _STEP * draw(least, most)
             choices = [heads for heads in (3, 6, 12) if width % heads == 0] or [4, 8]
             heads = choices[draw(0, len(choices) - 1)]
             number = step * meta_batch + place
