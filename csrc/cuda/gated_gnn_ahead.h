@@ -292,13 +292,23 @@ struct ThreadWeights {
   T first[kWide], second[kWide];
 };
 
-// Visits, levels and the steps that come next of a sweep, in shared memory.
+// Visits, levels and the steps that come next of a sweep, and the rows that edges are summed over:
+// the rest of the shared memory.
 template <class T>
 struct SweepTable {
-  Visit* visit;
   Step* step;  // (2), they take turns
+  Visit* visit;
+  T* row;  // of so many elements per node
   int32_t* level;
   int levels;
+
+  // Rows come late: before them addresses are known when this is compiled, and take no registers.
+  GHN_DEVICE SweepTable(Arena<T>& arena, int most_nodes, int row_width)
+      : step(reinterpret_cast<Step*>(arena.need(2 * sizeof(Step) / sizeof(T)))),
+        visit(reinterpret_cast<Visit*>(
+            arena.need(most_nodes * int64_t(sizeof(Visit)) / int64_t(sizeof(T))))),
+        row(arena.need(int64_t(most_nodes) * row_width)),
+        level(reinterpret_cast<int32_t*>(arena.next)) {}
 
   template <class Block>
   GHN_DEVICE void fill(const Block& block, const SafePlan& safe, const SweepOrder& order,

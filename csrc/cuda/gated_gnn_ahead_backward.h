@@ -185,12 +185,7 @@ GHN_DEVICE void ahead_backward_block(const Block& block, const BackwardArgs<T>& 
   r.c = r.hidden = kWide, r.messages = kMessages;
   const Schedule<T> schedule = Schedule<T>::at(args.schedule, problem);
   const AheadBackwardMemory<T, kMessages> memory(arena);
-  SweepTable<T> table;
-  table.step = reinterpret_cast<Step*>(arena.need(2 * sizeof(Step) / sizeof(T)));
-  table.visit = reinterpret_cast<Visit*>(
-      arena.need(most_nodes * int64_t(sizeof(Visit)) / int64_t(sizeof(T))));
-  T* const rows = arena.need(int64_t(most_nodes) * kWide);
-  table.level = reinterpret_cast<int32_t*>(arena.next);
+  SweepTable<T> table(arena, most_nodes, kWide);
 
   const PackedWeights<T> packed = PackedWeights<T>::at(const_cast<T*>(args.packed), r);
   const int lane = block.thread() % kWarp, warp = block.thread() / kWarp;
@@ -226,7 +221,8 @@ GHN_DEVICE void ahead_backward_block(const Block& block, const BackwardArgs<T>& 
       T* const record = const_cast<T*>(args.record) + int64_t(sweep) * N * r.width;
       const Fields<T> f = Fields<T>::at(record, r, N, first);
       const AheadBackward<T, kMessages, Block> walk{
-          block, memory, w, table, schedule.edge + direction * schedule.most_edges, rows, int(n), f,
+          block, memory, w, table, schedule.edge + direction * schedule.most_edges, table.row,
+          int(n), f,
           Factors<T>::at(args.factors + int64_t(sweep) * N * Factors<T>::width(r), r, N, first),
           sweep > 0 ? f.state - N * r.width : args.start + first * kWide, d_state};
       walk.sweep();

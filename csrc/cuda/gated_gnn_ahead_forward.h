@@ -169,12 +169,7 @@ GHN_DEVICE void ahead_forward_block(const Block& block, const ForwardArgs<T>& ar
   r.c = r.hidden = kWide, r.messages = kMessages;
   const Schedule<T> schedule = Schedule<T>::at(args.schedule, problem);
   const AheadForwardMemory<T, kMessages> memory(arena);
-  SweepTable<T> table;
-  table.step = reinterpret_cast<Step*>(arena.need(2 * sizeof(Step) / sizeof(T)));
-  table.visit = reinterpret_cast<Visit*>(
-      arena.need(most_nodes * int64_t(sizeof(Visit)) / int64_t(sizeof(T))));
-  T* const near_rows = arena.need(kFar ? 0 : int64_t(most_nodes) * kMessages * kWide);
-  table.level = reinterpret_cast<int32_t*>(arena.next);
+  SweepTable<T> table(arena, most_nodes, kFar ? 0 : kMessages * kWide);
 
   const PackedWeights<T> packed = PackedWeights<T>::at(const_cast<T*>(args.packed), r);
   const int lane = block.thread() % kWarp, warp = block.thread() / kWarp;
@@ -209,7 +204,7 @@ GHN_DEVICE void ahead_forward_block(const Block& block, const ForwardArgs<T>& ar
     if (n == 0) continue;
     load_rows<In>(block, args.x, channels, args.start, int64_t(kWide), first, n);
     const T* before = args.start + first * kWide;
-    T* const rows = kFar ? schedule.row + first * kMessages * kWide : near_rows;
+    T* const rows = kFar ? schedule.row + first * kMessages * kWide : table.row;
     for (int sweep = 0; sweep < problem.sweeps; ++sweep) {
       const int direction = sweep % 2;
       table.fill(block, safe, safe.order(sweep), g, nodes, schedule,
