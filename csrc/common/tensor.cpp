@@ -89,32 +89,6 @@ Tensor zeros(IntArrayRef sizes, const TensorOptions& options) {
   return call_torch("aten::zero_", "", empty(sizes, options));
 }
 
-Tensor watched(const Tensor& memory, void (*released)(const void* address)) {
-  struct Context {
-    Tensor memory;
-    void (*released)(const void* address);
-  };
-  const IntArrayRef sizes = memory.sizes(), strides = memory.strides();
-  const Device device = memory.device();
-  const StableIValue type = torch::stable::detail::from(memory.scalar_type());
-  const StableIValue device_type = torch::stable::detail::from(device.type());
-  auto context = std::make_unique<Context>(Context{memory, released});
-  AtenTensorHandle made = nullptr;
-  detail::check(
-      torch_from_blob(
-          memory.data_ptr(), int64_t(sizes.size()), sizes.data(), strides.data(), 0,
-          torch::stable::detail::to<int32_t>(type), torch::stable::detail::to<int32_t>(device_type),
-          device.index(), &made, aoti_torch_layout_strided(), nullptr, 0,
-          [](void* address, void* passed) {
-            const std::unique_ptr<Context> owned(static_cast<Context*>(passed));
-            owned->released(address);
-          },
-          context.get()),
-      "from_blob");
-  context.release();
-  return Tensor(made);
-}
-
 Tensor operator*(const Tensor& a, const Tensor& b) {
   return call_torch("aten::mul", "Tensor", a, b);
 }

@@ -141,9 +141,6 @@ Tensor empty(IntArrayRef sizes, const TensorOptions& options);
 inline Tensor empty_like(const Tensor& like) { return empty(like.sizes(), like.options()); }
 Tensor zeros(IntArrayRef sizes, const TensorOptions& options);
 inline Tensor zeros_like(const Tensor& like) { return zeros(like.sizes(), like.options()); }
-// The memory of a contiguous tensor as a tensor of its own. `released` is called with its address
-// when no tensor has it any more, before it is freed.
-Tensor watched(const Tensor& memory, void (*released)(const void* address));
 Tensor operator*(const Tensor& a, const Tensor& b);
 
 }  // namespace ghn

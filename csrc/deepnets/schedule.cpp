@@ -236,7 +236,7 @@ Tensor plan_within(const Graph& graph, Distance cutoff) {
                              fill_levels(levels[1], out, n, false)};
   const int32_t header[Plan::kHeader] = {Plan::kMagic, 1, n, int32_t(edges), counts[0], counts[1],
                                          largest, 0};
-  Tensor packed = new_plan(Plan::size(header));
+  Tensor packed = empty({Plan::size(header)}, kInt);
   int32_t* data = packed.data_ptr<int32_t>();
   std::copy_n(header, Plan::kHeader, data);
   const Plan plan = Plan::read(data);
@@ -245,6 +245,7 @@ Tensor plan_within(const Graph& graph, Distance cutoff) {
   fill_list(plan.in, in, rows[1], n, cutoff, int32_t(edges));
   fill_list(plan.out, out, rows[0], n, cutoff, int32_t(edges));
   for (int i = 0; i < 2; ++i) fill_order(plan.sweep[i], levels[i], n, work);
+  remember_made_plan(packed);
   return packed;
 }
 

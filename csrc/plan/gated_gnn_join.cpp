@@ -98,7 +98,7 @@ Tensor gated_gnn_join_cpu(const TensorList plans) {
   }
   int32_t header[Plan::kHeader] = {Plan::kMagic};
   for (int j = 1; j < 7; ++j) header[j] = int32_t(total[j]);
-  Tensor packed = new_plan(Plan::size(header));
+  Tensor packed = empty({Plan::size(header)}, kInt);
   int32_t* data = packed.data_ptr<int32_t>();
   std::copy_n(header, Plan::kHeader, data);
   const Plan joined = Plan::read(data);
@@ -115,6 +115,7 @@ Tensor gated_gnn_join_cpu(const TensorList plans) {
   *graph_ptr = nodes;
   *in.ptr = *out.ptr = edges;
   for (int i = 0; i < 2; ++i) join_sweeps(joined.sweep[i], parts, i, nodes);
+  remember_made_plan(packed);
   return packed;
 }
 

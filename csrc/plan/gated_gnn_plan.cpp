@@ -159,7 +159,7 @@ Tensor gated_gnn_plan_cpu(const Tensor& edges, const Tensor& offsets) {
                                           node_levels(plan.out, false, offset, graph)};
   for (int i = 0; i < 2; ++i) draft[4 + i] = count_levels(levels[i], offset, num_graphs);
 
-  Tensor packed = new_plan(Plan::size(draft.data()));
+  Tensor packed = empty({Plan::size(draft.data())}, kInt);
   int32_t* data = packed.data_ptr<int32_t>();
   const int64_t lists = plan.sweep[0].node - draft.data();
   std::copy(draft.begin(), draft.begin() + lists, data);
@@ -168,6 +168,7 @@ Tensor gated_gnn_plan_cpu(const Tensor& edges, const Tensor& offsets) {
     const_cast<int32_t*>(plan.graph_ptr)[g] = int32_t(offset[g]);
   }
   for (int i = 0; i < 2; ++i) fill_order(plan.sweep[i], levels[i], offset, num_graphs);
+  remember_made_plan(packed);
   return packed;
 }
 
@@ -178,11 +179,11 @@ Tensor gated_gnn_plan_to(const Tensor& plan, const Device& device, bool pin) {
   check_device(plan, kCPU, "plan");
   GHN_CHECK(!pin || device.is_cpu(), "pin: got true for ", device,
             ", needs false: page-locked memory is the host's");
-  known_plan(plan);
+  check_plan(plan);
   // The copy is queued, and nobody waits for it; memory that is not page-locked has been read when
   // the call returns.
   const Tensor moved = pin ? plan.pin_memory() : plan.to(device, /*non_blocking=*/true);
-  remember_plan(moved, plan.const_data_ptr<int32_t>());
+  remember_moved_plan(moved, plan.const_data_ptr<int32_t>());
   return moved;
 }
 

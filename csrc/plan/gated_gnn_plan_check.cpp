@@ -6,7 +6,6 @@
 #include <deque>
 #include <mutex>
 #include <optional>
-#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -149,7 +148,7 @@ class SoundContents {
   }
 
  private:
-  static constexpr size_t kMost = 4096;
+  static constexpr size_t kMost = size_t(1) << 16;
   struct Place {
     size_t operator()(const ContentHash& hash) const { return size_t(hash.low); }
   };
@@ -165,32 +164,6 @@ class SoundContents {
 
   std::mutex mutex_;
   Set recent_, before_;
-};
-
-// Memory of plans that the library made and nobody has written to, as far as torch knows: their
-// tensors are at version 0.
-class MadePlans {
- public:
-  void add(const void* address, int64_t numel) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    numel_[address] = numel;
-  }
-  void forget(const void* address) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    numel_.erase(address);
-  }
-  bool has(const Tensor& packed) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      const auto found = numel_.find(packed.const_data_ptr());
-      if (found == numel_.end() || found->second != packed.numel()) return false;
-    }
-    return !packed.is_inference() && packed.version() == 0;
-  }
-
- private:
-  std::mutex mutex_;
-  std::unordered_map<const void*, int64_t> numel_;
 };
 
 // Plans on devices, where reading costs a copy. Each is held, so that its memory is nobody else's;
@@ -247,34 +220,9 @@ SoundContents& sound_contents() {
   static auto& contents = *new SoundContents;
   return contents;
 }
-MadePlans& made_plans() {
-  static auto& plans = *new MadePlans;
-  return plans;
-}
 PlansOnDevices& plans_on_devices() {
   static auto& plans = *new PlansOnDevices;
   return plans;
-}
-
-bool plan_in_bounds(const int32_t* data, int64_t size) {
-  if (!header_fits(data, size)) return false;
-  const Plan plan = Plan::read(data);
-  return ascends(plan.graph_ptr, int64_t(plan.num_graphs) + 1, 0, plan.num_nodes) &&
-         list_in_bounds(plan, plan.in) && list_in_bounds(plan, plan.out) &&
-         order_in_bounds(plan, plan.sweep[0]) && order_in_bounds(plan, plan.sweep[1]);
-}
-
-// Checks contents that were not seen before in full; of a plan that the library `made`, what could
-// lead out of bounds.
-void check_contents(const int32_t* data, int64_t size, bool made) {
-  const ContentHash hash = content_hash(data, size);
-  if (sound_contents().has(hash)) return;
-  if (!made || !plan_in_bounds(data, size)) {
-    const std::string problem = plan_problem(data, size);
-    GHN_CHECK(problem.empty(), "plan: ", problem,
-              ", needs the result of gated_gnn_plan as it was made");
-  }
-  sound_contents().add(hash);
 }
 
 }  // namespace
@@ -323,43 +271,39 @@ std::string plan_problem(const int32_t* data, int64_t size) {
   return {};
 }
 
-Tensor new_plan(int64_t numel) {
-  const Tensor packed =
-      watched(empty({numel}, kInt), [](const void* address) { made_plans().forget(address); });
-  made_plans().add(packed.const_data_ptr(), numel);
-  return packed;
+void remember_made_plan(const Tensor& packed) {
+  sound_contents().add(content_hash(packed.const_data_ptr<int32_t>(), packed.numel()));
 }
 
-void remember_plan(const Tensor& packed, const int32_t* header_and_graphs) {
+void remember_moved_plan(const Tensor& packed, const int32_t* header_and_graphs) {
   // On the CPU it is its contents that are known.
   if (packed.is_cpu() || packed.is_inference()) return;
   plans_on_devices().add(packed, facts_of(header_and_graphs));
 }
 
 void check_plan(const Tensor& packed) {
-  if (!made_plans().has(packed)) {
-    check_contents(packed.const_data_ptr<int32_t>(), packed.numel(), false);
-  }
+  const int32_t* const data = packed.const_data_ptr<int32_t>();
+  const ContentHash hash = content_hash(data, packed.numel());
+  if (sound_contents().has(hash)) return;
+  const std::string problem = plan_problem(data, packed.numel());
+  GHN_CHECK(problem.empty(), "plan: ", problem,
+            ", needs the result of gated_gnn_plan as it was made");
+  sound_contents().add(hash);
 }
 
 KnownPlan known_plan(const Tensor& packed, bool may_copy) {
   if (packed.is_cpu()) {
-    const int32_t* const data = packed.const_data_ptr<int32_t>();
-    const bool made = made_plans().has(packed);
-    check_contents(data, packed.numel(), made);
-    // From now on its contents are what it is known by.
-    if (made) made_plans().forget(data);
-    return facts_of(data);
+    check_plan(packed);
+    return facts_of(packed.const_data_ptr<int32_t>());
   }
   if (!packed.is_inference()) {
     if (const auto found = plans_on_devices().find(packed)) return *found;
   }
   if (!may_copy) return {};
   const Tensor copy = packed.cpu();
-  const int32_t* const data = copy.const_data_ptr<int32_t>();
-  check_contents(data, copy.numel(), false);
-  remember_plan(packed, data);
-  return facts_of(data);
+  check_plan(copy);
+  remember_moved_plan(packed, copy.const_data_ptr<int32_t>());
+  return facts_of(copy.const_data_ptr<int32_t>());
 }
 
 void check_plan_nodes(const KnownPlan& plan, int64_t num_nodes) {

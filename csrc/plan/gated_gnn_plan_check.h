@@ -3,10 +3,8 @@
 // Anyone can pass any numbers as a plan. Before it is used, a plan has been checked in full: in
 // bounds, every node once, in topological order, both lists of edges alike.
 //
-// - On the CPU what was found sound is known by a hash of its contents, taken in each call, whatever
-//   tensor holds them and whoever wrote there (content_hash.h). A plan that the library made itself,
-//   and that nobody has written to as far as torch knows, is sound; when it is first used, only what
-//   could lead out of bounds is looked at.
+// - On the CPU what was found sound, or made by the library, is known by a hash of its contents,
+//   taken in each call, whatever tensor holds them and whoever wrote there (content_hash.h).
 // - On a GPU it is known by the tensor and its version counter: what gated_gnn_plan_to moved there
 //   is known from the start, anything else costs a copy to the host when it is first seen and after
 //   every write that torch knows of. The latest 64 MiB of them are known, and held. Inference
@@ -31,13 +29,13 @@ struct KnownPlan {
 // What is wrong with a plan, empty if nothing.
 std::string plan_problem(const int32_t* data, int64_t size);
 
-// Memory on the CPU for a plan that is going to be sound; it is known as such from now on.
-Tensor new_plan(int64_t numel);
+// Note that a plan on the CPU is sound by the way it was made.
+void remember_made_plan(const Tensor& packed);
 
 // Note that a tensor on a device holds a sound plan, which begins with this header.
-void remember_plan(const Tensor& packed, const int32_t* header_and_graphs);
+void remember_moved_plan(const Tensor& packed, const int32_t* header_and_graphs);
 
-// ValueError if a plan on the CPU is not sound, as far as torch knows what was written to it.
+// ValueError if a plan on the CPU is not sound at this moment.
 void check_plan(const Tensor& packed);
 
 // What is known of the plan; raises ValueError if it is not sound at this moment. Unless it

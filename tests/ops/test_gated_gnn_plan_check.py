@@ -214,6 +214,19 @@ def test_writes_that_torch_does_not_see_are_refused_on_the_cpu(part: str, value:
     assert torch.equal(torch.ops.ghn_fast.gated_gnn_forward(x, plan, weights, 1, False)[0], before)
 
 
+def test_what_is_written_to_a_new_plan_is_refused() -> None:
+    """Past torch, and before anything has used the plan."""
+    x, weights = torch.randn(6, CHANNELS), make_weights(torch.device("cpu"))
+    for plan in (packed_plan(), torch.ops.ghn_fast.gated_gnn_join([packed_plan()])):
+        # In bounds: the source and the sink of the diamond change places.
+        at = places()["forward.node"]
+        order = plan.numpy()
+        order[at], order[at + 3] = int(order[at + 3]), int(order[at])
+        assert plan._version == 0
+        with pytest.raises(ValueError, match="forward sweep does not follow a topological order"):
+            torch.ops.ghn_fast.gated_gnn_forward(x, plan, weights, 1, False)
+
+
 def test_contents_are_known_whatever_tensor_holds_them() -> None:
     """A sound plan at an address that held another, and in memory that does not begin evenly."""
     x, weights = torch.randn(6, CHANNELS), make_weights(torch.device("cpu"))
