@@ -174,13 +174,13 @@ class PlansOnDevices {
     const void* const data = packed.const_data_ptr();
     const int64_t numel = packed.numel(), version = packed.version();
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (const Entry& entry : entries_) {
-      if (entry.data == data && entry.numel == numel && entry.version == version &&
-          entry.tensor.const_data_ptr() == data && entry.tensor.version() == version) {
-        return entry.plan;
-      }
-    }
-    return std::nullopt;
+    // From the latest on: there may be thousands of small ones.
+    const auto found = std::find_if(entries_.rbegin(), entries_.rend(), [&](const Entry& entry) {
+      return entry.data == data && entry.numel == numel && entry.version == version &&
+             entry.tensor.const_data_ptr() == data && entry.tensor.version() == version;
+    });
+    if (found == entries_.rend()) return std::nullopt;
+    return found->plan;
   }
   void add(const Tensor& packed, const KnownPlan& plan) {
     const void* const data = packed.const_data_ptr();
