@@ -240,8 +240,12 @@ def main(argv: list[str] | None = None) -> int:
         "--commit", help=f"what is measured; {COMMIT_VARIABLE}, or what git says, if not set"
     )
     parser.add_argument("--budget", type=float, default=540, help="seconds for all stages")
-    parser.add_argument("--only", nargs="+", choices=_STAGES, help="these stages alone")
-    parser.add_argument("--skip", nargs="+", choices=_STAGES, default=[], help="leave these out")
+    parser.add_argument(
+        "--only", action="extend", nargs="+", choices=_STAGES, help="these stages alone"
+    )
+    parser.add_argument(
+        "--skip", action="extend", nargs="+", choices=_STAGES, default=[], help="leave these out"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with stand-ins")
     arguments = parser.parse_args(argv)

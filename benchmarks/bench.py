@@ -331,7 +331,9 @@ def parser() -> argparse.ArgumentParser:
         made[name].add_argument("--head", help="the revision that is judged, not this checkout")
         made[name].add_argument("--head-tree", type=Path, help="a folder in the place of one")
     for name in ("compare", "instructions", "noise", "measure"):
-        made[name].add_argument("--only", nargs="+", help="cases whose name contains one of these")
+        made[name].add_argument(
+            "--only", action="extend", nargs="+", help="cases whose name contains one of these"
+        )
     for name in ("compare", "noise", "prove", "site"):
         made[name].add_argument("--results", type=Path, default=RESULTS, help="folder of results")
     for name, rounds, seconds in (("compare", MOST_ROUNDS, 570.0), ("noise", 40, 3000.0)):
@@ -348,7 +350,7 @@ def parser() -> argparse.ArgumentParser:
     add("--bencher-json", type=Path, help="where to write times and counts for Bencher")
     made["noise"].add_argument("revision", nargs="?", default="HEAD")
     made["prove"].add_argument("revision", nargs="?", default="HEAD")
-    made["prove"].add_argument("--plants", nargs="+", help="these alone")
+    made["prove"].add_argument("--plants", action="extend", nargs="+", help="these alone")
     made["prove"].add_argument("--runs", type=int, default=10, help="of each plant")
     made["prove"].add_argument("--unchanged", type=int, default=20, help="runs of unchanged trees")
     for name in ("case", "good", "bad"):

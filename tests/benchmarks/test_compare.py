@@ -394,6 +394,13 @@ def test_every_guarded_path_has_tests() -> None:
         assert gate.tests_of(case, ROOT), case.path
 
 
+def test_an_option_that_is_given_twice_adds_up() -> None:
+    given = ["--only", "gated_gnn", "expand_params", "--only", "predict_warm"]
+    for command in (["compare", "HEAD"], ["noise"], ["measure"]):
+        only = bench.parser().parse_args([*command, *given]).only
+        assert only == ["gated_gnn", "expand_params", "predict_warm"]
+
+
 def test_a_revision_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
