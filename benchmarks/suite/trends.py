@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from suite.machine import ROOT
+from suite.noise import TIERS
 from suite.outputs import duration
 from suite.results import Series
 
 WIDTH, HEIGHT, MARGIN = 640, 150, 12
-# Least ratio of two steps that is shown as a move.
-LEAST = 1.02
+# Least ratio of two steps that is shown as a move: the closest that any case is guarded.
+LEAST = TIERS[0]
 
 
 @dataclass(frozen=True)
