@@ -5,7 +5,8 @@
     ghn = ghn_fast.from_pretrained("ghn2-digits")
     model = ghn(torchvision.models.resnet50(num_classes=10))
 
-See arXiv 2110.13100 (GHN-2 and DeepNets-1M) and arXiv 1810.05749 (GHN-1).
+See arXiv 2110.13100 (GHN-2 and DeepNets-1M), arXiv 1810.05749 (GHN-1), arXiv 2303.04143 (GHN-3) and
+arXiv 2405.16287 (LoGAH).
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ ELSEWHERE = {
 }
 _LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 _HTML_LINK = re.compile(r'(src|href)="docs/')
+# What docstrings have in front of names of code, for editors.
+_ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):<code>~?")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -36,6 +38,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     if page.file.src_uri in ELSEWHERE.values():
         return markdown
     return _relinked(markdown, f"docs/{page.file.src_uri}")
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Show names of code in docstrings as code alone."""
+    return _ROLE.sub("<code>", html)
 
 
 def _relinked(text: str, source: str) -> str:

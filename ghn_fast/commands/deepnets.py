@@ -40,11 +40,11 @@ class Format(StrEnum):
 @app.command()
 @with_json
 def generate(
-    split: Annotated[Split, typer.Option("--split")],
+    split: Annotated[Split, typer.Option("--split", help="The split to generate.")],
     count: Annotated[int, typer.Option("--count", min=1, help="Architectures to generate.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the architectures.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     format: Annotated[
         Format,

@@ -50,13 +50,15 @@ class EvaluationSplit(StrEnum):
 
 def evaluate(
     ckpt: Annotated[str, typer.Option("--ckpt", help="Name, folder or file of a hypernetwork.")],
-    split: Annotated[EvaluationSplit, typer.Option("--split")] = EvaluationSplit.test,
+    split: Annotated[
+        EvaluationSplit, typer.Option("--split", help="Split of DeepNets-1M.")
+    ] = EvaluationSplit.test,
     dataset: Dataset = "digits",
     data_root: DataRoot = None,
     image_size: Pixels = None,
     deepnets: DeepNetsFolder = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Architectures at most.")] = None,
-    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images of a batch.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampled architectures.")] = 0,
     baseline: Annotated[bool, typer.Option(help="Evaluate random initialisation, too.")] = True,
     statistics_batches: Annotated[

@@ -17,7 +17,7 @@ def draw(
     virtual_edges: Annotated[
         int, typer.Option(min=1, help="Draw virtual edges up to this distance; 1 draws none.")
     ] = 1,
-    num_classes: Annotated[int, typer.Option(min=1)] = 10,
+    num_classes: Annotated[int, typer.Option(min=1, help="Classes of the network.")] = 10,
     input_size: ImageSize = None,
     labels: Annotated[str, typer.Option(help="Text in the nodes: none, op or name.")] = "none",
     title: Annotated[str | None, typer.Option(help="By default the model's name.")] = None,

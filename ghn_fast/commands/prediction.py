@@ -22,7 +22,9 @@ _SHOWN = 10
 
 def predict(
     model: ModelName,
-    ckpt: Annotated[str, typer.Option("--ckpt")] = "ghn2-digits",
+    ckpt: Annotated[
+        str, typer.Option("--ckpt", help="Name, folder or file of a hypernetwork.")
+    ] = "ghn2-digits",
     num_classes: Annotated[
         int | None, typer.Option(min=1, help="By default those of the hypernetwork.")
     ] = None,

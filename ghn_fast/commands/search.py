@@ -62,8 +62,9 @@ def search(
 ) -> dict[str, Any]:
     """Rank the architectures of a split by regression on embeddings, predicted accuracy, or both.
 
-    Writes the best genotypes as files that the other commands take as networks (ghn-fast sgd
-    OUT/best-01-search-123.json), OUT/search.json and OUT/search.png. Ctrl-C ranks what was seen.
+    Writes the best genotypes as files that sgd, finetune, detect and embeddings take as networks
+    (ghn-fast sgd OUT/best-01-search-123.json), OUT/search.json and OUT/search.png. Ctrl-C ranks
+    what was seen.
     """
     from ghn_fast.hypernet import from_pretrained
     from ghn_fast.studies.labels import read_labels

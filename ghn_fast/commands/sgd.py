@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 Networks = Annotated[
     list[str],
     typer.Argument(
-        help="Networks: a torchvision model, timm:NAME, deepnets:SPLIT:FIRST-LAST, vit, darts, a "
-        "genotype's FILE.json, or FILE.py:FUNCTION.",
+        help="Networks: a torchvision model, timm:NAME, hf:CONFIG_OR_FOLDER, "
+        "deepnets:SPLIT:FIRST-LAST, vit, darts, pdarts, a genotype's FILE.json, or "
+        "FILE.py:FUNCTION.",
         show_default=False,
     ),
 ]

@@ -41,7 +41,7 @@ def evaluate_splits(
         typer.Option("--split", help="A split; repeatable.  [default: all for evaluation]"),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Architectures of a split at most.")] = 500,
-    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images of a batch.")] = 64,
     statistics_batches: Annotated[
         int, typer.Option(min=0, help="Training batches behind running statistics.")
     ] = 200,

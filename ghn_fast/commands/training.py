@@ -25,12 +25,16 @@ def train(
         Path | None, typer.Option("--config", help="YAML file of settings; options override it.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="digits, cifar10, imagenet or folder:PATH.")
+        str | None,
+        typer.Option(help="digits, cifar10, imagenet, folder:PATH, text:PATH or text:generated."),
     ] = None,
     data_root: DataRoot = None,
     deepnets: Annotated[
         str | None,
-        typer.Option(help="Folder of generated files, or how many architectures to sample."),
+        typer.Option(
+            help="Folder of generated files, how many architectures to sample, or vits; for text, "
+            "gpts."
+        ),
     ] = None,
     init: Annotated[
         str | None, typer.Option(help="Hypernetwork to start from, as in evaluate --ckpt.")
@@ -39,7 +43,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the run.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the whole run.")] = None,
     hid: Annotated[int | None, typer.Option(min=4, help="Width of the embeddings.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="In steps.")] = None,

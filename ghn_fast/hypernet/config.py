@@ -54,7 +54,7 @@ class GHNConfig:
         steps: Number of rounds of propagation T of the gated GNN, at most 1,000.
         layers: Number of layers of the graphormer.
         heads: Number of heads of its attention, a divisor of ``hid``.
-        rules: Name of the rules that graphs are made by (:class:`ghn_fast.graph.GraphRules`).
+        rules: Name of the rules that graphs are made by (:class:`ghn_fast.graph.rules.GraphRules`).
         window: Which positions of the largest block small kernels are: those at its ``"corner"``,
             or those in its ``"middle"``. Kernels that are larger than the block are interpolated
             from all of it in the latter case.
@@ -163,7 +163,8 @@ class GHNConfig:
             )
         if name not in _PUBLISHED:
             raise ValueError(
-                f"name: got {name!r}, needs one of {', '.join((*_PUBLISHED, *_LOGAH))}"
+                f"name: got {name!r}, needs one of {', '.join((*_PUBLISHED, *_LOGAH))}, those of "
+                "LoGAH also with -gpt behind"
             )
         hid, layers, heads = _PUBLISHED[name]
         size = 16 if num_classes >= 1000 else 11

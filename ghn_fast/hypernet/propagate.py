@@ -22,7 +22,8 @@ def register_propagator(name: str, factory: PropagatorFactory) -> None:
     Args:
         name: Name of the network; must be new.
         factory: Called with the configuration, returns a module whose ``forward(x, batch)`` maps
-            node features (N, C) and a :class:`~ghn_fast.graph.GraphBatch` to node features (N, C).
+            node features (N, C) and a :class:`~ghn_fast.graph.batch.GraphBatch` to node features
+            (N, C).
 
     Raises:
         ValueError: If the name is taken.

@@ -61,7 +61,7 @@ class ArchitecturesConfig(Section):
         pool_refresh: Steps after which the oldest architecture of the pool gives way to another.
         graph_workers: Threads that prepare coming meta-batches and their graphs; meant for graphs
             that are slow to come by, from files in the published layout or without the compiled
-            extension, and for a machine with a core to spare.
+            library, and for a machine with a core to spare.
     """
 
     deepnets: str = "1000000"

@@ -43,17 +43,13 @@ def resolve(
 ) -> NamedModel:
     """The network of a name.
 
-    =========================  =====================================================================
-    name                       network
-    =========================  =====================================================================
-    ``resnet50``               of torchvision: classification, segmentation, detection, video
-    ``timm:NAME``              of timm
-    ``hf:CONFIG_OR_FOLDER``    of transformers, from a type (``hf:vit``), a file or folder; nothing
-                               is downloaded
-    ``FILE.py:FUNCTION``       what a function or class of that file gives; the file is run
-    ``deepnets:SPLIT:INDEX``   an architecture of DeepNets-1M
-    ``FILE.pt2``               a program of ``torch.export``; or the program itself
-    =========================  =====================================================================
+    - ``resnet50``: of torchvision (classification, segmentation, detection, video)
+    - ``timm:NAME``: of timm
+    - ``hf:CONFIG_OR_FOLDER``: of transformers, from a type (``hf:vit``), a file or folder; nothing
+      is downloaded
+    - ``FILE.py:FUNCTION``: what a function or class of that file gives; the file is run
+    - ``deepnets:SPLIT:INDEX``: an architecture of DeepNets-1M
+    - ``FILE.pt2``: a program of ``torch.export``; or the program itself
 
     Networks are randomly initialised: trained weights are never loaded or downloaded.
 

@@ -63,7 +63,7 @@ def meta_batches(
     the caller is busy with the last one. (Threads and not processes: the compiled back end derives
     graphs without holding the interpreter's lock, and nothing has to be copied between processes.)
     What comes does not depend on their number. They are meant for graphs that take milliseconds,
-    read from a file in the published layout or derived without the compiled extension.
+    read from a file in the published layout or derived without the compiled library.
 
     Args:
         nets: The architectures.

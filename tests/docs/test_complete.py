@@ -1,0 +1,43 @@
+"""What the package has is on the page where people look for it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import ghn_fast
+from ghn_fast.deepnets import SPLITS
+from ghn_fast.vision import DATASETS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def in_tables(text: str) -> set[str]:
+    """What stands as code in the first column of tables."""
+    cells = re.findall(r"^\| (`[^|]*) \|", text, re.M)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+@pytest.mark.parametrize("name", sorted({*ghn_fast.__all__} - {"__version__", "deepnets"}))
+def test_public_names_are_in_the_reference(name: str) -> None:
+    assert re.search(rf"^::: ghn_fast\.[\w.]+\.{name}$", page("api.md"), re.M)
+
+
+def test_extras_are_on_the_page_of_the_install() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(project["optional-dependencies"]) <= in_tables(page("installation.md"))
+
+
+def test_image_data_sets_are_on_the_page_of_the_commands() -> None:
+    assert set(DATASETS) <= in_tables(page("commands.md"))
+
+
+def test_splits_are_on_their_page() -> None:
+    assert set(SPLITS) <= in_tables(page("deepnets.md"))
