@@ -42,9 +42,9 @@ def finetune(
         list[str] | None,
         typer.Option(
             "--init",
-            help="Where networks start: random, he, predicted, predicted-orthogonal (noise and "
-            "orthogonal late layers) or FILE.safetensors, for example of pretrained weights; "
-            "repeatable.  [default: random and predicted]",
+            help="Where networks start: random, he, orthogonal, predicted, predicted-orthogonal "
+            "(noise and orthogonal late layers) or FILE.safetensors, for example of pretrained "
+            "weights; repeatable.  [default: random and predicted]",
         ),
     ] = None,
     ckpt: Annotated[str, typer.Option("--ckpt", help="The hypernetwork.")] = "ghn2-digits",

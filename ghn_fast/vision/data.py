@@ -22,6 +22,7 @@ from ghn_fast.vision.images import ImageSet, ImageSplits
 from ghn_fast.vision.sample import CLASS_NAMES, sample_images
 
 DATASETS = ("digits", "cifar10", "cifar10-sample", "imagenet", "folder:PATH")
+"""Names of the image data sets, see :func:`load_images`."""
 
 CIFAR10_MEAN = (0.49139968, 0.48215827, 0.44653124)
 CIFAR10_STD = (0.24703233, 0.24348505, 0.26158768)
