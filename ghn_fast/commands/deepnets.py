@@ -12,7 +12,7 @@ from ghn_fast.commands.common import INTERRUPTED, MOST, make_progress
 from ghn_fast.commands.output import UnfinishedError, print_table, say, with_json
 
 app = typer.Typer(
-    help="Generate and inspect files of DeepNets-1M architectures.", no_args_is_help=True
+    help="Generate, inspect and convert files of DeepNets-1M architectures.", no_args_is_help=True
 )
 
 

@@ -57,7 +57,12 @@ def evaluate(
     data_root: DataRoot = None,
     image_size: Pixels = None,
     deepnets: DeepNetsFolder = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Architectures at most.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Architectures at most; by default all of the split, but no more than 500."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=2, help="Images of a batch.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampled architectures.")] = 0,
     baseline: Annotated[bool, typer.Option(help="Evaluate random initialisation, too.")] = True,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ghn_fast.deepnets import SPLITS
+from ghn_fast.hypernet.checkpoint import bundled
 from ghn_fast.vision import DATASETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,8 +42,8 @@ def test_extras_are_on_the_page_of_the_install() -> None:
     assert set(project["optional-dependencies"]) <= in_tables(page("installation.md"))
 
 
-def test_image_data_sets_are_on_the_page_of_the_commands() -> None:
-    assert set(DATASETS) <= in_tables(page("commands.md"))
+def test_data_sets_and_hypernetworks_are_on_the_page_of_the_commands() -> None:
+    assert {*DATASETS, *bundled()} <= in_tables(page("commands.md"))
 
 
 def test_splits_are_on_their_page() -> None:
