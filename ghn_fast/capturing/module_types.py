@@ -21,7 +21,7 @@ def describe_parameter(
     What other parameters are is found out from their use (:mod:`ghn_fast.capturing.roles`), as is
     what a parameter is whose shape is not that of its layer (subclasses may do anything). A layer
     defined elsewhere may declare the node types of its own parameters by a class attribute
-    ``ghn_node_types``, a mapping from attribute name to a name in ``NODE_TYPES``.
+    ``ghn_node_types``, a mapping from attribute name to one of :data:`PARAMETER_TYPES`.
 
     Args:
         module: Layer that holds the parameter.

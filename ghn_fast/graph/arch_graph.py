@@ -86,7 +86,8 @@ class ArchGraph:
     make them when they are first read.
 
     Attributes:
-        op_types: Long tensor (N,), index into :data:`ghn_fast.graph.NODE_TYPES`.
+        op_types: Long tensor (N,), index into :data:`ghn_fast.graph.NODE_TYPES`, with those of
+            language models behind them (:data:`ghn_fast.graph.node_types.LANGUAGE_NODE_TYPES`).
         edges: Long tensor (M, 3) of rows (from, to, distance): distance 1 for edges, above 1 for
             virtual edges (arXiv 2110.13100, Eq. 4); sorted by from, then to.
         shapes: Per node :attr:`Target.predicted_shape` of its parameter,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ghn_fast.deepnets import SPLITS
+from ghn_fast.graph.node_types import LANGUAGE_NODE_TYPES
 from ghn_fast.hypernet.checkpoint import bundled
 from ghn_fast.vision import DATASETS
 
@@ -46,5 +47,6 @@ def test_data_sets_and_hypernetworks_are_on_the_page_of_the_commands() -> None:
     assert {*DATASETS, *bundled()} <= in_tables(page("commands.md"))
 
 
-def test_splits_are_on_their_page() -> None:
+def test_splits_and_node_types_are_on_their_pages() -> None:
     assert set(SPLITS) <= in_tables(page("deepnets.md"))
+    assert set(LANGUAGE_NODE_TYPES) <= in_tables(page("graphs.md"))
