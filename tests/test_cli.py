@@ -240,6 +240,18 @@ def test_predict_saves_all_parameters(run: Run, tmp_path: Path) -> None:
     assert saved["fc.weight"].shape == (10, 512)
 
 
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+def test_predict_refuses_names_of_other_files(run: Run, tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    if name.endswith(".safetensors"):
+        out.mkdir()
+    status, printed, error = run("predict", "resnet18", "--out", out)
+    assert status == 2
+    assert f"--out: got {out}" in error
+    assert ".safetensors" in error.replace(str(out), "")
+    assert not printed
+
+
 def test_module_and_command_are_the_same() -> None:
     command = [sys.executable, "-m", "ghn_fast", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -47,11 +47,12 @@ def predict(
     import torch
 
     from ghn_fast.hypernet import from_pretrained
-    from ghn_fast.hypernet.parameter_file import save_parameters
+    from ghn_fast.hypernet.parameter_file import check_parameter_file, save_parameters
     from ghn_fast.models import resolve
 
     if out is not None:
         check_out(out.parent)
+        check_parameter_file(out)
     ghn = from_pretrained(ckpt)
     classes = num_classes or ghn.config.num_classes
     named = resolve(model, num_classes=classes, image_size=input_size, deepnets=deepnets, seed=seed)

@@ -93,7 +93,8 @@ def from_pretrained(
 def save_pretrained(ghn: GHN, folder: str | os.PathLike[str]) -> Path:
     """Save a hypernetwork as ``config.json`` and ``model.safetensors``, each replaced atomically.
 
-    What its checkpoint said of the accuracy of predicted networks (``accuracies.json``) goes along.
+    What its checkpoint said of the accuracy of predicted networks (``accuracies.json``) goes along;
+    a file of these that the folder has from another hypernetwork is removed.
 
     Returns:
         The folder.
@@ -103,12 +104,21 @@ def save_pretrained(ghn: GHN, folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in ghn.state_dict().items()}
-    write_atomically(folder / WEIGHTS_FILE, save(state))
+    weights = save(state)
+    stale = folder / ACCURACIES_FILE
+    if ghn.accuracies is None and stale.is_file() and not _holds(folder / WEIGHTS_FILE, weights):
+        stale.unlink()
+    write_atomically(folder / WEIGHTS_FILE, weights)
     text = json.dumps(ghn.config.to_dict(), indent=2) + "\n"
     write_atomically(folder / CONFIG_FILE, text)
     if ghn.accuracies is not None and ghn.accuracies.is_file():
         write_atomically(folder / ACCURACIES_FILE, ghn.accuracies.read_bytes())
     return folder
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file has these contents."""
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 def load_weights(ghn: GHN, state: Mapping[str, Tensor], source: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ghn_fast.studies.diversity import WeightDiversity
+from ghn_fast.studies.jobs import refuse_repeats
 from ghn_fast.studies.published import CIFAR10
 from ghn_fast.vision.results import ArchitectureResult, EvaluationReport, Summary, summarise
 
@@ -68,7 +69,11 @@ def evaluate_splits(
             network; returns the report.
         splits: The splits.
         on_split: Called with the rows so far after each split.
+
+    Raises:
+        ValueError: If a split comes twice.
     """
+    refuse_repeats(splits=splits)
     rows: list[SplitRow] = []
     for split in splits:
         diversity = WeightDiversity()

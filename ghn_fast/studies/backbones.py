@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghn_fast.utils.modes import evaluation_mode
+
 
 class _FeaturesError(Exception):
     """Carries features out of a network whose rest is not needed."""
@@ -68,16 +70,13 @@ def _last_features(model: nn.Module, size: int) -> tuple[str, int]:
         for name, module in model.named_modules()
         if name
     ]
-    training = model.training
-    model.eval()
     try:
         device = next(model.parameters(), torch.empty(0)).device
-        with torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             model(torch.zeros(1, 3, size, size, device=device))
     except RuntimeError as error:
         raise ValueError(f"model: cannot take images of {size}×{size} pixels: {error}") from error
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     if not found:

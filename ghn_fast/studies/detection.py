@@ -14,6 +14,7 @@ from ghn_fast.hypernet import GHN
 from ghn_fast.studies.backbones import Backbone
 from ghn_fast.studies.detection_data import BoxedImages
 from ghn_fast.studies.initialisation import check_init, initialise
+from ghn_fast.studies.jobs import refuse_repeats
 from ghn_fast.studies.networks import Network
 from ghn_fast.utils.errors import one_line
 from ghn_fast.utils.optional import require
@@ -196,11 +197,13 @@ def train_detectors(
         on_result: Called with (done, total, detection) after each training.
 
     Raises:
-        ValueError: If there is nothing to train, or too few images.
+        ValueError: If there is nothing to train, a start or seed comes twice, or there are too few
+            images.
         ModuleNotFoundError: If torchmetrics or pycocotools is not installed.
     """
     settings = settings or DetectionSettings()
     _metric()  # before the work, not after it
+    refuse_repeats(inits=inits, seeds=seeds)
     for init in inits:
         check_init(init, ghn)
     jobs = [(net, init, seed) for net in networks for init in inits for seed in seeds]

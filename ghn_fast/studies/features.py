@@ -14,6 +14,7 @@ from ghn_fast.hypernet import GHN
 from ghn_fast.studies.embeddings import embed_architectures
 from ghn_fast.studies.networks import Network
 from ghn_fast.studies.regression import Array
+from ghn_fast.utils.modes import evaluation_mode
 
 FEATURES = ("embeddings", "parameters", "FLOPs", "operations", "paths")
 COMBINED = "embeddings and counts"
@@ -105,13 +106,10 @@ def count_flops(model: nn.Module, image_size: int) -> int:
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
     first: Any = next(model.parameters(), None)
     device = first.device if first is not None else torch.device("cpu")
-    training = model.training
-    model.eval()
     try:
-        with torch.inference_mode():
+        with evaluation_mode(model), torch.no_grad():
             model(torch.zeros(2, 3, image_size, image_size, device=device))
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return total // 2

@@ -14,7 +14,7 @@ from ghn_fast.hypernet import GHN
 from ghn_fast.studies.curves import TrainingCurve
 from ghn_fast.studies.identity import about_network, about_start, about_training, start_name
 from ghn_fast.studies.initialisation import check_init, initialise
-from ghn_fast.studies.jobs import Job, StudyReport, Training, named, run_jobs
+from ghn_fast.studies.jobs import Job, StudyReport, Training, named, refuse_repeats, run_jobs
 from ghn_fast.studies.networks import Network
 from ghn_fast.studies.subsets import few_shot
 from ghn_fast.studies.training import TrainingSettings, train_network
@@ -101,8 +101,9 @@ def finetune_networks(
         on_result: Called with (done, total, training) after each training of this process.
 
     Raises:
-        ValueError: If there is nothing to train, a class has too few images, or ``out`` has a
-            result of anything else: other settings, network, start, hypernetwork or data.
+        ValueError: If there is nothing to train, a start, number of shots, learning rate or seed
+            comes twice, a class has too few images, or ``out`` has a result of anything else: other
+            settings, network, start, hypernetwork or data.
     """
     for init in inits:
         check_init("predicted" if init == DIVERSE else init, ghn)
@@ -111,6 +112,7 @@ def finetune_networks(
     all_seeds = list(seeds)
     if not (networks and inits and shots and all_seeds):
         raise ValueError("networks, inits, shots, seeds: one is empty, needs at least one of each")
+    refuse_repeats(inits=inits, shots=shots, lrs=lrs, seeds=all_seeds)
     for count in shots:
         few_shot(splits, count)
     told: dict[str, Any] = {"lrs": list(lrs)} | ({"lr_seed": all_seeds[0]} if len(lrs) > 1 else {})

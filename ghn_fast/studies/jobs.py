@@ -160,6 +160,21 @@ class Job(Generic[R]):
         return record, True
 
 
+def refuse_repeats(**wanted: Sequence[object]) -> None:
+    """Refuse what comes twice among the values of an argument: it would be counted twice.
+
+    Args:
+        wanted: The values by the name of the argument.
+
+    Raises:
+        ValueError: If a value comes twice.
+    """
+    for argument, values in wanted.items():
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{argument}: {value} comes twice, needs each value once")
+
+
 def run_jobs(
     jobs: Sequence[Job[R]],
     stop: threading.Event | None = None,

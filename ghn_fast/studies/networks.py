@@ -103,7 +103,10 @@ class Network:
                 virtual_edges=virtual_edges,
                 rules=rules,
             )
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                model = self.build(num_classes, image_size)
+        except RuntimeError:  # some compute their own widths with tensors (RegNet of torchvision)
             model = self.build(num_classes, image_size)
         shape = getattr(model, "input_shape", (3, image_size, image_size))
         return capture(model, shape, virtual_edges, rules=rules)

@@ -18,9 +18,10 @@ from ghn_fast.hypernet import GHN
 from ghn_fast.studies.curves import TrainingCurve
 from ghn_fast.studies.identity import about_network, about_start, about_training, start_name
 from ghn_fast.studies.initialisation import check_init, initialise
-from ghn_fast.studies.jobs import Job, StudyReport, Training, named, run_jobs
+from ghn_fast.studies.jobs import Job, StudyReport, Training, named, refuse_repeats, run_jobs
 from ghn_fast.studies.networks import Network
 from ghn_fast.studies.training import STATE, TrainingSettings, train_network
+from ghn_fast.utils.modes import evaluation_mode
 from ghn_fast.vision.batches import eval_batches
 from ghn_fast.vision.evaluate import accuracy
 from ghn_fast.vision.images import ImageSplits
@@ -112,13 +113,15 @@ def train_networks(
         on_result: Called with (done, total, training) after each training of this process.
 
     Raises:
-        ValueError: If there is nothing to train, or ``out`` has a result or a state of anything
-            else: other settings, network, start, hypernetwork or data.
+        ValueError: If there is nothing to train, a start or seed comes twice, or ``out`` has a
+            result or a state of anything else: other settings, network, start, hypernetwork or
+            data.
     """
     settings = settings or TrainingSettings()
     seeds = list(seeds)
     if not (networks and inits and seeds):
         raise ValueError("networks, inits, seeds: one of them is empty, needs at least one of each")
+    refuse_repeats(inits=inits, seeds=seeds)
     for init in inits:
         check_init(init, ghn)
     if images not in ("test", "val"):
@@ -223,19 +226,14 @@ def inference_seconds(
     """
     device = next(model.parameters(), torch.empty(0)).device
     images = torch.zeros(batch, 3, image_size, image_size, device=device)
-    training = model.training
-    model.eval()
     taken = []
-    try:
-        with torch.inference_mode():
-            for _ in range(repetitions + 1):
-                _wait(device)
-                start = time.perf_counter()
-                model(images)
-                _wait(device)
-                taken.append(time.perf_counter() - start)
-    finally:
-        model.train(training)
+    with evaluation_mode(model), torch.inference_mode():
+        for _ in range(repetitions + 1):
+            _wait(device)
+            start = time.perf_counter()
+            model(images)
+            _wait(device)
+            taken.append(time.perf_counter() - start)
     return sorted(taken[1:])[repetitions // 2]
 
 

@@ -20,6 +20,7 @@ from ghn_fast.studies.curves import Point, TrainingCurve
 from ghn_fast.studies.identity import about_training, refuse_another
 from ghn_fast.utils.files import write_atomically
 from ghn_fast.utils.json_files import to_json
+from ghn_fast.utils.modes import evaluation_mode
 from ghn_fast.utils.seeds import derive_seed
 from ghn_fast.utils.settings import Section, setting
 from ghn_fast.vision.batches import eval_batches, train_batches
@@ -158,7 +159,9 @@ def train_network(
         splits = replace(splits, augment="none")
     device = next(model.parameters(), torch.empty(0)).device
     check_classifier(model, splits, device)
-    trained = [p for p in (parameters or model.parameters()) if p.requires_grad]
+    trained = [
+        p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad
+    ]
     if not trained:
         raise ValueError("model: none of its parameters requires gradients, needs one to train")
     optimizer = _optimizer(trained, settings)
@@ -209,15 +212,11 @@ def check_classifier(model: nn.Module, splits: ImageSplits, device: torch.device
         ValueError: If it does not return logits for the data set's classes.
     """
     side = splits.image_size
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             output = model(torch.zeros(2, 3, side, side, device=device))
     except RuntimeError as error:
         raise ValueError(f"model: cannot take images of {side}×{side} pixels: {error}") from error
-    finally:
-        model.train(training)
     logits = logits_of(output)
     shape = tuple(logits.shape) if logits is not None else type(output).__name__
     if logits is None or logits.ndim != 2 or logits.shape[1] != splits.num_classes:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ghn_fast.hypernet.batch_statistics import use_batch_statistics
 from ghn_fast.utils import distributed
 from ghn_fast.utils.errors import one_line
+from ghn_fast.utils.modes import evaluation_mode
 from ghn_fast.vision.augment import seeded_generator
 from ghn_fast.vision.batches import eval_batches
 from ghn_fast.vision.images import ImageSplits
@@ -84,28 +85,24 @@ def accuracy(
             The network is not moved.
 
     Raises:
-        ValueError: If there are no images, or logits have another shape or too few classes for the
-            targets.
+        ValueError: If there are no images, targets are no classes, or logits have another shape or
+            too few classes for the targets.
         TypeError: If the output holds no logits.
     """
     if device is None:
         first = next(itertools.chain(model.parameters(), model.buffers()), None)
         device = first.device if first is not None else None
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            totals = torch.zeros(4, dtype=torch.float64)
-            images = 0
-            for inputs, targets in batches:
-                if device is not None:
-                    inputs, targets = inputs.to(device), targets.to(device)
-                logits = _logits(model(inputs), targets)
-                totals += _score(logits, targets)
-                images += len(targets)
-    finally:
-        for module, training in flags:
-            module.training = training
+    totals = torch.zeros(4, dtype=torch.float64)
+    images = 0
+    # Not in inference mode: what the network keeps of a forward pass has to serve training, too.
+    with evaluation_mode(model), torch.no_grad():
+        for inputs, targets in batches:
+            _check_targets(targets)
+            if device is not None:
+                inputs, targets = inputs.to(device), targets.to(device)
+            logits = _logits(model(inputs), targets)
+            totals += _score(logits, targets)
+            images += len(targets)
     if images == 0:
         raise ValueError("batches holds no images")
     top1, top5, loss, finite = totals.tolist()
@@ -116,6 +113,16 @@ def accuracy(
         images=images,
         finite=finite == images,
     )
+
+
+def _check_targets(targets: Tensor) -> None:
+    if targets.ndim != 1 or targets.dtype != torch.int64:
+        raise ValueError(
+            "the targets must be classes of shape (B,) and type torch.int64, got "
+            f"{tuple(targets.shape)} of {targets.dtype}"
+        )
+    if len(targets) and int(targets.min()) < 0:
+        raise ValueError(f"the targets must be classes of at least 0, got {int(targets.min())}")
 
 
 def _logits(output: Any, targets: Tensor) -> Tensor:

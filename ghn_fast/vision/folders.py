@@ -282,7 +282,7 @@ def common_size(paths: Sequence[str]) -> int:
         try:
             with Image.open(path) as image:
                 sides.add(image.size)
-        except OSError as error:
+        except Exception as error:  # of PIL's own for a header that says it is huge
             raise ValueError(f"cannot decode the image {path}: {error}") from error
     width, height = next(iter(sides))
     shared = len(sides) == 1 and width == height and 8 <= width <= IMAGENET_SIZE

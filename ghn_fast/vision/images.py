@@ -229,6 +229,8 @@ def _open_rgb(path: str) -> Any:
         with Image.open(path) as image:
             # What PIL converts clips everything above 255 to white.
             if image.mode == "I" or image.mode.startswith("I;16"):
+                if image.format == "TIFF" and image.mode == "I":
+                    raise ValueError("its grey levels are integers of unknown range")
                 levels = np.asarray(image)
                 if levels.min(initial=0) < 0 or levels.max(initial=0) > 0xFFFF:
                     raise ValueError("its grey levels have more than 16 bits")

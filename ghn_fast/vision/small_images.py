@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from ghn_fast.utils.modes import evaluation_mode
 from ghn_fast.vision.images import SMALL_IMAGE
 
 M = TypeVar("M", bound=nn.Module)
@@ -24,10 +26,15 @@ def fit_to_images(model: M, image_size: int) -> M:
     - ResNet and DenseNet: the first convolution becomes 3×3 with stride 1 (the middle of its
       kernel stays), and the first pooling goes;
     - MobileNetV2 and V3: the convolutions of the first five blocks have stride 1;
-    - VGG: the first two poolings go;
+    - VGG: the poolings among the first ten layers go, of which there are two, or one where two
+      convolutions with BatchNorm come before each;
     - AlexNet, ShuffleNetV2, GoogLeNet: the first convolution has stride 1, the pooling after it
       goes;
-    - all others (MNASNet, ConvNeXt, EfficientNet, RegNet, ...): the first convolution has stride 1.
+    - all others (MNASNet, ConvNeXt, EfficientNet, RegNet, ...), and networks that have the name of
+      such a family but another layout: the first convolution has stride 1, and so have those beside
+      it (RepVGG).
+
+    A network with positional encodings that was built for the size keeps the stem that it has.
 
     Beside that the network gets the attribute ``input_shape``, from which a hypernetwork knows what
     to capture.
@@ -40,9 +47,10 @@ def fit_to_images(model: M, image_size: int) -> M:
         ``model``.
 
     Raises:
-        ValueError: If ``image_size`` is below 8, the network has positional encodings of a fixed
-            image size (it has to be built for the other size), or no convolution reads images.
-        TypeError: If ``model`` is no module.
+        ValueError: If ``image_size`` is below 8, the network has positional encodings of another
+            image size (it has to be built for this one), no convolution reads images of three
+            channels, or a kernel to be cut is computed from other parameters (``weight_norm``).
+        TypeError: If ``model`` is no module or ``image_size`` no integer.
 
     Examples:
         The published protocol for ResNet-50 on CIFAR-10::
@@ -53,38 +61,90 @@ def fit_to_images(model: M, image_size: int) -> M:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, needs a torch.nn.Module")
+    try:
+        image_size = operator.index(image_size)
+    except TypeError:
+        raise TypeError(f"image_size: got {image_size!r}, needs an integer, of pixels") from None
     if image_size < 8:
         raise ValueError(f"image_size: got {image_size}, needs at least 8 pixels")
     if image_size < SMALL_IMAGE:
-        _FITS.get(_kind(model), _fit_first)(model)
+        first = _first_convolution(model)
+        if _encodes_positions(model, first):
+            _fit_positions(model, first, image_size)
+        else:
+            _FITS.get(_kind(model), _fit_first)(model)
     model.input_shape = (3, image_size, image_size)  # type: ignore[assignment]
     return model
 
 
 def _kind(model: nn.Module) -> str:
-    """The family of a network by the classes that it is derived from."""
+    """The family of a network by the classes that it is derived from, and by its layout."""
     names = [base.__name__ for base in type(model).__mro__]
-    return next((name for name in names if name in _FITS), names[0])
+    kind = next((name for name in names if name in _FITS), names[0])
+    has_features = isinstance(getattr(model, "features", None), nn.Sequential)
+    # Others than torchvision call networks by these names that are put together otherwise.
+    return "" if kind in _WITH_FEATURES and not has_features else kind
 
 
 def _first_convolution(model: nn.Module) -> nn.Conv2d:
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            patches = module.stride == module.kernel_size and module.stride[0] > 4
-            if patches or any("pos_emb" in key for key, _ in model.named_parameters()):
-                raise ValueError(
-                    f"model: {type(model).__name__} cuts images into patches (layer '{name}') and "
-                    "encodes their positions for one image size; build it for the other size "
-                    "(image_size= in torchvision, img_size= in timm, and smaller patches)"
-                )
             return module
     raise ValueError(
         f"model: {type(model).__name__} has no convolution that reads images of 3 channels"
     )
 
 
+def _cuts_patches(first: nn.Conv2d) -> bool:
+    """Whether a convolution cuts images into patches that are too large for small images."""
+    return first.stride == first.kernel_size and first.stride[0] > 4
+
+
+def _encodes_positions(model: nn.Module, first: nn.Conv2d) -> bool:
+    return _cuts_patches(first) or any("pos_emb" in key for key, _ in model.named_parameters())
+
+
+def _fit_positions(model: nn.Module, first: nn.Conv2d, image_size: int) -> None:
+    """Find out whether a network with positional encodings takes images of a size.
+
+    Encodings that are computed (EdgeNeXt) take the larger map of features that stride 1 gives;
+    those with a value for each position fit one size of images, and the stem that the network has.
+    """
+    stride = first.stride
+    if not _cuts_patches(first):
+        first.stride = (1, 1)
+        if _takes(model, first, image_size):
+            return
+        first.stride = stride
+    if not _takes(model, first, image_size):
+        layer = next(name for name, module in model.named_modules() if module is first)
+        raise ValueError(
+            f"model: {type(model).__name__} cuts images into patches (layer '{layer}') and "
+            "encodes their positions for one image size; build it for the other size "
+            "(image_size= in torchvision, img_size= in timm, and smaller patches)"
+        )
+
+
+def _takes(model: nn.Module, first: nn.Conv2d, image_size: int) -> bool:
+    """Whether a forward pass of an image of a size succeeds."""
+    weight = first.weight
+    image = torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype)
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            model(image)
+        except Exception:  # whatever a network of anybody raises for other sizes
+            return False
+    return True
+
+
 def _fit_first(model: nn.Module) -> None:
-    _first_convolution(model).stride = (1, 1)
+    first = _first_convolution(model)
+    like = (first.stride, first.out_channels)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    for layer in convolutions:
+        # Branches that are added up read the image side by side, and stay of one size.
+        if layer.in_channels == 3 and (layer.stride, layer.out_channels) == like:
+            layer.stride = (1, 1)
 
 
 def _shrink_kernel(layer: nn.Conv2d, side: int = 3) -> None:
@@ -92,12 +152,20 @@ def _shrink_kernel(layer: nn.Conv2d, side: int = 3) -> None:
     height, width = layer.kernel_size
     if height < side or width < side:
         raise ValueError(f"model: its first kernel is {height}×{width}, needs {side}×{side}")
+    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        raise ValueError(
+            "model: the kernel of its first convolution is computed from other parameters "
+            "(weight_norm or another parametrization), so it cannot be cut to "
+            f"{side}×{side}; fit the network before it is parametrized"
+        )
     top, left = (height - side) // 2, (width - side) // 2
     with torch.no_grad():
         kernel = layer.weight[:, :, top : top + side, left : left + side].clone()
     layer.weight = nn.Parameter(kernel, requires_grad=layer.weight.requires_grad)
     layer.kernel_size, layer.stride = (side, side), (1, 1)
-    layer.padding = (side // 2, side // 2)
+    layer.padding = (side // 2 * layer.dilation[0], side // 2 * layer.dilation[1])
+    # What padding_mode="reflect" and "circular" pad by; torch derives it when a layer is made.
+    layer._reversed_padding_repeated_twice = [n for n in reversed(layer.padding) for _ in range(2)]
 
 
 def _fit_resnet(model: nn.Module) -> None:
@@ -106,14 +174,7 @@ def _fit_resnet(model: nn.Module) -> None:
         model.maxpool = nn.Identity()
 
 
-def _features(model: nn.Module) -> nn.Sequential:
-    features = getattr(model, "features", None)
-    if not isinstance(features, nn.Sequential):
-        raise ValueError(f"model: {type(model).__name__} has no list of layers named 'features'")
-    return features
-
-
-def _drop_poolings(features: nn.Sequential, among: int, most: int) -> None:
+def _drop_poolings(features: Any, among: int, most: int) -> None:
     """Replace the first max poolings among the first layers."""
     for name, layer in list(features.named_children())[:among]:
         if isinstance(layer, nn.MaxPool2d) and most:
@@ -121,25 +182,25 @@ def _drop_poolings(features: nn.Sequential, among: int, most: int) -> None:
             most -= 1
 
 
-def _fit_densenet(model: nn.Module) -> None:
+def _fit_densenet(model: Any) -> None:
     _shrink_kernel(_first_convolution(model))
-    _drop_poolings(_features(model), 4, 1)
+    _drop_poolings(model.features, 4, 1)
 
 
-def _fit_mobilenet(model: nn.Module) -> None:
-    for block in list(_features(model))[:5]:
+def _fit_mobilenet(model: Any) -> None:
+    for block in list(model.features)[:5]:
         for layer in block.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.stride = (1, 1)
 
 
-def _fit_vgg(model: nn.Module) -> None:
-    _drop_poolings(_features(model), 10, 2)
+def _fit_vgg(model: Any) -> None:
+    _drop_poolings(model.features, 10, 2)
 
 
-def _fit_alexnet(model: nn.Module) -> None:
+def _fit_alexnet(model: Any) -> None:
     _fit_first(model)
-    _drop_poolings(_features(model), 3, 1)
+    _drop_poolings(model.features, 3, 1)
 
 
 def _fit_with_pooling(model: nn.Module) -> None:
@@ -160,3 +221,4 @@ _FITS: dict[str, Callable[[nn.Module], None]] = {
     "ShuffleNetV2": _fit_with_pooling,
     "GoogLeNet": _fit_with_pooling,
 }
+_WITH_FEATURES = ("DenseNet", "MobileNetV2", "MobileNetV3", "VGG", "AlexNet")

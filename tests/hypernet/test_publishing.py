@@ -163,6 +163,16 @@ def test_accuracies_go_along(tmp_path: Path) -> None:
         ghn = ghn_fast.from_pretrained(second)
 
 
+def test_accuracies_of_another_hypernetwork_do_not_stay(tmp_path: Path) -> None:
+    first = ghn_fast.GHN(SMALL)
+    ghn_fast.save_pretrained(first, tmp_path)
+    (tmp_path / "accuracies.json").write_text("{}")
+    ghn_fast.save_pretrained(first, tmp_path)  # it is theirs
+    assert (tmp_path / "accuracies.json").is_file()
+    ghn_fast.save_pretrained(ghn_fast.GHN(SMALL), tmp_path)
+    assert ghn_fast.from_pretrained(tmp_path).accuracies is None
+
+
 def test_the_hub_is_told_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ghn_fast.save_pretrained(ghn_fast.GHN(SMALL), tmp_path / "there")
     asked: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,15 @@ def test_mistakes(splits: ImageSplits, network: Network) -> None:
         finetune_networks([network], [], splits, [2], QUICK)
     with pytest.raises(ValueError, match=r"lr: got -1\.0"):
         finetune_networks([network], ["random"], splits, [2], QUICK, lrs=(-1.0,))
+    for wanted in (
+        {"inits": ["random", "random"]},
+        {"shots": [2, 2]},
+        {"seeds": (0, 1, 0)},
+        {"lrs": (0.1, 0.1)},
+    ):
+        arguments: dict[str, Any] = {"inits": ["random"], "shots": [2], **wanted}
+        with pytest.raises(ValueError, match=f"{next(iter(wanted))}: .* comes twice"):
+            finetune_networks([network], splits=splits, settings=QUICK, **arguments)
     wrong = Network("wrong", factory=lambda classes, size: network.build(7, size))
     report = finetune_networks([wrong, network], ["random"], splits, [2], QUICK, seeds=(0,))
     assert "needs logits (2, 4)" in (report.trainings[0].error or "")

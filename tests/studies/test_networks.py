@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from ghn_fast.deepnets import DeepNets, SampledNets
 from ghn_fast.studies.networks import Network, find_networks, names_of
@@ -38,6 +39,16 @@ def test_each_kind_of_name(tmp_path: Path) -> None:
     assert found[1].config == wide
     changed = find_networks(["darts", "resnet18"], channels=8, cells=4)
     assert (changed[0].config.C, changed[0].config.n_cells) == (8, 4)  # type: ignore[union-attr]
+
+
+def test_a_network_that_cannot_be_built_without_values_has_a_graph() -> None:
+    def build(num_classes: int, image_size: int) -> nn.Module:
+        width = int(torch.tensor(8.0) / 2)  # as RegNet of torchvision finds its widths
+        layers = nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(width, num_classes))
+
+    graph = Network("widths", factory=build).graph(7, 16)
+    assert [target.shape for target in graph.targets] == [(4, 3, 3, 3), (4,), (7, 4), (7,)]
 
 
 def test_builds_depend_on_the_seed_alone() -> None:

@@ -98,6 +98,11 @@ def test_a_loss_without_bounds_ends_the_training(splits: ImageSplits, network: N
     assert all(math.isfinite(loss) for loss in result.curve.train_loss)
 
 
+def test_no_parameters_to_train_are_not_all_of_them(splits: ImageSplits, network: Network) -> None:
+    with pytest.raises(ValueError, match="none of its parameters"):
+        train_network(network.build(4, 16), splits, parameters=[])
+
+
 def test_what_is_no_classifier_is_refused(splits: ImageSplits, network: Network) -> None:
     with pytest.raises(ValueError, match=r"returns \(2, 5\) for 2 images, needs logits \(2, 4\)"):
         train_network(network.build(5, 16), splits, QUICK)

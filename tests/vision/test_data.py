@@ -53,7 +53,7 @@ def test_grey_levels_of_16_bits_are_scaled(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(eight, sixteen)
 
 
-@pytest.mark.parametrize("pixels", [np.float32(0.5), np.int32(70_000), np.int32(-1)])
+@pytest.mark.parametrize("pixels", [np.float32(0.5), np.int32(70_000), np.int32(200)])
 def test_pixels_of_unknown_range_are_named(tmp_path: Path, pixels: np.generic) -> None:
     Image.fromarray(np.full((16, 16), pixels)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"cannot decode the image .*a.tif: its (pixels|grey)"):

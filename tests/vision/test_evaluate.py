@@ -136,6 +136,41 @@ def test_no_gradients_and_no_change_of_parameters() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_network_can_be_trained_after_it_was_evaluated() -> None:
+    class Keeps(nn.Module):
+        scale: Tensor | None = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(48, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer(x.flatten(1))
+            if self.scale is None:
+                self.scale = torch.full_like(x[0], 2.0)
+            return x * self.scale
+
+    model = Keeps()
+    images = torch.ones(1, 3, 4, 4)
+    accuracy(model, [(images, torch.tensor([0]))])
+    model(images).sum().backward()
+    assert_close(model.layer.weight.grad, torch.full((4, 48), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([0, -1]), "at least 0, got -1"),
+        (torch.tensor([0.0, 1.0]), r"torch\.int64, got \(2,\) of torch\.float32"),
+        (torch.eye(2).long(), r"\(B,\).*got \(2, 2\)"),
+    ],
+)
+def test_targets_that_are_no_classes(targets: Tensor, message: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    with pytest.raises(ValueError, match=f"targets must be classes .*{message}"):
+        accuracy(model, [(torch.zeros(2, 3, 4, 4), targets)])
+
+
 def test_accuracy_errors() -> None:
     with pytest.raises(ValueError, match="no images"):
         accuracy(Fixed(torch.eye(4)), [])

@@ -216,6 +216,16 @@ def test_damaged_image_is_named(tmp_path: Path, size: int | None) -> None:
         load_images(f"folder:{tmp_path}", image_size=size)
 
 
+@pytest.mark.parametrize("size", [None, 16])
+def test_an_image_that_says_it_is_huge_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None
+) -> None:
+    write_tree(tmp_path, {"a": 8})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"cannot decode the image .*a/.*png: .*exceeds"):
+        load_images(f"folder:{tmp_path}", image_size=size)
+
+
 @pytest.mark.parametrize("target", ["..", "../..", "."])
 def test_links_that_lead_upwards_are_named(tmp_path: Path, target: str) -> None:
     write_tree(tmp_path, {"a": 2, "b": 2})

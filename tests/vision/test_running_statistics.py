@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -50,6 +53,66 @@ def test_what_cannot_be_collected() -> None:
         collect_running_statistics(nn.BatchNorm2d(3), [])
     with pytest.raises(ValueError, match="count: got 0"):
         collect_running_statistics(nn.BatchNorm2d(3), [], 0)
+
+
+def failing(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    yield from batches(count)
+    raise OSError("no such image")
+
+
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_after_an_error_nothing_has_changed(batch_statistics: bool) -> None:
+    model = nn.Sequential(
+        nn.BatchNorm2d(3, momentum=0.3),
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.BatchNorm2d(3, momentum=None),
+    )
+    model(batches(1)[0][0])
+    if batch_statistics:
+        use_batch_statistics(model)
+    model[2].eval()
+    kept = copy.deepcopy(model)
+    for bad, error in ((failing(2), OSError), (iter(()), ValueError)):
+        with pytest.raises(error):
+            collect_running_statistics(model, bad)
+        assert [m.training for m in model] == [True, True, False]
+        assert [m.momentum for m in model] == [0.3, 0.1, None]
+        ours, theirs = model.state_dict(), kept.state_dict()
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        images = batches(1)[0][0]
+        assert torch.equal(copy.deepcopy(model).eval()(images), copy.deepcopy(kept).eval()(images))
+
+
+def test_layers_keep_their_momentum() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=0.01), nn.BatchNorm2d(3, momentum=0.02))
+    use_batch_statistics(model)
+    collect_running_statistics(model, batches(2))
+    assert [m.momentum for m in model] == [0.01, 0.02]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_averages_in_half_precision_are_as_good_as_it(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3)
+    # Used twice in a pass, and averaged over both.
+    model = nn.Sequential(norm, nn.ReLU(), norm).to(dtype)
+    data = [((3 * torch.rand(8, 3, 6, 6)).to(dtype), torch.zeros(8).long()) for _ in range(200)]
+    means, variances = [], []
+    for images, _ in data:
+        x = images.double()
+        for _ in range(2):
+            means.append(x.mean((0, 2, 3)))
+            variances.append(x.transpose(0, 1).flatten(1).var(1))
+            x = nn.functional.batch_norm(x, None, None, training=True).relu()
+    collect_running_statistics(model, data)
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean.dtype == norm.running_var.dtype == dtype
+    assert norm.num_batches_tracked == 400
+    # One rounding of the average, and those of the layer in between, which have no bias.
+    for kept, values in ((norm.running_mean, means), (norm.running_var, variances)):
+        assert_close(kept, torch.stack(values).mean(0))
+    assert not norm._forward_hooks
 
 
 def test_noise_on_pixels() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from ghn_fast.vision import fit_to_images
+from tolerances import assert_close
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -39,6 +44,7 @@ def trunk_side(model: nn.Module, side: int) -> int:
         ("resnet50", 7, 4),
         ("densenet121", 7, 4),
         ("vgg16", 14, 8),
+        ("vgg16_bn", 14, 4),  # one of its poolings is among the first ten layers
         ("mobilenet_v2", 7, 8),
         ("mobilenet_v3_small", 7, 16),
         ("alexnet", 13, 12),
@@ -73,6 +79,114 @@ def test_the_middle_of_the_kernel_stays() -> None:
     assert str(ours) == str(theirs)
 
 
+class Block(torchvision.models.ResNet):
+    """A ResNet whose first convolution is another one."""
+
+    def __init__(self, first: nn.Module) -> None:
+        block = torchvision.models.resnet.BasicBlock
+        super().__init__(block, [1, 1, 1, 1], num_classes=10)
+        self.conv1 = first
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_a_smaller_kernel_pads_less_in_every_way_of_padding(seeded: int, mode: str) -> None:
+    model = Block(nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False, padding_mode=mode))
+    fit_to_images(model, 32)
+    images = torch.rand(2, 3, 32, 32)
+    padded = nn.functional.pad(images, (1, 1, 1, 1), mode="constant" if mode == "zeros" else mode)
+    assert_close(model.conv1(images), nn.functional.conv2d(padded, model.conv1.weight))
+
+
+def test_a_dilated_kernel_keeps_the_size_of_images() -> None:
+    first = nn.Conv2d(3, 64, 7, stride=2, padding=6, dilation=2, bias=False)
+    model = fit_to_images(Block(first), 32)
+    assert model.conv1(torch.zeros(1, 3, 32, 32)).shape[2:] == (32, 32)
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_kernel_that_is_computed_cannot_be_cut(norm: Callable[[nn.Module], nn.Module]) -> None:
+    first = norm(nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False))
+    with pytest.raises(ValueError, match="computed from other parameters"):
+        fit_to_images(Block(first), 32)
+
+
+class Branches(nn.Module):
+    """A stem of two convolutions whose results are added (RepVGG)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 8, 1, stride=2)
+        self.three = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.back = nn.Conv2d(8, 3, 1)
+        self.late = nn.Conv2d(3, 10, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.late(self.back(self.one(x) + self.three(x))).mean((2, 3))
+
+
+def test_convolutions_side_by_side_are_fitted_together() -> None:
+    model = fit_to_images(Branches(), 32)
+    assert model.one.stride == model.three.stride == (1, 1)
+    assert model.late.stride == (2, 2)
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+class VGG(nn.Module):
+    """A family's name, and another layout than torchvision's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(nn.MaxPool2d(2))
+
+
+@pytest.mark.parametrize("name", ["VGG", "DenseNet", "MobileNetV2", "MobileNetV3", "AlexNet"])
+def test_a_family_by_name_alone_gets_stride_one(name: str) -> None:
+    model = fit_to_images(type(name, (VGG,), {})(), 32)
+    assert model.stem.stride == (1, 1)
+    assert isinstance(model.blocks[0], nn.MaxPool2d)
+
+
+def test_positions_of_that_size_are_left_alone() -> None:
+    def vit(image_size: int) -> nn.Module:
+        return torchvision.models.VisionTransformer(
+            image_size, patch_size=4, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16
+        )
+
+    model = vit(32)
+    model.train()
+    model.encoder.eval()
+    images, kept = torch.rand(2, 3, 32, 32), copy.deepcopy(model)
+    assert fit_to_images(model, 32).conv_proj.stride == (4, 4)
+    assert torch.equal(model.eval()(images), kept.eval()(images))
+    for size in (28, 48):
+        with pytest.raises(ValueError, match="build it for the other size"):
+            fit_to_images(vit(32), size)
+
+
+class Waves(nn.Module):
+    """A network whose encodings of positions are computed, for any size (EdgeNeXt)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.pos_embed = nn.Linear(2, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        places = torch.cartesian_prod(*(torch.arange(n, dtype=x.dtype) for n in x.shape[2:]))
+        return x.flatten(2).mean(2) + self.pos_embed(places).mean(0)
+
+
+def test_positions_that_are_computed_take_more_of_them() -> None:
+    model = Waves()
+    model.eval()
+    model.stem.train()
+    fit_to_images(model, 32)
+    assert model.stem.stride == (1, 1)
+    assert not model.training and model.stem.training
+
+
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(ValueError, match="build it for the other size"):
         fit_to_images(built("vit_b_16"), 32)
@@ -80,6 +194,8 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit_to_images(nn.Linear(3, 4), 32)
     with pytest.raises(ValueError, match="image_size: got 4"):
         fit_to_images(built("resnet18"), 4)
+    with pytest.raises(TypeError, match=r"image_size: got 32\.0"):
+        fit_to_images(built("resnet18"), 32.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="model: got str"):
         fit_to_images("resnet50", 32)  # type: ignore[type-var]
 
@@ -92,3 +208,6 @@ def test_timm(seeded: int) -> None:
     model = fit_to_images(timm.create_model("efficientnet_b0", num_classes=10), 32)
     assert model.conv_stem.stride == (1, 1)
     assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+    with torch.device("meta"):
+        model = timm.create_model("mobilenetv3_small_050", num_classes=10)
+    assert fit_to_images(model, 32).conv_stem.stride == (1, 1)
