@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -15,10 +17,14 @@ from ghn_fast.hypernet import GHN
 from ghn_fast.studies.initialisation import FILES
 from ghn_fast.studies.networks import Network
 from ghn_fast.utils.json_files import to_json
-from ghn_fast.vision.images import ImageSplits
+from ghn_fast.vision.data import DATASETS
+from ghn_fast.vision.images import ImageSet, ImageSplits
 
 SHOWN = 60
 """Letters of a value in a message."""
+
+# They are asked for by every training of a study.
+_digests: WeakKeyDictionary[ImageSet, str] = WeakKeyDictionary()
 
 
 class OtherTrainingError(ValueError):
@@ -60,6 +66,10 @@ def about_training(
         "augment": splits.augment,
         **{part: len(splits.split(part)) for part in ("train", "val", "test")},
     }
+    if splits.name not in DATASETS:
+        # The name of a folder does not say what is in it today, or under another root.
+        parts = [images_digest(splits.split(part)) for part in ("train", "val", "test")]
+        data["contents"] = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     return {**settings, "seed": seed, "images": images, "dataset": data}
 
 
@@ -100,6 +110,23 @@ def fingerprint(ghn: GHN) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def images_digest(images: ImageSet) -> str:
+    """16 letters that are others if images or their classes are.
+
+    Images in files that are decoded on demand are known by class folder, name and size of the file.
+    """
+    found = _digests.get(images)
+    if found is None:
+        digest = hashlib.sha256(images.targets.cpu().numpy().tobytes())
+        if images.images is not None:
+            digest.update(images.images.cpu().contiguous().numpy().data)
+        for path in images.paths or ():
+            name = "/".join(Path(path).parts[-2:])
+            digest.update(f"{name} {os.stat(path).st_size}\n".encode(errors="surrogateescape"))
+        found = _digests[images] = digest.hexdigest()[:16]
+    return found
 
 
 def file_digest(path: str | Path) -> str:

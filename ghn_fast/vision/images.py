@@ -20,6 +20,10 @@ from ghn_fast.vision.augment import crop_boxes
 # augmented by random resized crops, normalised by ImageNet's statistics.
 SMALL_IMAGE = 64
 
+# Longer than that in units of their width, images have no middle to look at, and a file of some
+# hundred bytes would be resized to gigabytes.
+LONGEST = 1000
+
 # Batches being decoded ahead of the one in use.
 BATCHES_AHEAD = 2
 
@@ -227,6 +231,12 @@ def _open_rgb(path: str) -> Any:
         raise ValueError(f"{path} is no regular file, needs an image")
     try:
         with Image.open(path) as image:
+            shorter, longer = sorted(image.size)
+            if longer > LONGEST * shorter:
+                raise ValueError(
+                    f"it has {image.width}×{image.height} pixels, needs at most {LONGEST} times as "
+                    "many along one side as along the other"
+                )
             # What PIL converts clips everything above 255 to white.
             if image.mode == "I" or image.mode.startswith("I;16"):
                 if image.format == "TIFF" and image.mode == "I":

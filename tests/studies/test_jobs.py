@@ -18,12 +18,12 @@ from torch import nn
 import ghn_fast
 from ghn_fast.studies.curves import Point, TrainingCurve
 from ghn_fast.studies.finetune import finetune_networks
-from ghn_fast.studies.identity import OtherTrainingError, fingerprint
+from ghn_fast.studies.identity import OtherTrainingError, fingerprint, images_digest
 from ghn_fast.studies.jobs import Training
 from ghn_fast.studies.networks import Network, find_networks
 from ghn_fast.studies.sgd import SgdReport, train_networks
 from ghn_fast.studies.training import TrainingSettings, train_network
-from ghn_fast.vision import ImageSplits
+from ghn_fast.vision import ImageSet, ImageSplits
 
 QUICK = TrainingSettings(steps=3, batch_size=16, lr=0.05, evaluations=2)
 Study = Callable[..., Any]
@@ -83,6 +83,35 @@ def test_other_data_is_another_training(
     fewer = replace(splits, test=splits.test.subset(torch.arange(16)))
     with pytest.raises(OtherTrainingError, match=r"dataset\.test: got 16, but .* with 64"):
         study(network, data=fewer)
+
+
+def test_other_images_of_one_folder_are_another_training(
+    study: Study, network: Network, splits: ImageSplits
+) -> None:
+    study(network)
+    study(network, data=replace(splits))
+    test = splits.test
+    assert test.images is not None
+    images = test.images.clone()
+    images[0, 0, 0, 0] ^= 1
+    for changed in (replace(test, images=images), replace(test, targets=test.targets.flip(0))):
+        with pytest.raises(OtherTrainingError, match=r"dataset\.contents: got "):
+            study(network, data=replace(splits, test=changed))
+
+
+def test_what_is_known_of_files_of_images(tmp_path: Path) -> None:
+    def of(root: str, **texts: str) -> str:
+        paths = []
+        for name, text in texts.items():
+            path = tmp_path / root / "a" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            paths.append(str(path))
+        return images_digest(ImageSet(torch.zeros(len(paths)).long(), 16, paths=tuple(paths)))
+
+    first = of("one", x="12", y="3")
+    assert of("two", x="12", y="3") == first
+    assert len({first, of("one", x="12", z="3"), of("one", x="1", y="3")}) == 3
 
 
 def test_files_of_one_name_are_different_starts(

@@ -53,6 +53,15 @@ def test_grey_levels_of_16_bits_are_scaled(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(eight, sixteen)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+def test_a_line_is_no_image(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (1000, 1)).save(tmp_path / "short.png")
+    assert decode_files([str(tmp_path / "short.png")], 16).shape == (1, 3, 16, 16)
+    Image.new(mode, (1, 1001)).save(tmp_path / "line.png")
+    with pytest.raises(ValueError, match=r"line\.png: it has 1×1001 pixels"):
+        decode_files([str(tmp_path / "line.png")], 16)
+
+
 @pytest.mark.parametrize("pixels", [np.float32(0.5), np.int32(70_000), np.int32(200)])
 def test_pixels_of_unknown_range_are_named(tmp_path: Path, pixels: np.generic) -> None:
     Image.fromarray(np.full((16, 16), pixels)).save(tmp_path / "a.tif")
