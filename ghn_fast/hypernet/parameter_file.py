@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +12,7 @@ from ghn_fast._version import __version__
 from ghn_fast.hypernet.ghn import GHN
 from ghn_fast.hypernet.report import PredictionReport
 from ghn_fast.utils.files import write_atomically
+from ghn_fast.utils.json_files import to_json
 
 SUFFIX = ".safetensors"
 
@@ -43,7 +43,7 @@ def provenance(
         "model": model_name,
         "hypernetwork": hypernetwork,
         "hypernetwork_config": None if ghn is None else json.dumps(ghn.config.to_dict()),
-        "report": json.dumps(asdict(report)),
+        "report": to_json(report),
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -68,9 +68,18 @@ def parameter_bytes(model: nn.Module, metadata: dict[str, str]) -> bytes:
     Args:
         model: The network, on any device.
         metadata: Texts by name, see :func:`provenance`.
+
+    Raises:
+        ValueError: If a parameter has no values.
     """
     from safetensors.torch import save
 
+    for name, value in model.named_parameters():
+        if value.is_meta:
+            raise ValueError(
+                f"model: parameter '{name}' is on the meta device and has no values, needs "
+                "parameters with values; call model.to_empty(device='cpu') before the prediction"
+            )
     state = {name: value.detach().cpu().contiguous() for name, value in model.named_parameters()}
     return save(state, metadata)
 
@@ -97,6 +106,7 @@ def save_parameters(
 
     Raises:
         OSError: If it cannot be written.
+        ValueError: If a parameter of the network has no values (meta device).
     """
     metadata = provenance(report, model_name=model_name, ghn=ghn, hypernetwork=hypernetwork)
     path = Path(path)
