@@ -16,9 +16,9 @@ from ghn_fast.deepnets.loading.splits import (
     ArchSequence,
     DeepNets,
     SampledNets,
-    held_out_keys,
 )
 from ghn_fast.deepnets.loading.statistics import describe, statistics_table
+from ghn_fast.deepnets.sampling.held_out import held_out_keys
 from ghn_fast.deepnets.sampling.sampler import architecture_key, sample_config
 from ghn_fast.deepnets.sampling.splits import SPLIT_SIZES
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
-from ghn_fast.deepnets import ArchItem, DeepNets, SampledNets, held_out_keys, meta_batches
+from ghn_fast.deepnets import ArchItem, DeepNets, SampledNets, meta_batches
 from ghn_fast.metatrain.config import TrainConfig
 from ghn_fast.metatrain.language import ARCHITECTURES, gpt_batches
 from ghn_fast.metatrain.pool import pooled_batches
@@ -28,16 +27,8 @@ def training_architectures(config: TrainConfig) -> DeepNets | SampledNets | None
     if source.lstrip("+-").isdigit():
         if int(source) < 1:
             raise ValueError(f"deepnets: got {source}, needs at least 1 architecture")
-        return SampledNets(
-            "train", int(source), config.seed, virtual_edges, exclude=_held_out(), rules=rules
-        )
+        return SampledNets("train", int(source), config.seed, virtual_edges, rules=rules)
     return DeepNets(source, "train", virtual_edges, rules=rules)
-
-
-@cache
-def _held_out() -> frozenset[str]:
-    """They are sampled, which takes about as long as starting the rest of a run."""
-    return held_out_keys()
 
 
 def training_batches(

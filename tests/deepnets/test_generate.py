@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 
-from ghn_fast.deepnets import DeepNets, architecture_key, generate, sample_config
+from ghn_fast.deepnets import (
+    DeepNets,
+    SampledNets,
+    architecture_key,
+    generate,
+    held_out_keys,
+    sample_config,
+)
 from ghn_fast.deepnets.files.generate import make_record
 from ghn_fast.deepnets.files.hdf5 import Record
 
@@ -177,3 +184,16 @@ def test_packed_files_exclude_architectures(tmp_path: Path) -> None:
     assert nets[1].config == sample_config("train", 1, 0, exclude={key})
     assert nets[1].config != sample_config("train", 1, 0)
     assert nets[2].config == sample_config("train", 2, 0)
+
+
+def test_files_of_train_hold_no_architecture_for_testing(tmp_path: Path) -> None:
+    # The first that is in `test`, too.
+    clash = 1106
+    assert architecture_key(sample_config("train", clash, 0)) in held_out_keys()
+    nets = DeepNets(generate("train", clash + 1, tmp_path), "train")
+    assert architecture_key(nets[clash].config) not in held_out_keys()
+    assert nets[clash].config == SampledNets("train", clash + 1, 0)[clash].config
+    assert nets[clash - 1].config == sample_config("train", clash - 1, 0)
+    # Whoever says what to leave out gets just that.
+    everything = SampledNets("train", clash + 1, 0, exclude=())
+    assert everything[clash].config == sample_config("train", clash, 0)

@@ -19,6 +19,7 @@ from ghn_fast.deepnets.files.formats import choose_format
 from ghn_fast.deepnets.files.hdf5 import Record
 from ghn_fast.deepnets.files.packed import Chunk
 from ghn_fast.deepnets.files.writing import hdf5_record, make_chunk, new_files
+from ghn_fast.deepnets.sampling.held_out import left_out
 from ghn_fast.deepnets.sampling.sampler import sample_config
 from ghn_fast.deepnets.sampling.splits import check_split
 
@@ -43,7 +44,7 @@ def generate(
     workers: int = 1,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
-    exclude: Collection[str] = frozenset(),
+    exclude: Collection[str] | None = None,
     overwrite: bool = False,
     format: str = "auto",
 ) -> Path:
@@ -63,7 +64,8 @@ def generate(
         seed: Seed of the data set; see :func:`ghn_fast.deepnets.sample_config`.
         progress: Called with the number of finished architectures, after each one, in the packed
             format after every 64.
-        exclude: Keys of architectures that must not come up.
+        exclude: Keys of architectures that must not come up. If not set, ``train`` is made without
+            :func:`ghn_fast.deepnets.held_out_keys`, and nothing is left out of other splits.
         overwrite: Whether to replace existing files of the split, in either format.
         format: The format: ``packed`` (:mod:`ghn_fast.deepnets.files.packed`), ``hdf5`` (the
             published one, :mod:`ghn_fast.deepnets.files.hdf5`), or ``auto``: packed for ``train``
@@ -82,7 +84,7 @@ def generate(
     for name, value, least in (("count", count, 1), ("workers", workers, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: got {value!r}, needs an integer of at least {least}")
-    job = _Job(split, seed, frozenset(exclude), choose_format(format, split))
+    job = _Job(split, seed, left_out(split, exclude), choose_format(format, split))
     with _Interrupts() as interrupts, new_files(out, split, job.format, seed, overwrite) as writer:
         alone = workers == 1
         parts = _make(job, 0, count) if alone else _parallel(job, count, workers, interrupts)

@@ -19,8 +19,9 @@ from ghn_fast.deepnets.files.hdf5 import SplitFile
 from ghn_fast.deepnets.files.packed import PackFile
 from ghn_fast.deepnets.loading.items import ArchItem
 from ghn_fast.deepnets.loading.predefined import PredefinedItem, ResNet50Item
-from ghn_fast.deepnets.sampling.sampler import architecture_key, sample_config
-from ghn_fast.deepnets.sampling.splits import SPACES, SPLIT_SIZES, check_split
+from ghn_fast.deepnets.sampling.held_out import left_out
+from ghn_fast.deepnets.sampling.sampler import sample_config
+from ghn_fast.deepnets.sampling.splits import SPACES, check_split
 from ghn_fast.graph.rules import GraphRules
 
 SPLITS: Final[tuple[str, ...]] = (*SPACES, "predefined")
@@ -165,7 +166,8 @@ class SampledNets(ArchSequence):
         seed: Seed of the data set; see :func:`ghn_fast.deepnets.sample_config`.
         virtual_edges, rules: See :class:`ArchSequence`.
         exclude: Keys of architectures that must not come up; see
-            :func:`ghn_fast.deepnets.architecture_key`.
+            :func:`ghn_fast.deepnets.architecture_key`. If not set, ``train`` is sampled without
+            :func:`ghn_fast.deepnets.held_out_keys`, and nothing is left out of other splits.
 
     Raises:
         ValueError: If an argument is not valid.
@@ -178,7 +180,7 @@ class SampledNets(ArchSequence):
         seed: int,
         virtual_edges: int = 50,
         *,
-        exclude: Collection[str] = frozenset(),
+        exclude: Collection[str] | None = None,
         rules: GraphRules = GraphRules.GHN2,
     ) -> None:
         check_split(split)
@@ -188,7 +190,7 @@ class SampledNets(ArchSequence):
                 raise ValueError(f"{name}: got {value!r}, needs an integer of at least {least}")
         self._count = count
         self.seed = seed
-        self.exclude = frozenset(exclude)
+        self.exclude = left_out(split, exclude)
 
     def __len__(self) -> int:
         return self._count
@@ -204,20 +206,6 @@ class SampledNets(ArchSequence):
             widening=_widening(self.split),
             rules=self.rules,
         )
-
-
-def held_out_keys(seed: int = 0) -> frozenset[str]:
-    """Keys of all architectures of the splits for testing, of the published sizes, for a seed.
-
-    Small architectures can come up in two splits by chance. Sampling for training excludes these,
-    so that the test architectures that ``ghn-fast evaluate`` samples by default have never been
-    trained on. (``wide`` has the structures of ``test``.)
-    """
-    return frozenset(
-        architecture_key(sample_config(split, index, seed))
-        for split in ("test", "deep", "dense", "bnfree")
-        for index in range(SPLIT_SIZES[split])
-    )
 
 
 def _widening(split: str) -> tuple[int, int]:
