@@ -58,7 +58,15 @@ def count(run: Callable[[], Any], device: str) -> dict[str, int]:
     Args:
         run: The call.
         device: ``cpu`` or ``cuda``.
+
+    Raises:
+        RuntimeError: If this process allocates memory by what torch's profiler does not see.
     """
+    if not _profiled(lambda: torch.empty(1), "cpu")["allocations"]:
+        raise RuntimeError(
+            "allocations cannot be counted here: meta-training has installed the allocator that "
+            "keeps freed memory; count in a process of its own"
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -79,6 +79,17 @@ def check_out(folder: Path) -> None:
         raise ValueError(f"--out: got {folder}, but {existing} cannot be written to")
 
 
+def check_out_file(path: Path, suffix: str) -> None:
+    """Refuse a file that cannot be written, or whose name says another format, before the work."""
+    check_out(path.parent)
+    if path.is_dir():
+        raise ValueError(f"--out: got {path}, which is a folder; needs a file, NAME{suffix}")
+    if path.suffix not in ("", suffix):
+        raise ValueError(
+            f"--out: got {path}, needs a name that ends in {suffix}, which is what is written"
+        )
+
+
 def check_device(name: str) -> None:
     """Refuse a device that is not there before the work, not in it."""
     import torch

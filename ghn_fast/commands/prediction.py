@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghn_fast.commands.common import DeepNetsFolder, ImageSize, ModelName, check_out
+from ghn_fast.commands.common import DeepNetsFolder, ImageSize, ModelName, check_out_file
 from ghn_fast.commands.output import make_console, say
 
 if TYPE_CHECKING:
@@ -47,12 +47,11 @@ def predict(
     import torch
 
     from ghn_fast.hypernet import from_pretrained
-    from ghn_fast.hypernet.parameter_file import check_parameter_file, save_parameters
+    from ghn_fast.hypernet.parameter_file import save_parameters
     from ghn_fast.models import resolve
 
     if out is not None:
-        check_out(out.parent)
-        check_parameter_file(out)
+        check_out_file(out, ".safetensors")
     ghn = from_pretrained(ckpt)
     classes = num_classes or ghn.config.num_classes
     named = resolve(model, num_classes=classes, image_size=input_size, deepnets=deepnets, seed=seed)

@@ -14,8 +14,6 @@ from ghn_fast.hypernet.report import PredictionReport
 from ghn_fast.utils.files import write_atomically
 from ghn_fast.utils.json_files import to_json
 
-SUFFIX = ".safetensors"
-
 
 def provenance(
     report: PredictionReport,
@@ -46,20 +44,6 @@ def provenance(
         "report": to_json(report),
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-def check_parameter_file(path: Path) -> None:
-    """Refuse a name that parameters cannot be written to, or that says another format.
-
-    Raises:
-        ValueError: If it is a folder, or has another ending than ``.safetensors``.
-    """
-    if path.is_dir():
-        raise ValueError(f"--out: got {path}, which is a folder; needs a file, NAME{SUFFIX}")
-    if path.suffix not in ("", SUFFIX):
-        raise ValueError(
-            f"--out: got {path}, needs a name that ends in {SUFFIX}, which is what is written"
-        )
 
 
 def parameter_bytes(model: nn.Module, metadata: dict[str, str]) -> bytes:

@@ -11,6 +11,7 @@ from torch import nn
 from ghn_fast.deepnets import ArchItem
 from ghn_fast.graph import ArchGraph
 from ghn_fast.hypernet.ghn import GHN
+from ghn_fast.utils.modes import evaluation_mode
 from ghn_fast.vision import ImageSplits, evaluate_networks
 
 
@@ -40,9 +41,7 @@ def evaluate_ghn(
             ghn.predict(model, graph)
 
     start = time.perf_counter()
-    training = ghn.training
-    ghn.eval()
-    try:
+    with evaluation_mode(ghn):
         report = evaluate_networks(
             items,
             fill,
@@ -54,8 +53,6 @@ def evaluate_ghn(
             seed=seed,
             workers=workers,
         )
-    finally:
-        ghn.train(training)
     top1, top5 = report.predicted, report.predicted_top5
     return {
         "top1": top1.mean if top1 else None,

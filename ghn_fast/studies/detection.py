@@ -17,6 +17,7 @@ from ghn_fast.studies.initialisation import check_init, initialise
 from ghn_fast.studies.jobs import refuse_repeats
 from ghn_fast.studies.networks import Network
 from ghn_fast.utils.errors import one_line
+from ghn_fast.utils.modes import evaluation_mode
 from ghn_fast.utils.optional import require
 from ghn_fast.utils.seeds import derive_seed
 from ghn_fast.utils.settings import Section, setting
@@ -145,8 +146,7 @@ def average_precision(model: nn.Module, images: BoxedImages, device: torch.devic
         ModuleNotFoundError: If torchmetrics or pycocotools is not installed.
     """
     measure = _metric()
-    model.eval()
-    with torch.inference_mode():
+    with evaluation_mode(model), torch.no_grad():
         for index in range(len(images)):
             found = model([images.image(index).to(device)])[0]
             predicted = {key: found[key].cpu() for key in ("boxes", "scores", "labels")}

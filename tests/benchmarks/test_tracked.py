@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +87,26 @@ def test_counts_of_a_hand_counted_function() -> None:
     found = counting.count(run, "cpu")
     # A view moves nothing; the sum reads 32 elements and writes 16, and so does the product.
     assert found == {"calls": 3, "moved_bytes": 384, "allocations": 2, "allocated_bytes": 128}
+
+
+@pytest.mark.extension
+def test_allocations_that_nobody_sees_are_not_counted_as_none() -> None:
+    script = """
+import torch
+from ghn_fast.metatrain.memory import keep_freed_memory
+from suite import counting
+keep_freed_memory()
+counting.count(lambda: torch.ones(2), "cpu")
+"""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "allocations cannot be counted here" in done.stderr
 
 
 def planted_tree(folder: Path, plant: Callable[[Path], None]) -> Path:

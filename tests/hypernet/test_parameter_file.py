@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ghn_fast.hypernet.parameter_file import check_parameter_file, provenance, save_parameters
+from ghn_fast.hypernet.parameter_file import provenance, save_parameters
 from ghn_fast.hypernet.report import PredictionReport
 
 REPORT = PredictionReport(["0.weight"], {"0.bias": "it stays"})
@@ -48,14 +48,3 @@ def test_what_is_not_finite_is_null_in_json() -> None:
     found = json.loads(text, parse_constant=refuse)
     assert found["seconds"] == {"total": None}
     assert (found["predicted"], found["skipped"]) == (REPORT.predicted, REPORT.skipped)
-
-
-def test_names_of_files(tmp_path: Path) -> None:
-    check_parameter_file(tmp_path / "net.safetensors")
-    check_parameter_file(tmp_path / "net")
-    check_parameter_file(Path("/dev/null"))
-    for name in ("net.pt", "net.pth", "net.bin", "net.safetensors.tmp"):
-        with pytest.raises(ValueError, match=r"needs a name that ends in \.safetensors"):
-            check_parameter_file(tmp_path / name)
-    with pytest.raises(ValueError, match="which is a folder"):
-        check_parameter_file(tmp_path)
