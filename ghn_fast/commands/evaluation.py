@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghn_fast.commands.common import (
+    INTERRUPTED,
     MOST,
     DataRoot,
     Dataset,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ghn_fast.graph import ArchGraph
     from ghn_fast.hypernet import GHN
     from ghn_fast.vision import ArchitectureResult, EvaluationReport, ImageSplits
+    from ghn_fast.vision.record_file import RecordFile
 
 
 class EvaluationSplit(StrEnum):
@@ -81,11 +83,15 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", help="Folder for results.")] = Path("evaluation"),
     device: Device = "cpu",
 ) -> dict[str, Any]:
-    """Accuracy of predicted networks on held-out images."""
+    """Accuracy of predicted networks on held-out images.
+
+    After an interruption the same command goes on with the architectures that are missing.
+    """
     from ghn_fast.deepnets import SPLIT_SIZES
     from ghn_fast.hypernet import from_pretrained
     from ghn_fast.utils import distributed
     from ghn_fast.vision import load_images
+    from ghn_fast.vision.record_file import RecordFile
 
     check_device(device)
     check_out(out)
@@ -95,7 +101,15 @@ def evaluate(
     splits = load_images(dataset, data_root, image_size=image_size)
     name = split.value
     count = limit or min(SPLIT_SIZES.get(name, MOST), MOST)
-    with distributed.job(device), make_progress(show=main_process) as progress:
+    settings: dict[str, Any] = {"deepnets": deepnets, "batch_size": batch_size, "seed": seed}
+    settings |= {"baseline": baseline, "device": device, "precision": precision}
+    settings |= {"statistics_batches": statistics_batches, "noise": noise}
+    stem = results_stem(name, dataset)
+    with (
+        distributed.job(device),
+        RecordFile(out, stem, about_evaluation(ghn, name, splits, **settings)) as records,
+        make_progress(show=main_process) as progress,
+    ):
         task = progress.add_task(f"{name} architectures", total=None, info="")
 
         def on_result(done: int, total: int, record: ArchitectureResult) -> None:
@@ -104,28 +118,19 @@ def evaluate(
             done = min(done * distributed.world_size(), total)
             progress.update(task, completed=done, total=total, info=info)
 
-        report = evaluate_split(
-            ghn,
-            name,
-            splits,
-            deepnets=deepnets,
-            count=count,
-            batch_size=batch_size,
-            seed=seed,
-            baseline=baseline,
-            device=device,
-            on_result=on_result,
-            statistics_batches=statistics_batches,
-            noise=noise,
-            precision=precision,
-        )
-    if not main_process:
-        return {"main_process": False}
-    kind, _, folder = dataset.partition(":")
-    stem = "-".join(filter(None, (name, kind, Path(folder).name)))
-    report.ckpt, report.split = ckpt, name
-    out.mkdir(parents=True, exist_ok=True)
-    report.to_json(out / f"{stem}.json")
+        try:
+            report = evaluate_split(
+                ghn, name, splits, count=count, on_result=on_result, records=records, **settings
+            )
+        except KeyboardInterrupt:
+            done = len(records.known())
+            typer.echo(f"interrupted after {done} of {count}; the same command goes on", err=True)
+            raise UnfinishedError({"done": done, "of": count}, INTERRUPTED) from None
+        if not main_process:
+            return {"main_process": False}
+        report.ckpt, report.split = ckpt, name
+        out.mkdir(parents=True, exist_ok=True)
+        report.to_json(out / f"{stem}.json")
     print_evaluation(report, f"{ckpt} on {name}")
     written = [out / f"{stem}.json"]
     if report.predicted is not None:
@@ -135,6 +140,46 @@ def evaluate(
     if report.predicted is None:
         raise UnfinishedError(result, 1)
     return result
+
+
+def results_stem(split: str, dataset: str) -> str:
+    """The name of the results of a split, without a suffix."""
+    kind, _, folder = dataset.partition(":")
+    return "-".join(filter(None, (split, kind, Path(folder).name)))
+
+
+def about_evaluation(
+    ghn: GHN,
+    split: str,
+    splits: ImageSplits,
+    *,
+    deepnets: Path | None,
+    seed: int,
+    device: str,
+    precision: str,
+    **settings: Any,
+) -> dict[str, Any]:
+    """What identifies an evaluation, for :class:`ghn_fast.vision.record_file.RecordFile`.
+
+    The number of architectures is no part of it: fewer are the first ones of more.
+    """
+    import torch
+
+    import ghn_fast
+    from ghn_fast.studies.identity import about_training, fingerprint
+    from ghn_fast.vision.precision import AUTO, choose
+
+    files = [] if deepnets is None else sorted(Path(deepnets).glob("*"))
+    return {
+        "version": ghn_fast.__version__,
+        "torch": torch.__version__,
+        "hypernetwork": fingerprint(ghn),
+        "split": split,
+        "deepnets": [[path.name, path.stat().st_size] for path in files],
+        "device": device.partition(":")[0],
+        "precision": choose(torch.device(device))[0] if precision == AUTO else precision,
+        **about_training(splits, settings, "val" if split == "val" else "test", seed),
+    }
 
 
 def evaluate_split(
@@ -153,6 +198,7 @@ def evaluate_split(
     noise: float = 0.0,
     on_network: Callable[[nn.Module, ArchitectureResult], None] | None = None,
     precision: str = "float32",
+    records: RecordFile | None = None,
 ) -> EvaluationReport:
     """Evaluate predicted networks of a split on held-out images.
 
@@ -171,6 +217,7 @@ def evaluate_split(
         on_result: Called with (done, total, record) after each architecture.
         statistics_batches, noise, on_network, precision: As in
             :func:`ghn_fast.vision.evaluate_networks`.
+        records: Where records are kept, and taken from.
 
     Raises:
         ValueError: If the data set has another number of classes than the hypernetwork.
@@ -196,10 +243,13 @@ def evaluate_split(
         FittedItem(nets[index], splits.num_classes, splits.image_size) for index in range(total)
     ]
     done = 0
+    known = {} if records is None else records.known()
 
     def report_one(record: ArchitectureResult) -> None:
         nonlocal done
         done += 1
+        if records is not None and record.index not in known:
+            records.add(record)
         on_result(done, total, record)
 
     return evaluate_networks(
@@ -216,6 +266,7 @@ def evaluate_split(
         noise=noise,
         on_network=on_network,
         precision=precision,
+        known=known,
     )
 
 

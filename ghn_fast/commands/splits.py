@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,15 +56,17 @@ def evaluate_splits(
 
     Both BatchNorm protocols, images with noise, random initialisation, and how much the predicted
     weights of different networks differ. Writes OUT/splits.json after each split, and
-    OUT/splits.png. Ctrl-C keeps the splits that are done.
+    OUT/splits.png. Ctrl-C keeps the splits that are done, and the same command goes on with the
+    architectures that are missing.
     """
-    from ghn_fast.commands.evaluation import evaluate_split
+    from ghn_fast.commands.evaluation import about_evaluation, evaluate_split, results_stem
     from ghn_fast.deepnets import SPLIT_SIZES
     from ghn_fast.deepnets import SPLITS as KNOWN
     from ghn_fast.hypernet import from_pretrained
     from ghn_fast.studies import all_splits
     from ghn_fast.utils.json_files import write_json
     from ghn_fast.vision import load_images
+    from ghn_fast.vision.record_file import RecordFile
 
     chosen = split or list(all_splits.SPLITS)
     for name in chosen:
@@ -78,7 +81,7 @@ def evaluate_splits(
     told: dict[str, Any] = {"ckpt": ckpt, "dataset": dataset, "noise": noise, "seed": seed}
     told |= {"statistics_batches": statistics_batches, "batch_size": batch_size}
     told |= {"image_size": splits.image_size, "precision": precision}
-    with make_progress() as progress:
+    with ExitStack() as kept, make_progress() as progress:
 
         def evaluate(name: str, on_network: Any) -> EvaluationReport:
             task = progress.add_task(f"{name} architectures", total=None, info="")
@@ -87,21 +90,20 @@ def evaluate_splits(
                 info = record.error or f"top-1 {record.top1:.1f} %"
                 progress.update(task, completed=done, total=total, info=info)
 
+            settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "baseline": True}
+            settings |= {"deepnets": None if name == "predefined" else deepnets, "device": device}
+            settings |= {"statistics_batches": statistics_batches, "noise": noise}
+            settings |= {"precision": precision}
+            about = about_evaluation(ghn, name, splits, **settings)
             return evaluate_split(
                 ghn,
                 name,
                 splits,
-                deepnets=None if name == "predefined" else deepnets,
                 count=min(limit, SPLIT_SIZES.get(name, limit)),
-                batch_size=batch_size,
-                seed=seed,
-                baseline=True,
-                device=device,
                 on_result=on_result,
-                statistics_batches=statistics_batches,
-                noise=noise,
                 on_network=on_network,
-                precision=precision,
+                records=kept.enter_context(RecordFile(out, results_stem(name, dataset), about)),
+                **settings,
             )
 
         def keep(done: list[SplitRow]) -> None:
@@ -113,6 +115,7 @@ def evaluate_splits(
             all_splits.evaluate_splits(evaluate, chosen, keep)
         except KeyboardInterrupt:
             interrupted = True
+            kept.pop_all()  # the records stay
     narrow = "" if precision == "float32" else f", networks in {precision}"
     print_table(splits_table(rows, f"{ckpt}, {dataset}{narrow}", noise))
     written = []
@@ -121,7 +124,7 @@ def evaluate_splits(
         say_written(written)
     result = {**told, "rows": [row.to_dict() for row in rows], "written": written}
     if interrupted:
-        typer.echo(f"interrupted after {len(rows)} rows", err=True)
+        typer.echo(f"interrupted after {len(rows)} rows; the same command goes on", err=True)
         raise UnfinishedError(result, INTERRUPTED)
     return result
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines with an entry ``step``; one cut off by a crash is left out.
+def read_lines(path: Path, entry: str = "step") -> list[dict[str, Any]]:
+    """All complete lines that have an entry; one cut off by a crash is left out.
 
     A file that is not there has none.
     """
@@ -20,6 +20,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             values = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(values, dict) and "step" in values:
+        if isinstance(values, dict) and entry in values:
             result.append(values)
     return result

@@ -180,6 +180,7 @@ def evaluate_networks(
     noise: float = 0.0,
     on_network: Callable[[nn.Module, ArchitectureResult], None] | None = None,
     precision: str = "float32",
+    known: Mapping[int, ArchitectureResult] | None = None,
 ) -> EvaluationReport:
     """Evaluate architectures with predicted parameters, and with random ones beside them.
 
@@ -214,6 +215,9 @@ def evaluate_networks(
         precision: What the networks compute in, one of
             :data:`ghn_fast.vision.precision.PRECISIONS`, or ``auto`` for what is fastest on the
             device. Parameters are predicted in float32.
+        known: Records of an earlier call with the same arguments, by the index of their
+            architecture (:class:`ghn_fast.vision.record_file.RecordFile`). They are taken over
+            where the name is the same, too; networks are then predicted for ``on_network`` alone.
 
     Raises:
         ValueError: If ``images``, ``limit``, ``statistics_batches``, ``noise``, ``precision`` or
@@ -258,8 +262,18 @@ def evaluate_networks(
     rank, size = distributed.rank(), distributed.world_size()
     for item in itertools.islice(items, rank, limit, size):
         record = ArchitectureResult(index=int(item.index), name=str(item.name))
+        before = (known or {}).get(record.index)
         try:
-            _evaluate_item(record, item, predict, splits, batches, device, baseline, seed, extra)
+            if before is not None and before.name == record.name:
+                if on_network is not None:
+                    model = _build(item, splits, device, seed)
+                    predict(model, item.graph)
+                    on_network(model, before)
+                record = before
+            else:
+                _evaluate_item(
+                    record, item, predict, splits, batches, device, baseline, seed, extra
+                )
         except Exception as error:
             record.error = one_line(error)
             if device.type == "cuda":
@@ -368,16 +382,7 @@ def _evaluate_item(
     extra: _Extra,
 ) -> None:
     """Fill a record step by step, so that it keeps what was known before an error."""
-    with torch.random.fork_rng(devices=[]):
-        # Built on the CPU, so that the generators of accelerators need not be touched.
-        initial = seeded_generator("initialise", seed, record.index).initial_seed()
-        torch.default_generator.manual_seed(initial)
-        model = item.build(num_classes=splits.num_classes, image_size=splits.image_size)
-    model.to(device)
-    # Convolutions read and write images with channels last faster, on CPUs and on GPUs.
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    model = _build(item, splits, device, seed)
     record.num_params = sum(parameter.numel() for parameter in model.parameters())
     use_batch_statistics(model)
     if baseline:
@@ -396,6 +401,21 @@ def _evaluate_item(
     record.top1, record.top5, record.loss = result.top1, result.top5, result.loss
     record.finite = result.finite
     extra.measure(record, model, batches, device)
+
+
+def _build(item: EvaluationItem, splits: ImageSplits, device: torch.device, seed: int) -> nn.Module:
+    """The network with its random initialisation."""
+    with torch.random.fork_rng(devices=[]):
+        # Built on the CPU, so that the generators of accelerators need not be touched.
+        initial = seeded_generator("initialise", seed, int(item.index)).initial_seed()
+        torch.default_generator.manual_seed(initial)
+        model = item.build(num_classes=splits.num_classes, image_size=splits.image_size)
+    model.to(device)
+    # Convolutions read and write images with channels last faster, on CPUs and on GPUs.
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def _now(device: torch.device) -> float:

@@ -9,10 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ghn_fast.utils.errors import one_line
 from ghn_fast.utils.modes import evaluation_mode
 from ghn_fast.vision.images import SMALL_IMAGE
 
 M = TypeVar("M", bound=nn.Module)
+
+# Sides in pixels of the images that networks are made for.
+USUAL_SIZES = (32, 64, 96, 128, 224, 256, 299, 384)
 
 
 def fit_to_images(model: M, image_size: int) -> M:
@@ -32,9 +36,10 @@ def fit_to_images(model: M, image_size: int) -> M:
       goes;
     - all others (MNASNet, ConvNeXt, EfficientNet, RegNet, ...), and networks that have the name of
       such a family but another layout: the first convolution has stride 1, and so have those beside
-      it (RepVGG).
-
-    A network with positional encodings that was built for the size keeps the stem that it has.
+      it (RepVGG). If the network then takes no such images, its first max pooling goes, too
+      (Inception); if that does not serve either, it keeps the stem that it has: so a network with
+      positional encodings or windows that was built for the size stays as it is, as does one that
+      says so (an attribute ``img_size`` or ``image_size``).
 
     Beside that the network gets the attribute ``input_shape``, from which a hypernetwork knows what
     to capture.
@@ -47,9 +52,10 @@ def fit_to_images(model: M, image_size: int) -> M:
         ``model``.
 
     Raises:
-        ValueError: If ``image_size`` is below 8, the network has positional encodings of another
-            image size (it has to be built for this one), no convolution reads images of three
-            channels, or a kernel to be cut is computed from other parameters (``weight_norm``).
+        ValueError: If ``image_size`` is below 8, the network takes larger images and none of this
+            size, because of positional encodings or windows, for example (it has to be built for
+            this one), no convolution reads images of three channels, or a kernel to be cut is
+            computed from other parameters (``weight_norm``). The network is as it was, then.
         TypeError: If ``model`` is no module or ``image_size`` no integer.
 
     Examples:
@@ -68,11 +74,13 @@ def fit_to_images(model: M, image_size: int) -> M:
     if image_size < 8:
         raise ValueError(f"image_size: got {image_size}, needs at least 8 pixels")
     if image_size < SMALL_IMAGE:
-        first = _first_convolution(model)
-        if _encodes_positions(model, first):
-            _fit_positions(model, first, image_size)
+        fit = _FITS.get(_kind(model))
+        if _built_for(model, image_size):
+            pass
+        elif fit is None or _encodes_positions(model):
+            _fit_by_trial(model, image_size)
         else:
-            _FITS.get(_kind(model), _fit_first)(model)
+            fit(model)
     model.input_shape = (3, image_size, image_size)  # type: ignore[assignment]
     return model
 
@@ -95,56 +103,95 @@ def _first_convolution(model: nn.Module) -> nn.Conv2d:
     )
 
 
-def _cuts_patches(first: nn.Conv2d) -> bool:
-    """Whether a convolution cuts images into patches that are too large for small images."""
+def _built_for(model: nn.Module, image_size: int) -> bool:
+    """Whether a network says that its images have this size, as timm's and torchvision's do."""
+    values = [
+        getattr(module, name, None)
+        for module in model.modules()
+        for name in ("img_size", "image_size")
+    ]
+    return any(
+        value == image_size if isinstance(value, int) else tuple(value) == (image_size, image_size)
+        for value in values
+        if isinstance(value, (int, tuple, list))
+    )
+
+
+def _cuts_patches(model: nn.Module) -> bool:
+    """Whether the first convolution cuts images into patches that are too large for small ones."""
+    first = _first_convolution(model)
     return first.stride == first.kernel_size and first.stride[0] > 4
 
 
-def _encodes_positions(model: nn.Module, first: nn.Conv2d) -> bool:
-    return _cuts_patches(first) or any("pos_emb" in key for key, _ in model.named_parameters())
+def _encodes_positions(model: nn.Module) -> bool:
+    return _cuts_patches(model) or any("pos_emb" in key for key, _ in model.named_parameters())
 
 
-def _fit_positions(model: nn.Module, first: nn.Conv2d, image_size: int) -> None:
-    """Find out whether a network with positional encodings takes images of a size.
+def _fit_by_trial(model: nn.Module, image_size: int) -> None:
+    """Change the stem of a network of no known family, and see whether it takes the images.
 
     Encodings that are computed (EdgeNeXt) take the larger map of features that stride 1 gives;
-    those with a value for each position fit one size of images, and the stem that the network has.
+    those with a value for each position, and windows, fit one size of images and the stem that the
+    network has.
     """
-    stride = first.stride
-    if not _cuts_patches(first):
-        first.stride = (1, 1)
-        if _takes(model, first, image_size):
+    kept = [(layer, layer.stride) for layer in _first_convolutions(model)]
+    pooling = next((n for n, m in model.named_modules() if isinstance(m, nn.MaxPool2d)), None)
+    error = None
+    if not _cuts_patches(model):
+        _fit_first(model)
+        error = _failure(model, image_size)
+        if error is None:
             return
-        first.stride = stride
-    if not _takes(model, first, image_size):
-        layer = next(name for name, module in model.named_modules() if module is first)
-        raise ValueError(
-            f"model: {type(model).__name__} cuts images into patches (layer '{layer}') and "
-            "encodes their positions for one image size; build it for the other size "
-            "(image_size= in torchvision, img_size= in timm, and smaller patches)"
-        )
+        if pooling is not None:
+            removed = model.get_submodule(pooling)
+            model.set_submodule(pooling, nn.Identity())
+            if _failure(model, image_size) is None:
+                return
+            model.set_submodule(pooling, removed)
+        for layer, stride in kept:
+            layer.stride = stride
+    as_it_was = _failure(model, image_size)
+    if as_it_was is None:
+        return
+    error = as_it_was if error is None else error
+    if _cuts_patches(model):
+        name = next(n for n, m in model.named_modules() if m is kept[0][0])
+        why = f"cuts images into patches (layer '{name}') and encodes their positions for one size"
+    elif _encodes_positions(model) or any(_failure(model, n) is None for n in USUAL_SIZES):
+        why = f"takes none of {image_size}×{image_size} pixels ({one_line(error)})"
+    else:
+        # It takes no image alone, of whatever size (it has other inputs, too), so nothing is known.
+        _fit_first(model)
+        return
+    raise ValueError(
+        f"model: {type(model).__name__} was made for images of another size: it {why}; build it "
+        "for this one (image_size= in torchvision, img_size= in timm, smaller patches or windows)"
+    ) from error
 
 
-def _takes(model: nn.Module, first: nn.Conv2d, image_size: int) -> bool:
-    """Whether a forward pass of an image of a size succeeds."""
-    weight = first.weight
+def _failure(model: nn.Module, image_size: int) -> Exception | None:
+    """The error of a forward pass of an image of a size, if there is one."""
+    weight = _first_convolution(model).weight
     image = torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype)
     with evaluation_mode(model), torch.no_grad():
         try:
             model(image)
-        except Exception:  # whatever a network of anybody raises for other sizes
-            return False
-    return True
+        except Exception as error:  # whatever a network of anybody raises for other sizes
+            return error
+    return None
 
 
-def _fit_first(model: nn.Module) -> None:
+def _first_convolutions(model: nn.Module) -> list[nn.Conv2d]:
+    """The first convolution and those beside it: branches that are added up stay of one size."""
     first = _first_convolution(model)
     like = (first.stride, first.out_channels)
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    for layer in convolutions:
-        # Branches that are added up read the image side by side, and stay of one size.
-        if layer.in_channels == 3 and (layer.stride, layer.out_channels) == like:
-            layer.stride = (1, 1)
+    return [c for c in convolutions if c.in_channels == 3 and (c.stride, c.out_channels) == like]
+
+
+def _fit_first(model: nn.Module) -> None:
+    for layer in _first_convolutions(model):
+        layer.stride = (1, 1)
 
 
 def _shrink_kernel(layer: nn.Conv2d, side: int = 3) -> None:

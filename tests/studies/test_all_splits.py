@@ -16,6 +16,7 @@ from command_line import Run
 from ghn_fast.studies.diversity import WeightDiversity
 from ghn_fast.studies.networks import Network
 from ghn_fast.vision import (
+    ArchitectureResult,
     ImageSplits,
     accuracy,
     collect_running_statistics,
@@ -131,6 +132,28 @@ def test_training_images_are_drawn_once_for_all_networks(
     assert len(passes) == 2 * 2 + 1
     last = report.records[-1]
     assert (last.running_top1, last.running_top5) == (last.top1, last.top5)
+
+
+def test_known_records_are_taken_for_their_architecture_alone(
+    splits: ImageSplits, network: Network
+) -> None:
+    items = [Item(network, index, f"net-{index}") for index in range(3)]
+    known = {
+        0: ArchitectureResult(0, "net-0", top1=1.0),
+        1: ArchitectureResult(1, "else", top1=2.0),
+    }
+    predicted, shown = [], []
+    report = evaluate_networks(
+        items, lambda model, graph: predicted.append(model), splits, baseline=False, known=known,
+        on_network=lambda model, record: shown.append((record.name, model)),
+    )  # fmt: skip
+    assert report.records[0] is known[0]
+    assert [record.name for record in report.records] == ["net-0", "net-1", "net-2"]
+    assert report.records[1].top1 not in (None, 2.0)
+    assert shown == list(zip(["net-0", "net-1", "net-2"], predicted, strict=True))
+    predicted.clear()
+    evaluate_networks(items[:1], lambda m, g: predicted.append(m), splits, known=known)
+    assert predicted == []
 
 
 def _without_norms(network: Network, classes: int, size: int) -> nn.Module:

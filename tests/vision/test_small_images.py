@@ -17,7 +17,8 @@ torchvision = pytest.importorskip("torchvision")
 
 
 def built(name: str) -> nn.Module:
-    extra = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    inception = name in ("googlenet", "inception_v3")
+    extra = {"init_weights": False, "aux_logits": False} if inception else {}
     with torch.device("meta"):
         return torchvision.models.get_model(name, num_classes=10, **extra)
 
@@ -52,6 +53,8 @@ def trunk_side(model: nn.Module, side: int) -> int:
         ("googlenet", 7, 4),
         ("mnasnet0_5", 7, 2),
         ("convnext_tiny", 7, 3),
+        ("inception_v3", 5, 2),  # nothing is left of a map of 5 with its first pooling
+        ("swin_t", 56, 29),  # after its only convolution
     ],
 )
 def test_small_images_keep_their_positions(name: str, before: int, after: int) -> None:
@@ -160,7 +163,7 @@ def test_positions_of_that_size_are_left_alone() -> None:
     assert fit_to_images(model, 32).conv_proj.stride == (4, 4)
     assert torch.equal(model.eval()(images), kept.eval()(images))
     for size in (28, 48):
-        with pytest.raises(ValueError, match="build it for the other size"):
+        with pytest.raises(ValueError, match="build it for this one"):
             fit_to_images(vit(32), size)
 
 
@@ -187,9 +190,73 @@ def test_positions_that_are_computed_take_more_of_them() -> None:
     assert not model.training and model.stem.training
 
 
+class Windows(nn.Module):
+    """A network whose maps of features have to be cut into windows of a side."""
+
+    def __init__(self, window: int, stride: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=stride, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.window = window
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.stem(x))
+        assert x.shape[2] % self.window == 0, f"{x.shape[2]} is no multiple of {self.window}"
+        return x.mean((2, 3))
+
+
+def test_windows_decide_what_of_the_stem_goes() -> None:
+    # Maps of 16 with stride 1, of 32 without the pooling beside, of 4 with the stem as it was.
+    for window, stride, pooling in ((16, 1, nn.MaxPool2d), (32, 1, nn.Identity)):
+        model = fit_to_images(Windows(window), 32)
+        assert (model.stem.stride, type(model.pool)) == ((stride, stride), pooling)
+    model = fit_to_images(Windows(12, stride=2), 48)
+    assert model.stem.stride == (1, 1)
+    model = fit_to_images(Windows(9), 36)
+    assert model.stem.stride == (1, 1)
+    model = Windows(7)
+    with pytest.raises(ValueError, match=r"takes none of 32×32 pixels \(AssertionError: 16 is no"):
+        fit_to_images(model, 32)
+    assert model.stem.stride == (4, 4) and isinstance(model.pool, nn.MaxPool2d)
+    assert not hasattr(model, "input_shape")
+
+
+class FixedSize(Windows):
+    """A network that was built for images of one size."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        assert x.shape[2] == self.window
+        return x.mean((2, 3))
+
+
+def test_a_network_that_was_built_for_the_size_keeps_its_stem() -> None:
+    model = fit_to_images(FixedSize(8), 32)
+    assert model.stem.stride == (4, 4) and isinstance(model.pool, nn.MaxPool2d)
+    model = Windows(4)  # would take images with stride 1, too
+    model.pool.img_size = (32, 32)
+    assert fit_to_images(model, 32).stem.stride == (4, 4)
+    model.pool.img_size = (64, 64)
+    assert fit_to_images(model, 32).stem.stride == (1, 1)
+
+
+class TwoInputs(Windows):
+    """A network that takes no image alone."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x) + y
+
+
+def test_a_network_with_other_inputs_gets_stride_one() -> None:
+    model = fit_to_images(TwoInputs(16), 32)
+    assert model.stem.stride == (1, 1) and isinstance(model.pool, nn.MaxPool2d)
+
+
 def test_what_cannot_be_fitted_is_refused() -> None:
-    with pytest.raises(ValueError, match="build it for the other size"):
+    with pytest.raises(ValueError, match="build it for this one"):
         fit_to_images(built("vit_b_16"), 32)
+    with pytest.raises(ValueError, match="MaxVit was made for images of another size"):
+        fit_to_images(built("maxvit_t"), 32)
     with pytest.raises(ValueError, match="no convolution that reads images"):
         fit_to_images(nn.Linear(3, 4), 32)
     with pytest.raises(ValueError, match="image_size: got 4"):
@@ -211,3 +278,14 @@ def test_timm(seeded: int) -> None:
     with torch.device("meta"):
         model = timm.create_model("mobilenetv3_small_050", num_classes=10)
     assert fit_to_images(model, 32).conv_stem.stride == (1, 1)
+    with torch.device("meta"):
+        swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=10)
+        small = timm.create_model(
+            "swin_tiny_patch4_window7_224", num_classes=10, img_size=32, window_size=4
+        )
+        inception = timm.create_model("inception_resnet_v2", num_classes=10)
+    with pytest.raises(ValueError, match="img_size= in timm"):
+        fit_to_images(swin, 32)
+    assert fit_to_images(small, 32).patch_embed.proj.stride == (4, 4)
+    fit_to_images(inception, 32)
+    assert inception.eval()(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)

@@ -1,0 +1,159 @@
+"""Evaluations that are interrupted, and go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import ghn_fast
+from command_line import Run
+from ghn_fast.vision import ArchitectureResult, evaluate
+from ghn_fast.vision.record_file import RecordFile
+
+
+def test_records_come_back(tmp_path: Path) -> None:
+    results = [ArchitectureResult(i, f"net-{i}", top1=12.5 + i / 3, loss=0.1) for i in range(4)]
+    results[2].error = "RuntimeError: out of memory"
+    with pytest.raises(KeyboardInterrupt), RecordFile(tmp_path / "new", "test", {"a": 1}) as file:
+        assert file.known() == {}
+        for record in results:
+            file.add(record)
+        raise KeyboardInterrupt
+    (path,) = (tmp_path / "new").iterdir()
+    whole = path.read_bytes()
+    # Cut off within a line, and with lines of something else: what is whole counts.
+    path.write_bytes(whole[:-9])
+    again = RecordFile(tmp_path / "new", "test", {"a": 1})
+    assert again.known() == {i: results[i] for i in (0, 1)}
+    again.add(results[3])
+    path.write_bytes(path.read_bytes() + b'\n[]\n{"index": 7, "colour": 1}\n\xff\xfe\n')
+    assert again.known() == {i: results[i] for i in (0, 1, 3)}
+    for other in (
+        RecordFile(tmp_path / "new", "test", {"a": 2}),
+        RecordFile(tmp_path / "new", "val", {"a": 1}),
+    ):
+        assert other.known() == {}
+        with other:
+            other.add(results[0])
+        assert other.known() == {}
+    with again:
+        pass
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_disk_that_takes_nothing_does_not_end_an_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    file = RecordFile(tmp_path / "file" / "below", "test", {})
+    record = ArchitectureResult(0, "net")
+    with pytest.warns(RuntimeWarning, match="results so far cannot be kept") as warned:
+        file.add(record)
+        file.add(record)
+    assert len(warned) == 1
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> tuple[Any, ...]:
+    """Options of an evaluation of a small hypernetwork on a folder of images."""
+    torch.manual_seed(0)
+    config = ghn_fast.GHNConfig(hid=8, max_shape=(8, 8, 3, 3))
+    ghn_fast.save_pretrained(ghn_fast.GHN(config), tmp_path / "ghn")
+    for part in ("train", "test"):
+        for label in range(10):
+            folder = tmp_path / "images" / part / f"c{label}"
+            folder.mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (8, 8), (25 * label, 80 * i, 0)).save(folder / f"{i}.png")
+    return (
+        "--ckpt", tmp_path / "ghn", "--dataset", f"folder:{tmp_path / 'images'}",
+        "--image-size", 16, "--statistics-batches", 1, "--json", "--limit", 3,
+    )  # fmt: skip
+
+
+class Interruption:
+    """Interrupts an evaluation when a number of networks was evaluated, and counts them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[str] = []
+        self.after = 10**6
+        self._evaluate = evaluate._evaluate_item
+        monkeypatch.setattr(evaluate, "_evaluate_item", self)
+
+    def __call__(self, record: ArchitectureResult, *args: Any) -> None:
+        if len(self.seen) == self.after:
+            raise KeyboardInterrupt
+        self.seen.append(record.name)
+        self._evaluate(record, *args)
+
+    def restart(self, after: int = 10**6) -> None:
+        self.seen, self.after = [], after
+
+
+def without_times(report: dict[str, Any]) -> Any:
+    """A report without its seconds, which no two evaluations share."""
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            timed = ("seconds", "seconds_predict", "seconds_evaluate", "written")
+            return {k: cleaned(v) for k, v in value.items() if k not in timed}
+        return [cleaned(v) for v in value] if isinstance(value, list) else value
+
+    return cleaned(report)
+
+
+def test_evaluate_goes_on(
+    tmp_path: Path, run: Run, command: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = Interruption(monkeypatch)
+    status, whole, error = run("evaluate", *command, "--out", tmp_path / "whole")
+    assert status == 0, error
+    assert networks.seen == ["test-0", "test-1", "test-2"]
+    out = tmp_path / "out"
+    networks.restart(after=2)
+    status, printed, error = run("evaluate", *command, "--out", out)
+    assert status == 130
+    assert "interrupted after 2 of 3; the same command goes on" in error
+    assert json.loads(printed) == {"done": 2, "of": 3}
+
+    # Other settings or images know nothing of it, and leave it.
+    networks.restart(after=0)
+    assert run("evaluate", *command, "--seed", 1, "--out", out)[0] == 130
+    picture = tmp_path / "images" / "test" / "c0" / "0.png"
+    kept = picture.read_bytes()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(picture)
+    assert run("evaluate", *command, "--out", out)[0] == 130
+    picture.write_bytes(kept)
+
+    networks.restart()
+    status, printed, error = run("evaluate", *command, "--out", out)
+    assert status == 0, error
+    assert networks.seen == ["test-2"]
+    assert without_times(json.loads(printed)) == without_times(json.loads(whole))
+    assert not list(out.glob("*.jsonl"))
+
+
+def test_evaluate_splits_goes_on(
+    tmp_path: Path, run: Run, command: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = Interruption(monkeypatch)
+    command = ("evaluate-splits", *command, "--split", "test", "--split", "bnfree")
+    status, whole, error = run(*command, "--out", tmp_path / "whole")
+    assert status == 0, error
+    out = tmp_path / "out"
+    networks.restart(after=4)
+    status, printed, error = run(*command, "--out", out)
+    assert status == 130
+    assert "the same command goes on" in error
+    assert [row["name"] for row in json.loads(printed)["rows"]] == ["test"]
+    networks.restart()
+    status, printed, error = run(*command, "--out", out)
+    assert status == 0, error
+    assert networks.seen == ["bnfree-1", "bnfree-2"]
+    rows = json.loads(printed)["rows"]
+    assert rows[0]["diversity"] is not None
+    assert without_times(json.loads(printed)) == without_times(json.loads(whole))
+    assert not list(out.glob("*.jsonl"))
