@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -38,9 +39,10 @@ def test_is_small_and_comes_with_its_log(name: str) -> None:
         # Nothing of the machine that it was trained on.
         assert config.data.data_root is None
         assert not str(config.init or "").startswith("/")
-        lines = (folder / stage["metrics"]).read_text().splitlines()
-        steps = [json.loads(line)["step"] for line in lines]
-        assert steps == list(range(1, stage["steps"] + 1))
+        with open(folder / stage["metrics"], newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [int(row["step"]) for row in rows] == list(range(1, stage["steps"] + 1))
+        assert all(float(row["loss"]) > 0 and 0 <= float(row["top1"]) <= 100 for row in rows)
 
 
 # Chance is 10 %; a hypernetwork that has learnt something is far above it.
