@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from plot_metrics import medians, read_steps, style, windows
 
 # Colour-blind safe (Okabe and Ito).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def main(picture: Path, runs: list[Path]) -> None:
@@ -28,7 +28,7 @@ def main(picture: Path, runs: list[Path]) -> None:
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         style(axes)
-    panels[0].legend(frameon=False)
+    panels[0].legend(frameon=False, fontsize=8 if len(runs) > 4 else None)
     figure.savefig(picture, dpi=140)
 
 

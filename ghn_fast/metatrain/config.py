@@ -95,8 +95,9 @@ class OptimizerConfig(Section):
     Attributes:
         steps: Number of steps; or give ``epochs``, passes over the training images.
         epochs: See ``steps``; 300 if neither is given.
-        algorithm: ``adam`` as for GHN-2, or ``adamw`` as for GHN-3, whose weight decay is no part
-            of the gradient.
+        algorithm: ``adam`` as for GHN-2; ``adamw`` as for GHN-3, whose weight decay is no part
+            of the gradient; or ``muon``, Muon for matrices and Adam for the rest
+            (:class:`ghn_fast.metatrain.optimizers.MuonWithAdam`).
         lr, weight_decay, grad_clip: Of it, and the norm at which gradients are clipped.
         label_smoothing: Of the cross-entropy of candidate networks.
         norm_penalty: Factor of the sum of the norms of all predicted tensors, which is added to the
@@ -116,7 +117,7 @@ class OptimizerConfig(Section):
 
     steps: int | None = setting(None, least=1, may_change=True)
     epochs: int | None = setting(None, least=1, may_change=True)
-    algorithm: str = setting("adam", choices=("adam", "adamw"))
+    algorithm: str = setting("adam", choices=("adam", "adamw", "muon"))
     lr: float = setting(1e-3, positive=True)
     weight_decay: float = setting(1e-5, least=0)
     grad_clip: float = setting(5.0, positive=True)

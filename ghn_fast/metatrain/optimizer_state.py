@@ -1,4 +1,4 @@
-"""Whether a stored state of Adam is one that it can go on with."""
+"""Whether a stored state of an optimizer is one that it can go on with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_ADAM = frozenset(("exp_avg", "exp_avg_sq", "step"))
+_MUON = frozenset(("momentum_buffer",))
 # What a run may change when it is continued, or sets anew in each step.
 _MAY_DIFFER = frozenset(("lr", "initial_lr"))
 
@@ -18,12 +19,13 @@ def check_optimizer_state(
 ) -> None:
     """Compare a stored state with the parameters that it is for.
 
-    torch compares lengths alone, and its fused step reads and writes as many elements of the
+    torch compares lengths alone, and Adam's fused step reads and writes as many elements of the
     moments as the parameter has, in the order in which they lie in memory.
 
     Args:
         state: What ``optimizer.state_dict()`` gave, from a file.
-        optimizer: Adam, with the parameters that it is to go on with.
+        optimizer: One of :func:`ghn_fast.metatrain.optimizers.make_optimizer`, with the parameters
+            that it is to go on with.
         steps: Steps that the run had done.
         updates: Updates among them, if that is known; before the first there are no moments.
 
@@ -32,7 +34,11 @@ def check_optimizer_state(
     """
     groups = optimizer.state_dict()["param_groups"]
     _check_groups(state["param_groups"], groups)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [
+        (parameter, _MUON if "momentum" in group else _ADAM)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
     moments = state["state"]
     if not isinstance(moments, Mapping):
         raise TypeError(f"state: got a {type(moments).__name__}, needs a mapping")
@@ -40,8 +46,8 @@ def check_optimizer_state(
         numbers = [number for group in groups for number in group["params"]]
         if set(moments) != set(numbers):
             raise ValueError(f"state: has {len(moments)} parameters, needs {len(numbers)}")
-        for number, parameter in zip(numbers, parameters, strict=True):
-            _check_moments(f"state[{number}]", moments[number], parameter, steps)
+        for number, (parameter, entries) in zip(numbers, parameters, strict=True):
+            _check_moments(f"state[{number}]", moments[number], parameter, entries, steps)
 
 
 def _check_groups(stored: Any, groups: list[dict[str, Any]]) -> None:
@@ -55,13 +61,16 @@ def _check_groups(stored: Any, groups: list[dict[str, Any]]) -> None:
             raise ValueError("params: is missing")
 
 
-def _check_moments(where: str, stored: Any, parameter: Tensor, steps: int) -> None:
-    if not isinstance(stored, Mapping) or set(stored) != {"step", *_MOMENTS}:
-        raise ValueError(f"{where}: needs the entries step, {', '.join(_MOMENTS)}")
-    done = stored["step"]
-    if not isinstance(done, Tensor) or done.ndim or not 0 < float(done) <= steps:
-        raise ValueError(f"{where}: step: needs one number from 1 to {steps}")
-    for name in _MOMENTS:
+def _check_moments(
+    where: str, stored: Any, parameter: Tensor, entries: frozenset[str], steps: int
+) -> None:
+    if not isinstance(stored, Mapping) or set(stored) != entries:
+        raise ValueError(f"{where}: needs the entries {', '.join(sorted(entries))}")
+    if "step" in entries:
+        done = stored["step"]
+        if not isinstance(done, Tensor) or done.ndim or not 0 < float(done) <= steps:
+            raise ValueError(f"{where}: step: needs one number from 1 to {steps}")
+    for name in sorted(entries - {"step"}):
         value = stored[name]
         if not isinstance(value, Tensor):
             raise TypeError(f"{where}: {name}: got a {type(value).__name__}, needs a tensor")

@@ -60,7 +60,7 @@ def save_checkpoint(
     folder = run / "checkpoints" / _folder_name(step)
     partial = folder.with_name(f"{_PARTIAL}{folder.name}-{os.getpid()}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    updates = max((int(each["step"]) for each in optimizer.state.values()), default=0)
+    updates = max((int(each.get("step", 0)) for each in optimizer.state.values()), default=0)
     state = {
         "step": step,
         "optimizer": optimizer.state_dict(),

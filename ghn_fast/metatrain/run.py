@@ -29,6 +29,7 @@ from ghn_fast.metatrain.language import is_text, load_text, text_batches
 from ghn_fast.metatrain.memory import keep_freed_memory, keep_primitives, settled
 from ghn_fast.metatrain.metrics import RunLog, read_metrics
 from ghn_fast.metatrain.network_gradients import NetworkGradients
+from ghn_fast.metatrain.optimizers import make_optimizer
 from ghn_fast.metatrain.resume import Saver, list_checkpoints, read_checkpoint, restore
 from ghn_fast.metatrain.step import MetaTrainer, StepResult
 from ghn_fast.ops.backend import resolve
@@ -160,13 +161,8 @@ def _hypernetwork(
     if config.init is not None and fresh:
         load_weights(ghn, from_pretrained(config.init).state_dict(), config.init)
     ghn = ghn.to(device).train()
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    optimizer = kinds[config.optimizer.algorithm](
-        ghn.parameters(),
-        config.optimizer.lr,
-        weight_decay=config.optimizer.weight_decay,
-        fused=True,
-    )
+    settings = config.optimizer
+    optimizer = make_optimizer(settings.algorithm, ghn, settings.lr, settings.weight_decay)
     return ghn, optimizer
 
 
