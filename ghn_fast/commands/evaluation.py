@@ -26,6 +26,7 @@ from ghn_fast.commands.common import (
     picture,
 )
 from ghn_fast.commands.output import UnfinishedError, make_console, say_written
+from ghn_fast.utils.json_files import to_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -123,14 +124,16 @@ def evaluate(
                 ghn, name, splits, count=count, on_result=on_result, records=records, **settings
             )
         except KeyboardInterrupt:
-            done = len(records.known())
-            typer.echo(f"interrupted after {done} of {count}; the same command goes on", err=True)
-            raise UnfinishedError({"done": done, "of": count}, INTERRUPTED) from None
-        if not main_process:
-            return {"main_process": False}
+            if main_process:
+                typer.echo("interrupted; the same command goes on", err=True)
+            raise UnfinishedError({"finished": False}, INTERRUPTED) from None
         report.ckpt, report.split = ckpt, name
-        out.mkdir(parents=True, exist_ok=True)
-        report.to_json(out / f"{stem}.json")
+        if main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            report.to_json(out / f"{stem}.json")
+        distributed.barrier()  # records of all processes stay until the results are there
+    if not main_process:
+        return {"main_process": False}
     print_evaluation(report, f"{ckpt} on {name}")
     written = [out / f"{stem}.json"]
     if report.predicted is not None:
@@ -161,7 +164,8 @@ def about_evaluation(
 ) -> dict[str, Any]:
     """What identifies an evaluation, for :class:`ghn_fast.vision.record_file.RecordFile`.
 
-    The number of architectures is no part of it: fewer are the first ones of more.
+    The architectures are no part of it, which their records tell themselves: fewer are the first
+    ones of more, and files of them may be anywhere.
     """
     import torch
 
@@ -169,13 +173,11 @@ def about_evaluation(
     from ghn_fast.studies.identity import about_training, fingerprint
     from ghn_fast.vision.precision import AUTO, choose
 
-    files = [] if deepnets is None else sorted(Path(deepnets).glob("*"))
     return {
         "version": ghn_fast.__version__,
         "torch": torch.__version__,
         "hypernetwork": fingerprint(ghn),
         "split": split,
-        "deepnets": [[path.name, path.stat().st_size] for path in files],
         "device": device.partition(":")[0],
         "precision": choose(torch.device(device))[0] if precision == AUTO else precision,
         **about_training(splits, settings, "val" if split == "val" else "test", seed),
@@ -243,13 +245,14 @@ def evaluate_split(
         FittedItem(nets[index], splits.num_classes, splits.image_size) for index in range(total)
     ]
     done = 0
-    known = {} if records is None else records.known()
+    told = {item.index: item.architecture for item in items} if records is not None else {}
+    known = {} if records is None else records.known(told)
 
     def report_one(record: ArchitectureResult) -> None:
         nonlocal done
         done += 1
         if records is not None and record.index not in known:
-            records.add(record)
+            records.add(record, told[record.index])
         on_result(done, total, record)
 
     return evaluate_networks(
@@ -287,6 +290,15 @@ class FittedItem:
     def name(self) -> str:
         """Name of the architecture."""
         return str(self.item.name)
+
+    @property
+    def architecture(self) -> str:
+        """Its configuration, if it is made of cells; the name tells others apart."""
+        try:
+            config = self.item.config
+        except (ValueError, OSError):  # of a damaged file, which its evaluation will report
+            config = None
+        return self.name if config is None else to_json(config.to_dict())
 
     @property
     def graph(self) -> ArchGraph:

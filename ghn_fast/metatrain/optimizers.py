@@ -19,10 +19,17 @@ def make_optimizer(
         lr: Learning rate.
         weight_decay: Part of the gradient for ``adam`` (and of what ``muon`` leaves to it),
             decoupled from it otherwise.
+
+    Raises:
+        ValueError: If there is no such algorithm.
     """
     if algorithm == "muon":
         return MuonWithAdam(model, lr, weight_decay)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if algorithm not in kinds:
+        raise ValueError(
+            f"algorithm: got {algorithm!r}, needs one of {', '.join((*kinds, 'muon'))}"
+        )
     return kinds[algorithm](model.parameters(), lr, weight_decay=weight_decay, fused=True)
 
 
@@ -72,6 +79,20 @@ class MuonWithAdam(torch.optim.Optimizer):
         for part, group in zip(self._parts, self.param_groups, strict=True):
             part.param_groups = [group]
             part.state = self.state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs: the parts share their groups and states with it."""
+        return {**super().__getstate__(), "_parts": self._parts}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; once both are there, no other.
+
+        Raises:
+            ValueError: If the optimizer is made already.
+        """
+        if len(self.param_groups) == len(self._parts):
+            raise ValueError("param_group: MuonWithAdam takes the parameters of its model alone")
+        super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state of both."""

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -216,8 +216,9 @@ def evaluate_networks(
             :data:`ghn_fast.vision.precision.PRECISIONS`, or ``auto`` for what is fastest on the
             device. Parameters are predicted in float32.
         known: Records of an earlier call with the same arguments, by the index of their
-            architecture (:class:`ghn_fast.vision.record_file.RecordFile`). They are taken over
-            where the name is the same, too; networks are then predicted for ``on_network`` alone.
+            architecture (:class:`ghn_fast.vision.record_file.RecordFile`); of several processes,
+            what one knows all know. They are taken over where the name is the same, too; networks
+            are then predicted for ``on_network`` alone.
 
     Raises:
         ValueError: If ``images``, ``limit``, ``statistics_batches``, ``noise``, ``precision`` or
@@ -258,30 +259,31 @@ def evaluate_networks(
             min(len(splits.train), statistics_batches * batch_size) * image_bytes,
         )
     extra = _Extra(splits, seed, training, statistics_batches, noise, on_network, precision)
-    records = []
-    rank, size = distributed.rank(), distributed.world_size()
-    for item in itertools.islice(items, rank, limit, size):
-        record = ArchitectureResult(index=int(item.index), name=str(item.name))
-        before = (known or {}).get(record.index)
+    shared: dict[int, ArchitectureResult] = {}
+    for part in distributed.gather_objects(dict(known or {})):
+        shared |= part
+    done: list[tuple[int, ArchitectureResult]] = []
+    for position, item, before in _share(items, limit, shared):
+        record = before or ArchitectureResult(index=int(item.index), name=str(item.name))
         try:
-            if before is not None and before.name == record.name:
-                if on_network is not None:
-                    model = _build(item, splits, device, seed)
-                    predict(model, item.graph)
-                    on_network(model, before)
-                record = before
-            else:
+            if before is None:
                 _evaluate_item(
                     record, item, predict, splits, batches, device, baseline, seed, extra
                 )
+            elif on_network is not None:
+                model = _build(item, splits, device, seed)
+                predict(model, item.graph)
+                use_batch_statistics(model)
+                on_network(model, record)
         except Exception as error:
             record.error = one_line(error)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        records.append(record)
+        done.append((position, record))
         if on_result is not None:
             on_result(record)
-    records = distributed.interleave(distributed.gather_objects(records))
+    numbered = itertools.chain.from_iterable(distributed.gather_objects(done))
+    records = [record for _, record in sorted(numbered, key=lambda pair: pair[0])]
     return EvaluationReport(
         dataset=splits.name,
         images=images,
@@ -295,6 +297,27 @@ def evaluate_networks(
         noise=noise,
         precision=precision,
     )
+
+
+def _share(
+    items: Iterable[EvaluationItem], limit: int | None, known: Mapping[int, ArchitectureResult]
+) -> Iterator[tuple[int, EvaluationItem, ArchitectureResult | None]]:
+    """This process's architectures: their place among all, and their record if it is known.
+
+    What is missing is shared out in turn, whoever did the others: no process waits for another that
+    has more to do.
+    """
+    rank, size = distributed.rank(), distributed.world_size()
+    missing = 0
+    for position, item in enumerate(itertools.islice(items, limit)):
+        before = known.get(int(item.index))
+        if before is None or before.name != str(item.name):
+            before, owner = None, missing % size
+            missing += 1
+        else:
+            owner = position % size
+        if owner == rank:
+            yield position, item, None if before is None else replace(before)
 
 
 @dataclass(frozen=True)

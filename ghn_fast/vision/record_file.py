@@ -19,6 +19,8 @@ from ghn_fast.vision.results import ArchitectureResult
 class RecordFile:
     """A context that keeps records of an evaluation in files until it is left without an error.
 
+    Of several processes none may leave it before the results are written.
+
     Its files are ``FOLDER/STEM.DIGEST.part-RANK.jsonl``, one of each process, with a record a line.
     The digest is that of the identity, so that evaluations of something else never meet. A record
     that cannot be written is a warning: the evaluation itself goes on.
@@ -36,21 +38,32 @@ class RecordFile:
         self._name = f"{stem}.{digest}.part-"
         self._warned = False
 
-    def known(self) -> dict[int, ArchitectureResult]:
-        """The records that are there, by the index of their architecture, without failed ones."""
+    def known(self, architectures: Mapping[int, str]) -> dict[int, ArchitectureResult]:
+        """The records that are there, by the index of their architecture, without failed ones.
+
+        Args:
+            architectures: What :meth:`add` was told of each, by its index; others are left out.
+        """
         found = {}
         for path in self._paths():
             for line in read_lines(path, "index"):
+                architecture = line.pop("architecture", None)
                 try:
                     record = ArchitectureResult(**line)
                 except TypeError:  # not one of these
                     continue
-                if record.error is None:
+                if record.error is None and architectures.get(record.index) == architecture:
                     found[record.index] = record
         return found
 
-    def add(self, record: ArchitectureResult) -> None:
-        """Write a record down."""
+    def add(self, record: ArchitectureResult, architecture: str) -> None:
+        """Write a record down.
+
+        Args:
+            record: The record.
+            architecture: What tells its architecture from others of the same index.
+        """
+        line = {**asdict(record), "architecture": architecture}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{self._name}{distributed.rank()}.jsonl"
@@ -61,7 +74,7 @@ class RecordFile:
                     file.seek(-1, 2)
                     if file.read(1) != b"\n":
                         file.write(b"\n")
-                file.write(to_json(asdict(record)).encode() + b"\n")
+                file.write(to_json(line).encode() + b"\n")
         except OSError as error:
             if not self._warned:
                 self._warned = True
@@ -81,11 +94,8 @@ class RecordFile:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            rank = distributed.rank()
             for path in self._paths():
-                # The main process writes the results, and is the last to need what others wrote.
-                if rank == 0 or path.name == f"{self._name}{rank}.jsonl":
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
         if not self._folder.is_dir():

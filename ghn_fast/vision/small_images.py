@@ -9,14 +9,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ghn_fast.utils.errors import one_line
-from ghn_fast.utils.modes import evaluation_mode
 from ghn_fast.vision.images import SMALL_IMAGE
+from ghn_fast.vision.stem_trial import (
+    encodes_positions,
+    first_convolution,
+    fit_by_trial,
+    fit_first,
+)
 
 M = TypeVar("M", bound=nn.Module)
-
-# Sides in pixels of the images that networks are made for.
-USUAL_SIZES = (32, 64, 96, 128, 224, 256, 299, 384)
 
 
 def fit_to_images(model: M, image_size: int) -> M:
@@ -37,9 +38,9 @@ def fit_to_images(model: M, image_size: int) -> M:
     - all others (MNASNet, ConvNeXt, EfficientNet, RegNet, ...), and networks that have the name of
       such a family but another layout: the first convolution has stride 1, and so have those beside
       it (RepVGG). If the network then takes no such images, its first max pooling goes, too
-      (Inception); if that does not serve either, it keeps the stem that it has: so a network with
-      positional encodings or windows that was built for the size stays as it is, as does one that
-      says so (an attribute ``img_size`` or ``image_size``).
+      (Inception v3); if that does not serve either, it keeps the stem that it has. So a network
+      with positional encodings or windows that was built for the size stays as it is, as does one
+      that says so (an attribute ``img_size`` or ``image_size``).
 
     Beside that the network gets the attribute ``input_shape``, from which a hypernetwork knows what
     to capture.
@@ -75,10 +76,8 @@ def fit_to_images(model: M, image_size: int) -> M:
         raise ValueError(f"image_size: got {image_size}, needs at least 8 pixels")
     if image_size < SMALL_IMAGE:
         fit = _FITS.get(_kind(model))
-        if _built_for(model, image_size):
-            pass
-        elif fit is None or _encodes_positions(model):
-            _fit_by_trial(model, image_size)
+        if fit is None or encodes_positions(model):
+            fit_by_trial(model, image_size)
         else:
             fit(model)
     model.input_shape = (3, image_size, image_size)  # type: ignore[assignment]
@@ -92,106 +91,6 @@ def _kind(model: nn.Module) -> str:
     has_features = isinstance(getattr(model, "features", None), nn.Sequential)
     # Others than torchvision call networks by these names that are put together otherwise.
     return "" if kind in _WITH_FEATURES and not has_features else kind
-
-
-def _first_convolution(model: nn.Module) -> nn.Conv2d:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            return module
-    raise ValueError(
-        f"model: {type(model).__name__} has no convolution that reads images of 3 channels"
-    )
-
-
-def _built_for(model: nn.Module, image_size: int) -> bool:
-    """Whether a network says that its images have this size, as timm's and torchvision's do."""
-    values = [
-        getattr(module, name, None)
-        for module in model.modules()
-        for name in ("img_size", "image_size")
-    ]
-    return any(
-        value == image_size if isinstance(value, int) else tuple(value) == (image_size, image_size)
-        for value in values
-        if isinstance(value, (int, tuple, list))
-    )
-
-
-def _cuts_patches(model: nn.Module) -> bool:
-    """Whether the first convolution cuts images into patches that are too large for small ones."""
-    first = _first_convolution(model)
-    return first.stride == first.kernel_size and first.stride[0] > 4
-
-
-def _encodes_positions(model: nn.Module) -> bool:
-    return _cuts_patches(model) or any("pos_emb" in key for key, _ in model.named_parameters())
-
-
-def _fit_by_trial(model: nn.Module, image_size: int) -> None:
-    """Change the stem of a network of no known family, and see whether it takes the images.
-
-    Encodings that are computed (EdgeNeXt) take the larger map of features that stride 1 gives;
-    those with a value for each position, and windows, fit one size of images and the stem that the
-    network has.
-    """
-    kept = [(layer, layer.stride) for layer in _first_convolutions(model)]
-    pooling = next((n for n, m in model.named_modules() if isinstance(m, nn.MaxPool2d)), None)
-    error = None
-    if not _cuts_patches(model):
-        _fit_first(model)
-        error = _failure(model, image_size)
-        if error is None:
-            return
-        if pooling is not None:
-            removed = model.get_submodule(pooling)
-            model.set_submodule(pooling, nn.Identity())
-            if _failure(model, image_size) is None:
-                return
-            model.set_submodule(pooling, removed)
-        for layer, stride in kept:
-            layer.stride = stride
-    as_it_was = _failure(model, image_size)
-    if as_it_was is None:
-        return
-    error = as_it_was if error is None else error
-    if _cuts_patches(model):
-        name = next(n for n, m in model.named_modules() if m is kept[0][0])
-        why = f"cuts images into patches (layer '{name}') and encodes their positions for one size"
-    elif _encodes_positions(model) or any(_failure(model, n) is None for n in USUAL_SIZES):
-        why = f"takes none of {image_size}×{image_size} pixels ({one_line(error)})"
-    else:
-        # It takes no image alone, of whatever size (it has other inputs, too), so nothing is known.
-        _fit_first(model)
-        return
-    raise ValueError(
-        f"model: {type(model).__name__} was made for images of another size: it {why}; build it "
-        "for this one (image_size= in torchvision, img_size= in timm, smaller patches or windows)"
-    ) from error
-
-
-def _failure(model: nn.Module, image_size: int) -> Exception | None:
-    """The error of a forward pass of an image of a size, if there is one."""
-    weight = _first_convolution(model).weight
-    image = torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype)
-    with evaluation_mode(model), torch.no_grad():
-        try:
-            model(image)
-        except Exception as error:  # whatever a network of anybody raises for other sizes
-            return error
-    return None
-
-
-def _first_convolutions(model: nn.Module) -> list[nn.Conv2d]:
-    """The first convolution and those beside it: branches that are added up stay of one size."""
-    first = _first_convolution(model)
-    like = (first.stride, first.out_channels)
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    return [c for c in convolutions if c.in_channels == 3 and (c.stride, c.out_channels) == like]
-
-
-def _fit_first(model: nn.Module) -> None:
-    for layer in _first_convolutions(model):
-        layer.stride = (1, 1)
 
 
 def _shrink_kernel(layer: nn.Conv2d, side: int = 3) -> None:
@@ -216,7 +115,7 @@ def _shrink_kernel(layer: nn.Conv2d, side: int = 3) -> None:
 
 
 def _fit_resnet(model: nn.Module) -> None:
-    _shrink_kernel(_first_convolution(model))
+    _shrink_kernel(first_convolution(model))
     if isinstance(getattr(model, "maxpool", None), nn.Module):
         model.maxpool = nn.Identity()
 
@@ -230,7 +129,7 @@ def _drop_poolings(features: Any, among: int, most: int) -> None:
 
 
 def _fit_densenet(model: Any) -> None:
-    _shrink_kernel(_first_convolution(model))
+    _shrink_kernel(first_convolution(model))
     _drop_poolings(model.features, 4, 1)
 
 
@@ -246,12 +145,12 @@ def _fit_vgg(model: Any) -> None:
 
 
 def _fit_alexnet(model: Any) -> None:
-    _fit_first(model)
+    fit_first(model)
     _drop_poolings(model.features, 3, 1)
 
 
 def _fit_with_pooling(model: nn.Module) -> None:
-    _fit_first(model)
+    fit_first(model)
     for name in ("maxpool", "maxpool1"):
         if isinstance(getattr(model, name, None), nn.MaxPool2d):
             setattr(model, name, nn.Identity())

@@ -63,6 +63,7 @@ def test_a_step_goes_along_the_orthogonal_factor_of_the_momentum() -> None:
         optimizer.step()
     moved = (model.weight - before.weight).detach()
     cosine = torch.cosine_similarity(moved.flatten(), expected.flatten(), dim=0)
+    # By hand: the iteration is no exact factorisation.
     assert cosine > 0.97
     assert 0.75 < moved.norm() / expected.norm() < 1.25
 
@@ -95,6 +96,27 @@ def test_groups_and_state_are_those_of_both() -> None:
     assert len(optimizer.state) == len(list(model.parameters()))
     with pytest.raises(ValueError, match="closure"):
         optimizer.step(lambda: 0.0)
+
+
+def test_copies_and_wrong_use() -> None:
+    model = hypernetwork()
+    optimizer = MuonWithAdam(model, 1e-3, 0.0)
+    with_gradients(model, 0)
+    optimizer.step()
+    both, expected = copy.deepcopy((model, optimizer)), copy.deepcopy(model)
+    other = both[0]
+    for each, of in ((model, optimizer), both):
+        with_gradients(each, 1)
+        of.step()
+    for ours, theirs, before in zip(
+        model.parameters(), other.parameters(), expected.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+        assert not torch.equal(ours, before)
+    with pytest.raises(ValueError, match="its model alone"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(ValueError, match="algorithm: got 'sgd', needs one of adam, adamw, muon"):
+        make_optimizer("sgd", model, 1e-3, 0.0)
 
 
 def trained(steps: list[int], state: dict[str, Any] | None, model: nn.Module) -> dict[str, Any]:

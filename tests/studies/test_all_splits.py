@@ -147,13 +147,23 @@ def test_known_records_are_taken_for_their_architecture_alone(
         items, lambda model, graph: predicted.append(model), splits, baseline=False, known=known,
         on_network=lambda model, record: shown.append((record.name, model)),
     )  # fmt: skip
-    assert report.records[0] is known[0]
+    assert report.records[0] == known[0]
     assert [record.name for record in report.records] == ["net-0", "net-1", "net-2"]
     assert report.records[1].top1 not in (None, 2.0)
     assert shown == list(zip(["net-0", "net-1", "net-2"], predicted, strict=True))
     predicted.clear()
     evaluate_networks(items[:1], lambda m, g: predicted.append(m), splits, known=known)
     assert predicted == []
+
+    def fail(model: nn.Module, graph: None) -> None:
+        raise RuntimeError("no memory")
+
+    report = evaluate_networks(
+        items[:1], fail, splits, known=known, on_network=lambda model, record: None
+    )
+    assert report.records[0].top1 == 1.0
+    assert report.records[0].error == "RuntimeError: no memory"
+    assert known[0].error is None
 
 
 def _without_norms(network: Network, classes: int, size: int) -> nn.Module:

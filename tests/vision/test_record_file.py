@@ -19,28 +19,31 @@ from ghn_fast.vision.record_file import RecordFile
 def test_records_come_back(tmp_path: Path) -> None:
     results = [ArchitectureResult(i, f"net-{i}", top1=12.5 + i / 3, loss=0.1) for i in range(4)]
     results[2].error = "RuntimeError: out of memory"
+    names = {i: f"architecture {i}" for i in range(4)}
     with pytest.raises(KeyboardInterrupt), RecordFile(tmp_path / "new", "test", {"a": 1}) as file:
-        assert file.known() == {}
+        assert file.known(names) == {}
         for record in results:
-            file.add(record)
+            file.add(record, names[record.index])
         raise KeyboardInterrupt
     (path,) = (tmp_path / "new").iterdir()
     whole = path.read_bytes()
     # Cut off within a line, and with lines of something else: what is whole counts.
     path.write_bytes(whole[:-9])
     again = RecordFile(tmp_path / "new", "test", {"a": 1})
-    assert again.known() == {i: results[i] for i in (0, 1)}
-    again.add(results[3])
+    assert again.known(names) == {i: results[i] for i in (0, 1)}
+    again.add(results[3], names[3])
     path.write_bytes(path.read_bytes() + b'\n[]\n{"index": 7, "colour": 1}\n\xff\xfe\n')
-    assert again.known() == {i: results[i] for i in (0, 1, 3)}
+    assert again.known(names) == {i: results[i] for i in (0, 1, 3)}
+    # Other architectures, and fewer of them.
+    assert again.known({0: "another", 3: names[3]}) == {3: results[3]}
     for other in (
         RecordFile(tmp_path / "new", "test", {"a": 2}),
         RecordFile(tmp_path / "new", "val", {"a": 1}),
     ):
-        assert other.known() == {}
+        assert other.known(names) == {}
         with other:
-            other.add(results[0])
-        assert other.known() == {}
+            other.add(results[0], names[0])
+        assert other.known(names) == {}
     with again:
         pass
     assert list((tmp_path / "new").iterdir()) == []
@@ -51,8 +54,8 @@ def test_a_disk_that_takes_nothing_does_not_end_an_evaluation(tmp_path: Path) ->
     file = RecordFile(tmp_path / "file" / "below", "test", {})
     record = ArchitectureResult(0, "net")
     with pytest.warns(RuntimeWarning, match="results so far cannot be kept") as warned:
-        file.add(record)
-        file.add(record)
+        file.add(record, "net")
+        file.add(record, "net")
     assert len(warned) == 1
 
 
@@ -116,17 +119,8 @@ def test_evaluate_goes_on(
     networks.restart(after=2)
     status, printed, error = run("evaluate", *command, "--out", out)
     assert status == 130
-    assert "interrupted after 2 of 3; the same command goes on" in error
-    assert json.loads(printed) == {"done": 2, "of": 3}
-
-    # Other settings or images know nothing of it, and leave it.
-    networks.restart(after=0)
-    assert run("evaluate", *command, "--seed", 1, "--out", out)[0] == 130
-    picture = tmp_path / "images" / "test" / "c0" / "0.png"
-    kept = picture.read_bytes()
-    Image.new("RGB", (8, 8), (1, 2, 3)).save(picture)
-    assert run("evaluate", *command, "--out", out)[0] == 130
-    picture.write_bytes(kept)
+    assert "interrupted; the same command goes on" in error
+    assert json.loads(printed) == {"finished": False}
 
     networks.restart()
     status, printed, error = run("evaluate", *command, "--out", out)
@@ -134,6 +128,42 @@ def test_evaluate_goes_on(
     assert networks.seen == ["test-2"]
     assert without_times(json.loads(printed)) == without_times(json.loads(whole))
     assert not list(out.glob("*.jsonl"))
+
+
+def test_what_changes_the_numbers_begins_anew(
+    tmp_path: Path, run: Run, command: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ghn_fast.deepnets import generate
+
+    networks = Interruption(monkeypatch)
+    networks.restart(after=1)
+    out = tmp_path / "out"
+    assert run("evaluate", *command, "--out", out)[0] == 130
+    other = ghn_fast.from_pretrained(tmp_path / "ghn")
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1.0
+    ghn_fast.save_pretrained(other, tmp_path / "other")
+    generate("test", 2, tmp_path / "files", seed=3)
+
+    def first(*more: Any) -> bool:
+        """Whether the first architecture is evaluated again."""
+        networks.restart(after=1)
+        status, _, error = run("evaluate", *command, "--out", out, *more)
+        assert status == 130, error
+        return networks.seen == ["test-0"]
+
+    assert not first()
+    for more in (
+        ("--seed", 1), ("--batch-size", 7), ("--noise", 0.1), ("--no-baseline",),
+        ("--statistics-batches", 0), ("--image-size", 18), ("--precision", "bf16"),
+        ("--ckpt", tmp_path / "other"), ("--deepnets", tmp_path / "files"), ("--split", "wide"),
+    ):  # fmt: skip
+        networks.restart(after=1)
+        assert run("evaluate", *command, "--out", out, *more)[0] == 130, more
+        assert networks.seen in (["test-0"], ["wide-0"]), more
+    picture = tmp_path / "images" / "test" / "c0" / "0.png"
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(picture)
+    assert first()
 
 
 def test_evaluate_splits_goes_on(

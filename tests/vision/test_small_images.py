@@ -215,7 +215,7 @@ def test_windows_decide_what_of_the_stem_goes() -> None:
     model = fit_to_images(Windows(9), 36)
     assert model.stem.stride == (1, 1)
     model = Windows(7)
-    with pytest.raises(ValueError, match=r"takes none of 32×32 pixels \(AssertionError: 16 is no"):
+    with pytest.raises(ValueError, match=r"takes none of 32×32 pixels \(AssertionError: 4 is no m"):
         fit_to_images(model, 32)
     assert model.stem.stride == (4, 4) and isinstance(model.pool, nn.MaxPool2d)
     assert not hasattr(model, "input_shape")
@@ -233,11 +233,85 @@ class FixedSize(Windows):
 def test_a_network_that_was_built_for_the_size_keeps_its_stem() -> None:
     model = fit_to_images(FixedSize(8), 32)
     assert model.stem.stride == (4, 4) and isinstance(model.pool, nn.MaxPool2d)
-    model = Windows(4)  # would take images with stride 1, too
-    model.pool.img_size = (32, 32)
-    assert fit_to_images(model, 32).stem.stride == (4, 4)
-    model.pool.img_size = (64, 64)
-    assert fit_to_images(model, 32).stem.stride == (1, 1)
+    # With stride 1 it would take the images, too; what the network or its reader says decides.
+    for says, where, stride in (
+        ((32, 32), "", 4), (32, "", 4), ([32, 32], "reader", 4),
+        ((64, 64), "", 1), ((32, 32), "reader.pool", 1), (torch.ones(2), "", 1),
+    ):  # fmt: skip
+        model = nn.Sequential()
+        model.reader = Windows(4)
+        model.get_submodule(where).img_size = says
+        assert fit_to_images(model, 32).reader.stem.stride == (stride, stride), (says, where)
+    # One that says so, and takes none of them.
+    model = Windows(3)
+    model.image_size = 32
+    with pytest.raises(ValueError, match="takes none of 32×32"):
+        fit_to_images(model, 32)
+    resnet = torchvision.models.resnet18()
+    resnet.image_size = 32
+    assert fit_to_images(resnet, 32).conv1.stride == (1, 1)
+
+
+class Poolings(nn.Module):
+    """One pooling that is used several times, on odd sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for _ in range(4):
+            x = self.pool(x)
+        return x.mean((2, 3))
+
+
+def test_a_pooling_of_several_places_is_not_taken_out() -> None:
+    model = Poolings()
+    with pytest.raises(ValueError, match="takes none of 8×8 pixels"):
+        fit_to_images(model, 8)
+    assert isinstance(model.pool, nn.MaxPool2d)
+
+
+class Drawing(Windows):
+    """A network that draws random numbers in evaluation mode, and can be interrupted."""
+
+    interrupted = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.interrupted and self.stem.stride == (1, 1):
+            raise KeyboardInterrupt
+        return super().forward(x) + torch.rand(())
+
+
+def test_a_trial_leaves_nothing_behind() -> None:
+    before = torch.get_rng_state()
+    model = fit_to_images(Drawing(16), 32)
+    torch.manual_seed(0)
+    assert model.stem.stride == (1, 1)
+    torch.set_rng_state(before)
+    expected = Drawing(16)
+    torch.set_rng_state(before)
+    found = fit_to_images(Drawing(16), 32)
+    after = torch.get_rng_state()
+    assert torch.equal(found.stem.weight, expected.stem.weight)
+    torch.set_rng_state(before)
+    Drawing(16)
+    assert torch.equal(torch.get_rng_state(), after)
+
+    model = Drawing(7)
+    model.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        fit_to_images(model, 32)
+    assert model.stem.stride == (4, 4)
+
+
+def test_what_has_no_size_yet_gets_none_from_a_trial() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Flatten(), nn.LazyLinear(10))
+    fit_to_images(model, 32)
+    assert model[0].stride == (1, 1)
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
 class TwoInputs(Windows):
