@@ -63,8 +63,8 @@ def test_a_step_goes_along_the_orthogonal_factor_of_the_momentum() -> None:
         optimizer.step()
     moved = (model.weight - before.weight).detach()
     cosine = torch.cosine_similarity(moved.flatten(), expected.flatten(), dim=0)
-    # By hand: the iteration is no exact factorisation.
     assert cosine > 0.97
+    # compared by hand: the iteration is no exact factorisation
     assert 0.75 < moved.norm() / expected.norm() < 1.25
 
 
