@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ghn_fast.ops.schemas import other_schema
+
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 VARIABLE = "GHN_FAST_BACKEND"
 
@@ -60,7 +62,18 @@ def _load_library() -> str | None:
         torch.ops.load_library(file)
     except OSError as error:
         return f"{file.name} does not load with torch {torch.__version__} ({error})"
-    return None
+    return _other_sources(file.name, "ops.cpp")
+
+
+def _other_sources(compiled: str, source: str) -> str | None:
+    """Why a compiled part does not go with the sources of a checkout, ``None`` if it does."""
+    op = other_schema(Path(__file__).parents[2] / "csrc" / source)
+    if op is None:
+        return None
+    return (
+        f"{compiled} was compiled from other sources than those in csrc ({op} has another schema); "
+        "compile again: pip install -e ."
+    )
 
 
 def _load_extension() -> Extension:
@@ -74,7 +87,8 @@ def _load_extension() -> Extension:
     built, running = (v.split("+")[0] for v in (module.torch_version, torch.__version__))
     if built.split(".")[:2] != running.split(".")[:2]:
         return Extension(None, f"it was compiled for torch {built}, and this is torch {running}")
-    return Extension(module, None)
+    problem = _other_sources("ghn_fast._aten", "aten/ops.cpp")
+    return Extension(None if problem else module, problem)
 
 
 _library_problem: str | None = _load_library()

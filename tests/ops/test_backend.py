@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
 import ghn_fast
 from ghn_fast.commands import doctor
-from ghn_fast.ops import backend
+from ghn_fast.ops import backend, schemas
+from ghn_fast.ops.schemas import other_schema
+from ghn_fast.ops.shortest_distances import shortest_distances
+
+ROOT = Path(__file__).parents[2]
+needs_library = pytest.mark.skipif(
+    backend.library_problem() is not None, reason="without the compiled ops"
+)
 
 
 @pytest.fixture
@@ -138,3 +150,77 @@ def test_the_doctor_says_what_every_op_uses(ops: None, monkeypatch: pytest.Monke
     assert "none on cpu: cpu is asked for and cannot run: not compiled" in doctor.report()
     monkeypatch.setenv(backend.VARIABLE, "fast")
     assert "got 'fast'" in doctor.report()
+
+
+DECLARED = """
+#include <torch/library.h>
+STABLE_TORCH_LIBRARY(ghn_fast, m) {{
+  // A comment with "quotes".
+  m.def("shortest_distances(Tensor edges, int num_nodes, int cutoff) -> Tensor");
+  m.def(
+      "gated_gnn_plan_to({plan}, Device device, bool pin=False)"
+      " -> Tensor");{more}
+}}
+"""
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("plan", "more", "found"),
+    [
+        ("Tensor plan", "", None),
+        ("Tensor  plan ", "", None),
+        ("Tensor? plan", "", "gated_gnn_plan_to"),
+        ("Tensor plan, int one", "", "gated_gnn_plan_to"),
+        ("Tensor plan", '\n  m.def("not_compiled_yet(Tensor x) -> Tensor");', "not_compiled_yet"),
+    ],
+)
+def test_sources_that_are_newer_than_what_was_compiled(
+    tmp_path: Path, plan: str, more: str, found: str | None
+) -> None:
+    (tmp_path / "ops.cpp").write_text(DECLARED.format(plan=plan, more=more))
+    assert other_schema(tmp_path / "ops.cpp") == found
+
+
+def test_sources_of_something_else_say_nothing(tmp_path: Path) -> None:
+    assert other_schema(tmp_path / "ops.cpp") is None
+    (tmp_path / "ops.cpp").write_text('TORCH_LIBRARY(other, m) { m.def("f(Tensor x) -> Tensor"); }')
+    assert other_schema(tmp_path / "ops.cpp") is None
+
+
+def test_every_definition_of_this_checkout_is_read() -> None:
+    for source in ("ops.cpp", "aten/ops.cpp"):
+        text = (ROOT / "csrc" / source).read_text()
+        assert len(schemas._DEFINITION.findall(text)) == text.count("m.def(") > 3
+
+
+@needs_library
+def test_a_library_of_other_sources_is_not_used(tmp_path: Path) -> None:
+    """A checkout whose schemas have changed since it was compiled says so, and computes slowly."""
+    copy = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("pretrained", "samples", "__pycache__")
+    shutil.copytree(ROOT / "ghn_fast", copy / "ghn_fast", ignore=ignored)
+    shutil.copytree(ROOT / "csrc", copy / "csrc")
+    for source, op in (("ops.cpp", "shortest_distances"), ("aten/ops.cpp", "batch_norm_act")):
+        path = copy / "csrc" / source
+        path.write_text(path.read_text().replace(f'"{op}(', f'"{op}(int more, ', 1))
+    program = """
+import warnings, torch
+import ghn_fast.ops.shortest_distances as op
+from ghn_fast.ops import backend
+for problem in (backend.library_problem(), backend.extension_problem()):
+    print(problem)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    print(op.shortest_distances(torch.tensor([[0, 1]]), 2, 5).tolist())
+print(caught[0].message)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=copy, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    library, extension, result, warning = done.stdout.splitlines()
+    assert "other sources than those in csrc (shortest_distances has another schema)" in library
+    assert backend.extension_problem() is not None or "(batch_norm_act has another" in extension
+    assert result == str(shortest_distances(torch.tensor([[0, 1]]), 2, 5).tolist())
+    assert "compile again" in warning
