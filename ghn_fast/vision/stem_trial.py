@@ -13,7 +13,7 @@ from ghn_fast.utils.errors import one_line
 from ghn_fast.utils.modes import evaluation_mode
 
 # Sides in pixels of the images that networks are made for.
-USUAL_SIZES = (32, 64, 96, 128, 224, 256, 299, 384)
+USUAL_SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 384)
 
 
 def first_convolution(model: nn.Module) -> nn.Conv2d:
