@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -70,16 +70,14 @@ def fit_by_trial(model: nn.Module, image_size: int) -> None:
         return
     stem = _Stem(model)
     with stem.restored_after_errors():
-        as_it_was = _failure(model, image_size)
-        if as_it_was is None and _built_for(model, image_size):
+        if _built_for(model, image_size) and _failure(model, image_size) is None:
             return
         if not _cuts_patches(model):
             fit_first(model)
-            if _failure(model, image_size) is None:
-                return
-            if stem.without_pooling() and stem.pooled_once(lambda: _failure(model, image_size)):
+            if _failure(model, image_size) is None or stem.serves_without_pooling(image_size):
                 return
             stem.restore()
+        as_it_was = _failure(model, image_size)
         if as_it_was is None:
             return
         if _cuts_patches(model):
@@ -123,24 +121,20 @@ class _Stem:
             self.restore()
             raise
 
-    def without_pooling(self) -> bool:
-        """Take the first max pooling out; whether there is one."""
-        if self._pooling is not None:
-            self._model.set_submodule(self._pooling[0], nn.Identity())
-        return self._pooling is not None
+    def serves_without_pooling(self, image_size: int) -> bool:
+        """Take the first max pooling out; whether the network takes images of a size then.
 
-    def pooled_once(self, attempt: Callable[[], Exception | None]) -> bool:
-        """Whether an attempt succeeds that calls what is in the place of the pooling only once.
-
-        A module that serves several poolings is more than the first one.
+        A module that is called more than once serves further poolings, too, and has to stay.
         """
+        if self._pooling is None:
+            return False
         calls: list[None] = []
-        place = self._model.get_submodule(self._pooling[0] if self._pooling else "")
+        place = nn.Identity()
         hook = place.register_forward_hook(lambda *_: calls.append(None))
-        try:
-            return attempt() is None and len(calls) == 1
-        finally:
-            hook.remove()
+        self._model.set_submodule(self._pooling[0], place)
+        taken = _failure(self._model, image_size) is None
+        hook.remove()
+        return taken and len(calls) == 1
 
 
 def _failure(model: nn.Module, image_size: int) -> Exception | None:

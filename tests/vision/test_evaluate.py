@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ghn_fast.utils import distributed
 from ghn_fast.vision import (
     ArchitectureResult,
     EvaluationReport,
@@ -22,7 +20,6 @@ from ghn_fast.vision import (
     ImageSplits,
     accuracy,
     eval_batches,
-    evaluate,
     evaluate_networks,
     summarise,
 )
@@ -497,26 +494,3 @@ def test_histogram_errors(tmp_path: Path) -> None:
         report_of((50.0, 10.0)).histogram(tmp_path / "h.jpeg")
     with pytest.raises(ValueError, match="nothing to draw"):
         report_of((None, 10.0)).histogram(tmp_path / "h.png")
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_missing_architectures_are_shared_out_evenly(
-    monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    items = [SimpleNamespace(index=i, name=f"net-{i}") for i in range(11)]
-    known = {i: ArchitectureResult(i, f"net-{i}", top1=float(i)) for i in (0, 2, 4, 6, 8, 30)}
-    known[10] = ArchitectureResult(10, "another")
-    monkeypatch.setattr(distributed, "world_size", lambda: size)
-    seen: dict[int, Any] = {}
-    missing = []
-    for rank in range(size):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares = list(evaluate._share(items, 11, known))  # type: ignore[arg-type]
-        missing.append(sum(before is None for _, _, before in shares))
-        for position, item, before in shares:
-            assert item is items[position] and position not in seen
-            seen[position] = before
-    assert sorted(seen) == list(range(11))
-    assert {i for i, before in seen.items() if before is not None} == {0, 2, 4, 6, 8}
-    assert all(before == known[i] for i, before in seen.items() if before is not None)
-    assert max(missing) - min(missing) <= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 import ghn_fast
 from command_line import Run
+from ghn_fast.utils import distributed
 from ghn_fast.vision import ArchitectureResult, evaluate
 from ghn_fast.vision.record_file import RecordFile
 
@@ -187,3 +189,26 @@ def test_evaluate_splits_goes_on(
     assert rows[0]["diversity"] is not None
     assert without_times(json.loads(printed)) == without_times(json.loads(whole))
     assert not list(out.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_missing_architectures_are_shared_out_evenly(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    items = [SimpleNamespace(index=i, name=f"net-{i}") for i in range(11)]
+    known = {i: ArchitectureResult(i, f"net-{i}", top1=float(i)) for i in (0, 2, 4, 6, 8, 30)}
+    known[10] = ArchitectureResult(10, "another")
+    monkeypatch.setattr(distributed, "world_size", lambda: size)
+    seen: dict[int, Any] = {}
+    missing = []
+    for rank in range(size):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares = list(evaluate._share(items, 11, known))  # type: ignore[arg-type]
+        missing.append(sum(before is None for _, _, before in shares))
+        for position, item, before in shares:
+            assert item is items[position] and position not in seen
+            seen[position] = before
+    assert sorted(seen) == list(range(11))
+    assert {i for i, before in seen.items() if before is not None} == {0, 2, 4, 6, 8}
+    assert all(before == known[i] for i, before in seen.items() if before is not None)
+    assert max(missing) - min(missing) <= 1
